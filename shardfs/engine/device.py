@@ -1,0 +1,532 @@
+"""The device: a protocol of seven calls, and the raw disk or image file behind it.
+
+Role: the one place that does blocking I/O, owns threads and file descriptors, and knows ioctls.
+Everything above it sees a flat range of bytes that is written in whole blocks.
+
+Invariants:
+    I1  Two exclusive openings of one device never exist at once, also not of an image file and
+        of the loop device that stands on it.
+    I2  After a flush has failed nothing is written or flushed any more. The kernel drops the
+        dirty pages of a failed fdatasync, so a later success would say nothing about them.
+    I3  A write, flush, reset or discard that has begun runs to its end: cancelling the caller
+        waits for it. The bytes in a write's buffers must not change until the call returns.
+    I4  The descriptor stays open while a thread uses it, whatever close() was told.
+
+Ordering: none between calls in flight. A flush covers the writes completed before it began.
+
+Not here: when to write or flush (scheduler), whose bytes they are, and checksums.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+import trio
+
+from shardfs.errors import DeviceBusyError, DeviceError, UsageError
+from shardfs.limits import BLOCK_BYTES, SECTOR_BYTES_ALLOWED
+
+Buffer = bytes | bytearray | memoryview
+Result = TypeVar("Result")
+
+THREADS_MAX: Final = 8
+"""Requests of one device that may be with the kernel at once."""
+INLINE_READ_BYTES_MAX: Final = 256 * 1024
+"""Longer reads go to a thread at once: copying them would hold up the trio thread."""
+BUFFERS_PER_CALL_MAX: Final = min(os.sysconf("SC_IOV_MAX"), 1024)
+
+# linux/fs.h and linux/falloc.h
+_BLKROGET: Final = 0x125E
+_BLKSSZGET: Final = 0x1268
+_BLKDISCARD: Final = 0x1277
+_BLKGETSIZE64: Final = 0x80081272
+_FALLOC_FL_KEEP_SIZE: Final = 0x01
+_FALLOC_FL_PUNCH_HOLE: Final = 0x02
+
+_UNSUPPORTED: Final = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM}
+)
+_WRITE_PROTECTED: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+
+@dataclass(slots=True)
+class DeviceCounts:
+    """What a device was asked to do since it was opened. Bytes are those asked for."""
+
+    reads: int = 0
+    read_bytes: int = 0
+    writes: int = 0
+    write_bytes: int = 0
+    flushes: int = 0
+    resets: int = 0
+    discards: int = 0
+
+
+class Device(Protocol):
+    """A flat range of bytes, written in whole blocks (limits.BLOCK_BYTES).
+
+    Every call raises DeviceError when the device answers with an error, and also for a range
+    beyond the device. What a failed write leaves in its range is undefined.
+    """
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def sector_bytes(self) -> int:
+        """The piece that a power cut leaves either old or new: 512 or 4096."""
+        ...
+
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def counts(self) -> DeviceCounts: ...
+
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
+        """Exactly `length` bytes from byte `offset`; neither needs any alignment.
+
+        Checkpoints: sometimes (cached bytes are returned at once).
+        """
+        ...
+
+    async def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Writes the buffers one behind the other from byte `offset` on.
+
+        Requires: `offset` and the total length are multiples of limits.BLOCK_BYTES.
+        Durable when: a flush that began after this call returned has returned.
+        """
+        ...
+
+    async def flush(self) -> None:
+        """Makes every write completed before this call durable.
+
+        Raises: DeviceError; from then on the device takes no write and no flush.
+        """
+        ...
+
+    async def reset(self, offset: int, length: int) -> None:
+        """Moves a zone's write pointer back to its start; nothing on a conventional device."""
+        ...
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Hints that the bytes are not needed; later reads of them may return anything."""
+        ...
+
+    def write_pointer(self, offset: int) -> int | None:
+        """Bytes written in the zone that holds byte `offset`; None on a conventional device."""
+        ...
+
+    def close(self) -> None:
+        """Gives the device back. May be called again."""
+        ...
+
+
+class BlockDevice:
+    """A block device or image file, through the kernel's page cache.
+
+    Made by open_device. Args: see there; `descriptors` are held until close() and the first
+    is the device's own.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        descriptors: Sequence[int],
+        *,
+        size_bytes: int,
+        sector_bytes: int,
+        read_only: bool,
+        is_block_device: bool,
+    ) -> None:
+        assert sector_bytes in SECTOR_BYTES_ALLOWED
+        self.path = path
+        self.size_bytes = size_bytes
+        self.sector_bytes = sector_bytes
+        self.read_only = read_only
+        self.counts = DeviceCounts()
+        self._descriptors = tuple(descriptors)
+        self._descriptor = descriptors[0]
+        self._is_block_device = is_block_device
+        self._limiter = trio.CapacityLimiter(THREADS_MAX)
+        self._flush_errno = 0
+        self._reads_inline = True
+        self._discards = True
+        self._closed = False
+        self._requests_in_flight = 0
+
+    def __repr__(self) -> str:
+        return f"<BlockDevice {self.path} {self.size_bytes} bytes>"
+
+    async def read(self, offset: int, length: int) -> memoryview:
+        """See Device.read. The result is the caller's own memory, and read-only."""
+        self._require_usable("read", offset, length)
+        self.counts.reads += 1
+        self.counts.read_bytes += length
+        buffer = bytearray(length)
+        view = memoryview(buffer)
+        done = 0
+        if self._reads_inline and length <= INLINE_READ_BYTES_MAX:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            done = self._read_cached(view, offset)
+        if done < length:
+            await self._in_thread("read", offset, length, partial(_read_all, view[done:]), done)
+        return view.toreadonly()
+
+    def read_blocking(self, offset: int, length: int) -> bytes:
+        """The same on the calling thread, for tools that run before there is an event loop."""
+        self._require_usable("read", offset, length)
+        self.counts.reads += 1
+        self.counts.read_bytes += length
+        buffer = bytearray(length)
+        try:
+            _read_all(memoryview(buffer), self._descriptor, offset)
+        except OSError as error:
+            raise _device_error("read", offset, length, error) from error
+        return bytes(buffer)
+
+    async def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """See Device.write."""
+        views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        length = sum(map(len, views))
+        assert offset % BLOCK_BYTES == 0, f"write at byte {offset}"
+        assert length % BLOCK_BYTES == 0, f"write of {length} bytes"
+        self._require_writable("write", offset, length)
+        self.counts.writes += 1
+        self.counts.write_bytes += length
+        await self._in_thread("write", offset, length, partial(_write_all, views))
+
+    async def flush(self) -> None:
+        """See Device.flush."""
+        self._require_writable("flush", 0, 0)
+        self.counts.flushes += 1
+        try:
+            await self._in_thread("flush", 0, 0, _flush)
+        except DeviceError as error:
+            self._flush_errno = error.errno
+            raise
+        # Another flush may have taken the kernel's only report of an error (I2).
+        self._require_writable("flush", 0, 0)
+
+    async def reset(self, offset: int, length: int) -> None:
+        """See Device.reset."""
+        self._require_writable("reset", offset, length)
+        self.counts.resets += 1
+        await trio.lowlevel.checkpoint()
+
+    async def discard(self, offset: int, length: int) -> None:
+        """See Device.discard. A device that cannot discard is left in peace after one try."""
+        self._require_writable("discard", offset, length)
+        self.counts.discards += 1
+        if not self._discards or not length:
+            await trio.lowlevel.checkpoint()
+            return
+        call = partial(_discard_blocks if self._is_block_device else _punch_hole, length)
+        try:
+            await self._in_thread("discard", offset, length, call)
+        except DeviceError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            self._discards = False
+
+    def write_pointer(self, offset: int) -> int | None:
+        """None: conventional."""
+        assert 0 <= offset < self.size_bytes
+        return None
+
+    def close(self) -> None:
+        """See Device.close. Requests in flight finish first, on their own threads (I4)."""
+        if not self._closed:
+            self._closed = True
+            self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        if self._closed and not self._requests_in_flight:
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+            self._descriptors = ()
+
+    def _read_cached(self, view: memoryview, offset: int) -> int:
+        """Bytes at the front of the range that the page cache has, copied into `view`."""
+        try:
+            return os.preadv(self._descriptor, [view], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                self._reads_inline = False
+            return 0  # the thread will try again, and report
+
+    async def _in_thread(
+        self,
+        operation: str,
+        offset: int,
+        length: int,
+        call: Callable[[int, int], Result],
+        done: int = 0,
+    ) -> Result:
+        """Runs call(descriptor, offset + done) on a worker thread, to its end (I3)."""
+        self._requests_in_flight += 1
+        try:
+            return await trio.to_thread.run_sync(
+                call,
+                self._descriptor,
+                offset + done,
+                abandon_on_cancel=False,
+                limiter=self._limiter,
+            )
+        except OSError as error:
+            raise _device_error(operation, offset, length, error) from error
+        finally:
+            self._requests_in_flight -= 1
+            self._close_when_idle()
+
+    def _require_usable(self, operation: str, offset: int, length: int) -> None:
+        if self._closed:
+            raise DeviceError(operation, offset, length, errno.EBADF)
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise DeviceError(operation, offset, length, errno.EINVAL)
+
+    def _require_writable(self, operation: str, offset: int, length: int) -> None:
+        self._require_usable(operation, offset, length)
+        if self.read_only:
+            raise DeviceError(operation, offset, length, errno.EROFS)
+        if self._flush_errno:
+            raise DeviceError(operation, offset, length, self._flush_errno)
+
+
+def open_device(
+    path: str | os.PathLike[str],
+    *,
+    read_only: bool = False,
+    exclusive: bool = True,
+    sector_bytes: int | None = None,
+) -> BlockDevice:
+    """Opens a block device or an image file.
+
+    Args:
+        read_only: opens it for reading. A write-protected device is opened so in any case;
+            see Device.read_only.
+        exclusive: nobody else may have it open. False only for looking at a device that may
+            be mounted, and then it must be read_only.
+        sector_bytes: 512 or 4096 in place of what the device says (an image file: 512).
+
+    Raises: DeviceBusyError when it is mounted or open elsewhere; UsageError when there is no
+        such device, or it is none that can be used.
+    """
+    assert exclusive or read_only, "an opening for writing must be exclusive"
+    name = os.fspath(path)
+    mode = _stat_mode(name)
+    descriptor, read_only = _open(name, mode, read_only, exclusive)
+    descriptors = [descriptor]
+    try:
+        if exclusive:
+            descriptors += _lock_files(descriptor, name, mode)
+        is_block_device = stat.S_ISBLK(mode)
+        if is_block_device:
+            _require_conventional(descriptor, name)
+            size_bytes = _ioctl_number(descriptor, _BLKGETSIZE64, "Q")
+            sector_bytes = sector_bytes or _ioctl_number(descriptor, _BLKSSZGET, "i")
+            read_only = read_only or bool(_ioctl_number(descriptor, _BLKROGET, "i"))
+        else:
+            size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+        if sector_bytes is not None and sector_bytes not in SECTOR_BYTES_ALLOWED:
+            raise UsageError(f"{name} has sectors of {sector_bytes} bytes; 512 or 4096 needed")
+        return BlockDevice(
+            name,
+            descriptors,
+            size_bytes=size_bytes - size_bytes % BLOCK_BYTES,
+            sector_bytes=sector_bytes or SECTOR_BYTES_ALLOWED[0],
+            read_only=read_only,
+            is_block_device=is_block_device,
+        )
+    except BaseException:
+        for held in descriptors:
+            os.close(held)
+        raise
+
+
+def create_image(path: str | os.PathLike[str], size_bytes: int) -> None:
+    """Makes a sparse image file of `size_bytes`, all zeros.
+
+    Raises: UsageError when the path exists already or cannot be made.
+    Durable when: it returns.
+    """
+    name = os.fspath(path)
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        folder = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise UsageError(f"cannot make the image file {name}: {error.strerror}") from error
+
+
+def backing_file_of(device_number: int) -> str | None:
+    """The file that a loop device stands on; None for any other device."""
+    major, minor = os.major(device_number), os.minor(device_number)
+    try:
+        text = Path(f"/sys/dev/block/{major}:{minor}/loop/backing_file").read_text()
+    except OSError:
+        return None
+    return text.rstrip("\n")
+
+
+def loop_devices_on(path: str) -> list[str]:
+    """The loop devices that stand on a file, as /dev/loopN."""
+    found = []
+    for entry in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
+        try:
+            if os.path.samefile(entry.read_text().rstrip("\n"), path):
+                found.append(f"/dev/{entry.parts[-3]}")
+        except OSError:
+            continue  # detached meanwhile, or its file is deleted: not our file in any case
+    return found
+
+
+def _stat_mode(name: str) -> int:
+    try:
+        mode = os.stat(name).st_mode
+    except OSError as error:
+        raise UsageError(f"cannot open {name}: {error.strerror}") from error
+    if not (stat.S_ISBLK(mode) or stat.S_ISREG(mode)):
+        raise UsageError(f"{name} is neither a block device nor an image file")
+    return mode
+
+
+def _open(name: str, mode: int, read_only: bool, exclusive: bool) -> tuple[int, bool]:
+    """A descriptor, and whether it is for reading only (asked for, or all that is allowed)."""
+    flags = os.O_CLOEXEC | (os.O_EXCL if exclusive and stat.S_ISBLK(mode) else 0)
+    try:
+        if not read_only:
+            try:
+                return os.open(name, flags | os.O_RDWR), False
+            except OSError as error:
+                if error.errno not in _WRITE_PROTECTED:
+                    raise
+        return os.open(name, flags | os.O_RDONLY), True
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise _busy(name) from error
+        raise UsageError(f"cannot open {name}: {error.strerror}") from error
+
+
+def _busy(name: str) -> DeviceBusyError:
+    return DeviceBusyError(f"{name} is in use: mounted, or open in another program")
+
+
+def _lock_files(descriptor: int, name: str, mode: int) -> list[int]:
+    """Locks the image file: this one, or the one a loop device stands on (I1).
+
+    A block device itself needs no lock: O_EXCL has claimed it. Returns descriptors to hold.
+    """
+    if stat.S_ISREG(mode):
+        _lock(descriptor, name)
+        for loop_device in loop_devices_on(name):
+            _require_unclaimed(loop_device, name)
+        return []
+    backing_file = backing_file_of(os.fstat(descriptor).st_rdev)
+    if backing_file is None:
+        return []
+    try:
+        backing = os.open(backing_file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []  # deleted, or out of this process's reach: nobody can open it by name
+    try:
+        _lock(backing, name)
+    except BaseException:
+        os.close(backing)
+        raise
+    return [backing]
+
+
+def _lock(descriptor: int, name: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _busy(name) from error
+
+
+def _require_unclaimed(loop_device: str, name: str) -> None:
+    try:
+        os.close(os.open(loop_device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise DeviceBusyError(f"{name} is in use through {loop_device}") from error
+
+
+def _require_conventional(descriptor: int, name: str) -> None:
+    number = os.fstat(descriptor).st_rdev
+    model = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/queue/zoned")
+    if model.exists() and model.read_text().strip() == "host-managed":
+        raise UsageError(f"{name} is a host-managed zoned device, which is not supported yet")
+
+
+def _ioctl_number(descriptor: int, request: int, typecode: str) -> int:
+    answer = array.array(typecode, [0])
+    fcntl.ioctl(descriptor, request, answer, True)
+    return int(answer[0])
+
+
+def _device_error(operation: str, offset: int, length: int, error: OSError) -> DeviceError:
+    return DeviceError(operation, offset, length, error.errno or errno.EIO)
+
+
+# --- what runs on a worker thread: call(descriptor, offset) -----------------------------------
+
+
+def _read_all(view: memoryview, descriptor: int, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if not count:
+            raise OSError(errno.EIO, "the device ends early")  # an image file was truncated
+        done += count
+
+
+def _write_all(views: Sequence[memoryview], descriptor: int, offset: int) -> None:
+    pending = list(views)
+    while pending:
+        count = os.pwritev(descriptor, pending[:BUFFERS_PER_CALL_MAX], offset)
+        if not count:
+            raise OSError(errno.EIO, "the device takes no more bytes")
+        offset += count
+        whole = 0
+        while count and count >= len(pending[whole]):
+            count -= len(pending[whole])
+            whole += 1
+        del pending[:whole]
+        if count:
+            pending[0] = pending[0][count:]
+
+
+def _flush(descriptor: int, _offset: int) -> None:
+    os.fdatasync(descriptor)
+
+
+def _discard_blocks(length: int, descriptor: int, offset: int) -> None:
+    fcntl.ioctl(descriptor, _BLKDISCARD, array.array("Q", [offset, length]))
+
+
+def _punch_hole(length: int, descriptor: int, offset: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    if libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+        raise OSError(ctypes.get_errno(), "fallocate")
