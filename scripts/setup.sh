@@ -1,0 +1,99 @@
+# shellcheck shell=bash
+# Sourced by scripts/test and scripts/quickstart: everything they need before they can start.
+#
+# Installs the Debian packages that are missing (and only then talks to apt), makes .venv at the
+# top of the tree and installs shardfs into it with its development tools. Asks nothing; running
+# it again costs well under a second. Leaves: $root (top of the tree, also the current directory),
+# $bin ($root/.venv/bin), say() and fail().
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+bin=$root/.venv/bin
+cd -- "$root"
+
+# shardfs refuses to run without assertions, and foreign packages would hide missing ones.
+unset PYTHONOPTIMIZE PYTHONPATH PYTHONHOME
+# A superuser's tools (losetup, mkfs) are not on every user's path.
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf '%s: %s\n' "$(basename -- "$0")" "$*" >&2; exit 1; }
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+python_for_venv() { printf '%s' "${PYTHON:-python3}"; }
+
+# Prints the Debian packages that provide what this machine lacks, one a line. Looks for the
+# things themselves rather than for package names, so a hand-made install counts as well.
+missing_packages() {
+    local python version debian_python include
+    python=$(python_for_venv)
+    command -v fusermount3 >/dev/null || echo fuse3
+    command -v pkg-config >/dev/null || echo pkg-config
+    pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
+    command -v gcc >/dev/null || echo gcc
+    [ -e /usr/include/stdlib.h ] || echo libc6-dev
+    command -v setfattr >/dev/null || echo attr
+    command -v setfacl >/dev/null || echo acl
+    command -v losetup >/dev/null || echo mount
+    command -v mountpoint >/dev/null || echo util-linux
+    if ! command -v "$python" >/dev/null; then
+        printf '%s\n' python3 python3-dev python3-venv
+        return
+    fi
+    # For a Python beside Debian's own, Debian's headers and venv would be of no use.
+    debian_python=$("$python" -c 'import sys; print(int(sys.base_prefix == "/usr"))')
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    if [ "$debian_python" = 1 ]; then
+        [ -e "$include/Python.h" ] || echo "python$version-dev"
+        "$python" -c 'import ensurepip, venv' 2>/dev/null || echo "python$version-venv"
+    fi
+}
+
+install_packages() {
+    local packages=()
+    mapfile -t packages < <(missing_packages)
+    [ "${#packages[@]}" -gt 0 ] || return 0
+    say "installing Debian packages: ${packages[*]}"
+    command -v apt-get >/dev/null ||
+        fail "no apt-get here; install what these Debian packages hold, then run this again: ${packages[*]}"
+    if [ "$(id -u)" -ne 0 ] && ! sudo -n true 2>/dev/null; then
+        fail "needs root once; run: sudo apt-get install ${packages[*]}"
+    fi
+    as_root apt-get -q -o DPkg::Lock::Timeout=300 update
+    as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a apt-get -q -y \
+        -o DPkg::Lock::Timeout=300 --no-install-recommends install "${packages[@]}"
+}
+
+make_environment() {
+    local python stamp wanted
+    python=$(python_for_venv)
+    "$python" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' ||
+        fail "shardfs needs Python 3.11 or newer, and $python is $("$python" -V 2>&1); set PYTHON=/path/to/python3.11"
+    stamp=$root/.venv/.shardfs-installed
+    # The path is part of it because scripts in .venv/bin name their interpreter in full.
+    wanted=$(
+        printf '%s\n' "$root"
+        "$python" -V
+        sha256sum <"$root/pyproject.toml"
+    )
+    if [ -f "$stamp" ] && [ "$(cat -- "$stamp")" = "$wanted" ] && "$bin/python" -c 'import shardfs' 2>/dev/null; then
+        return 0
+    fi
+    say "installing shardfs and its tools into .venv"
+    if [ ! -e "$stamp" ] || ! "$bin/python" -c 'import pip' 2>/dev/null ||
+        [ "$(sed -n 1,2p -- "$stamp")" != "$(sed -n 1,2p <<<"$wanted")" ]; then
+        "$python" -m venv --clear "$root/.venv"
+    fi
+    "$bin/python" -m pip install --quiet --no-input --disable-pip-version-check -e "$root[dev]"
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
+# Two scripts started at once take turns; the lock goes with descriptor 9.
+exec 9<"$root/scripts/setup.sh"
+if command -v flock >/dev/null; then flock 9; fi
+install_packages
+make_environment
+exec 9<&-
