@@ -4,8 +4,7 @@ Role: the one place that does blocking I/O, owns threads and file descriptors, a
 Everything above it sees a flat range of bytes that is written in whole blocks.
 
 Invariants:
-    I1  Two exclusive openings of one device never exist at once, also not of an image file and
-        of the loop device that stands on it.
+    I1  A device is opened through claims.claim alone: two exclusive openings never exist at once.
     I2  After a flush has failed nothing is written or flushed any more. The kernel drops the
         dirty pages of a failed fdatasync, so a later success would say nothing about them.
     I3  A write, flush, reset or discard that has begun runs to its end: cancelling the caller
@@ -33,7 +32,8 @@ from typing import Final, Protocol, TypeVar
 
 import trio
 
-from shardfs.errors import DeviceBusyError, DeviceError, UsageError
+from shardfs.engine.claims import claim
+from shardfs.errors import DeviceError, UsageError
 from shardfs.limits import BLOCK_BYTES, SECTOR_BYTES_ALLOWED
 
 Buffer = bytes | bytearray | memoryview
@@ -56,7 +56,6 @@ _FALLOC_FL_PUNCH_HOLE: Final = 0x02
 _UNSUPPORTED: Final = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM}
 )
-_WRITE_PROTECTED: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 @dataclass(slots=True)
@@ -326,13 +325,10 @@ def open_device(
     """
     assert exclusive or read_only, "an opening for writing must be exclusive"
     name = os.fspath(path)
-    mode = _stat_mode(name)
-    descriptor, read_only = _open(name, mode, read_only, exclusive)
-    descriptors = [descriptor]
+    descriptors, read_only = claim(name, read_only=read_only, exclusive=exclusive)
+    descriptor = descriptors[0]
     try:
-        if exclusive:
-            descriptors += _lock_files(descriptor, name, mode)
-        is_block_device = stat.S_ISBLK(mode)
+        is_block_device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
         if is_block_device:
             _require_conventional(descriptor, name)
             size_bytes = _ioctl_number(descriptor, _BLKGETSIZE64, "Q")
@@ -377,99 +373,6 @@ def create_image(path: str | os.PathLike[str], size_bytes: int) -> None:
             os.close(folder)
     except OSError as error:
         raise UsageError(f"cannot make the image file {name}: {error.strerror}") from error
-
-
-def backing_file_of(device_number: int) -> str | None:
-    """The file that a loop device stands on; None for any other device."""
-    major, minor = os.major(device_number), os.minor(device_number)
-    try:
-        text = Path(f"/sys/dev/block/{major}:{minor}/loop/backing_file").read_text()
-    except OSError:
-        return None
-    return text.rstrip("\n")
-
-
-def loop_devices_on(path: str) -> list[str]:
-    """The loop devices that stand on a file, as /dev/loopN."""
-    found = []
-    for entry in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
-        try:
-            if os.path.samefile(entry.read_text().rstrip("\n"), path):
-                found.append(f"/dev/{entry.parts[-3]}")
-        except OSError:
-            continue  # detached meanwhile, or its file is deleted: not our file in any case
-    return found
-
-
-def _stat_mode(name: str) -> int:
-    try:
-        mode = os.stat(name).st_mode
-    except OSError as error:
-        raise UsageError(f"cannot open {name}: {error.strerror}") from error
-    if not (stat.S_ISBLK(mode) or stat.S_ISREG(mode)):
-        raise UsageError(f"{name} is neither a block device nor an image file")
-    return mode
-
-
-def _open(name: str, mode: int, read_only: bool, exclusive: bool) -> tuple[int, bool]:
-    """A descriptor, and whether it is for reading only (asked for, or all that is allowed)."""
-    flags = os.O_CLOEXEC | (os.O_EXCL if exclusive and stat.S_ISBLK(mode) else 0)
-    try:
-        if not read_only:
-            try:
-                return os.open(name, flags | os.O_RDWR), False
-            except OSError as error:
-                if error.errno not in _WRITE_PROTECTED:
-                    raise
-        return os.open(name, flags | os.O_RDONLY), True
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise _busy(name) from error
-        raise UsageError(f"cannot open {name}: {error.strerror}") from error
-
-
-def _busy(name: str) -> DeviceBusyError:
-    return DeviceBusyError(f"{name} is in use: mounted, or open in another program")
-
-
-def _lock_files(descriptor: int, name: str, mode: int) -> list[int]:
-    """Locks the image file: this one, or the one a loop device stands on (I1).
-
-    A block device itself needs no lock: O_EXCL has claimed it. Returns descriptors to hold.
-    """
-    if stat.S_ISREG(mode):
-        _lock(descriptor, name)
-        for loop_device in loop_devices_on(name):
-            _require_unclaimed(loop_device, name)
-        return []
-    backing_file = backing_file_of(os.fstat(descriptor).st_rdev)
-    if backing_file is None:
-        return []
-    try:
-        backing = os.open(backing_file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return []  # deleted, or out of this process's reach: nobody can open it by name
-    try:
-        _lock(backing, name)
-    except BaseException:
-        os.close(backing)
-        raise
-    return [backing]
-
-
-def _lock(descriptor: int, name: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise _busy(name) from error
-
-
-def _require_unclaimed(loop_device: str, name: str) -> None:
-    try:
-        os.close(os.open(loop_device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise DeviceBusyError(f"{name} is in use through {loop_device}") from error
 
 
 def _require_conventional(descriptor: int, name: str) -> None:
