@@ -83,8 +83,10 @@ make_environment() {
         return 0
     fi
     say "installing shardfs and its tools into .venv"
-    if [ ! -e "$stamp" ] || ! "$bin/python" -c 'import pip' 2>/dev/null ||
-        [ "$(sed -n 1,2p -- "$stamp")" != "$(sed -n 1,2p <<<"$wanted")" ]; then
+    # A .venv that works and was not made elsewhere or by another Python is kept.
+    if ! "$bin/python" -c 'import pip' 2>/dev/null ||
+        [ "$("$bin/python" -V)" != "$("$python" -V)" ] ||
+        { [ -e "$stamp" ] && [ "$(head -n 1 -- "$stamp")" != "$root" ]; }; then
         "$python" -m venv --clear "$root/.venv"
     fi
     "$bin/python" -m pip install --quiet --no-input --disable-pip-version-check -e "$root[dev]"
