@@ -1,0 +1,1 @@
+"""Tools that check shardfs: simulated devices, power cuts, reference models."""

@@ -1,0 +1,407 @@
+"""A device in memory with a volatile write cache, zones, faults, and power cuts.
+
+Role: stands in for a disk where a test must own its failures. It does exactly what
+engine.device.Device says, and nothing more kind: whatever the protocol leaves open, it decides
+by its seed.
+
+Invariants:
+    I1  Reads return the last completed write. A flush makes durable what had completed when it
+        began; what was unflushed stays so until a flush that covers it has completed.
+    I2  Strict zones: a write begins at the zone's write pointer and stays within the zone, and
+        one operation at a time is in flight in a zone. Anything else is a SimulationError, and
+        so is a pair of overlapping writes in flight on any device.
+    I3  No threads, no clock, no global randomness: the same calls and seed give the same life.
+
+Ordering: operations are numbered in the order submitted; they complete in any order when
+checkpoints_max is above 1.
+
+Not here: the fault model (faults), the states a power cut may leave (power_cuts), workloads.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import trio
+
+from shardfs.checking.faults import FaultPlan
+from shardfs.checking.power_cuts import (
+    PAGE_BYTES,
+    ZEROS,
+    Choice,
+    Operation,
+    PowerCutPoint,
+    drop_bytes,
+    store_bytes,
+)
+from shardfs.engine.device import Buffer, DeviceCounts
+from shardfs.errors import DeviceError
+
+
+class SimulationError(AssertionError):
+    """The caller broke a rule of the device: a bug in the caller, never a device error."""
+
+
+class PowerCut(BaseException):
+    """The power is gone (cut_at): ends the run, whatever handlers for Exception are around."""
+
+
+class TraceEntry(NamedTuple):
+    """One submitted operation, without its data; `step` counts from 1, flushes included."""
+
+    step: int
+    kind: str
+    offset: int
+    length: int
+
+
+class SimulatedDevice:
+    """A Device in memory.
+
+    Args:
+        size_bytes: a multiple of 4096, and of zoned_bytes.
+        sector_bytes: 512 or 4096: what a power cut leaves whole.
+        zoned_bytes: size of each sequential-write zone; None makes a conventional device.
+        seed: decides whatever the protocol leaves open.
+        strict_reads: reading beyond a zone's write pointer is a SimulationError, else zeros.
+        checkpoints_max: a call passes 1 to this many checkpoints, as the seed decides.
+        observer: called with each operation just submitted, before anything else happens.
+    """
+
+    def __init__(
+        self,
+        size_bytes: int,
+        sector_bytes: int = 512,
+        zoned_bytes: int | None = None,
+        seed: int = 0,
+        *,
+        strict_reads: bool = False,
+        checkpoints_max: int = 1,
+        read_only: bool = False,
+        path: str = "simulated",
+        observer: Callable[[Operation], None] | None = None,
+    ) -> None:
+        assert size_bytes % PAGE_BYTES == 0
+        assert zoned_bytes is None or size_bytes % zoned_bytes == zoned_bytes % PAGE_BYTES == 0
+        self.path = path
+        self.size_bytes = size_bytes
+        self.sector_bytes = sector_bytes
+        self.zoned_bytes = zoned_bytes
+        self.read_only = read_only
+        self.counts = DeviceCounts()
+        self.trace: list[TraceEntry] = []
+        self.observer = observer
+        self._seed = seed
+        self._rng = random.Random(seed)
+        self._strict_reads = strict_reads
+        self._checkpoints_max = checkpoints_max
+        self._pages: dict[int, bytes] = {}
+        self._pointers: dict[int, int] = {}
+        self._durable_pages: dict[int, bytes] = {}  # replaced by each flush, never changed
+        self._durable_pointers: dict[int, int] = {}
+        self._unflushed: list[Operation] = []
+        self._in_flight: list[Operation] = []
+        self._faults = FaultPlan()
+        self._flush_errno = 0
+        self._cut_step: int | None = None
+        self._powered = True
+        self._closed = False
+
+    # --- the protocol ---------------------------------------------------------------------
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """See Device.read."""
+        self._begin("read", offset, length)
+        self.counts.reads += 1
+        self.counts.read_bytes += length
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._pause()
+        self._faults.strike("read", offset, length)
+        if self._strict_reads and self.zoned_bytes:
+            self._require_written(offset, length)
+        return self._content(self._pages, offset, length)
+
+    async def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """See Device.write."""
+        data = b"".join(buffers)
+        length = len(data)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._begin("write", offset, length)
+        if offset % PAGE_BYTES or length % PAGE_BYTES:
+            raise SimulationError(f"write of {length} bytes at byte {offset} is not in blocks")
+        if self.zoned_bytes:
+            self._require_at_pointer(offset, length)
+        self.counts.writes += 1
+        self.counts.write_bytes += length
+        await self._change("write", offset, data)
+
+    async def flush(self) -> None:
+        """See Device.flush."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._begin("flush", 0, 0)
+        self.counts.flushes += 1
+        in_flight = {each.step for each in self._in_flight}
+        covered = {each.step for each in self._unflushed} - in_flight
+        self._submit(Operation(self.step + 1, "flush", 0, 0, b""))
+        try:
+            await self._pause()
+            self._faults.strike("flush", 0, self.size_bytes)
+            self._require_flushes("flush", 0, 0)
+        except DeviceError as error:
+            self._flush_errno = error.errno
+            raise
+        # What another flush has covered meanwhile is not among the unflushed any more.
+        point = self._point([each for each in self._unflushed if each.step in covered])
+        self._durable_pages, self._durable_pointers = point.after(point.everything())
+        self._unflushed = [each for each in self._unflushed if each.step not in covered]
+
+    async def reset(self, offset: int, length: int) -> None:
+        """See Device.reset."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._begin("reset", offset, length)
+        self.counts.resets += 1
+        if not self.zoned_bytes:
+            await self._pause()
+            self._faults.strike("reset", offset, length)
+            return
+        if offset % self.zoned_bytes or length != self.zoned_bytes:
+            raise SimulationError(f"reset of {length} bytes at byte {offset} is not one zone")
+        await self._change("reset", offset, b"")
+
+    async def discard(self, offset: int, length: int) -> None:
+        """See Device.discard. The seed decides whether the bytes become zeros or stay."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._begin("discard", offset, length)
+        if offset % PAGE_BYTES or length % PAGE_BYTES:
+            raise SimulationError(f"discard of {length} bytes at byte {offset} is not in blocks")
+        self.counts.discards += 1
+        if self.zoned_bytes or self._rng.random() < 0.5:
+            await self._pause()
+            self._faults.strike("discard", offset, length)
+        else:
+            await self._change("discard", offset, bytes(length))
+
+    def write_pointer(self, offset: int) -> int | None:
+        """See Device.write_pointer."""
+        assert 0 <= offset < self.size_bytes
+        if self.zoned_bytes is None:
+            return None
+        return self._pointers.get(offset // self.zoned_bytes, 0)
+
+    def close(self) -> None:
+        """See Device.close. The device keeps its content and its unflushed writes."""
+        self._closed = True
+
+    def reopen(self) -> None:
+        """Undoes close(): the same disk, opened by the next process."""
+        self._closed = False
+
+    # --- power --------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Operations (writes, flushes, resets, discards) submitted so far."""
+        return len(self.trace)
+
+    def power_cut_point(self) -> PowerCutPoint:
+        """This moment, to be cut at later and as often as wanted. Cheap."""
+        return self._point(self._unflushed)
+
+    def power_cut(self, choice: Choice = ()) -> SimulatedDevice:
+        """The device as found after a power cut now; this one goes on undisturbed."""
+        return self.after_power_cut(self.power_cut_point(), choice)
+
+    def after_power_cut(self, point: PowerCutPoint, choice: Choice = ()) -> SimulatedDevice:
+        """The device as found after a power cut at an earlier moment of its life."""
+        device = SimulatedDevice(
+            self.size_bytes,
+            self.sector_bytes,
+            self.zoned_bytes,
+            self._seed + 1,
+            strict_reads=self._strict_reads,
+            checkpoints_max=self._checkpoints_max,
+            path=self.path,
+        )
+        device._pages, device._pointers = point.after(choice)
+        device._durable_pages = dict(device._pages)
+        device._durable_pointers = dict(device._pointers)
+        return device
+
+    def cut_at(self, step: int) -> None:
+        """Cuts the power when the operation with this number has been submitted.
+
+        That call and all later ones raise PowerCut; power_cut() then tells what may be left.
+        """
+        self._cut_step = step
+
+    # --- content and faults -------------------------------------------------------------------
+
+    def image(self) -> bytes:
+        """Everything, as a read would return it."""
+        return self._content(self._pages, 0, self.size_bytes)
+
+    @classmethod
+    def from_image(cls, image: bytes, sector_bytes: int = 512, seed: int = 0) -> SimulatedDevice:
+        """A conventional device that holds `image` durably."""
+        device = cls(len(image), sector_bytes, None, seed)
+        for number in range(len(image) // PAGE_BYTES):
+            page = image[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
+            if page != ZEROS:
+                device._pages[number] = page
+        device._durable_pages = dict(device._pages)
+        return device
+
+    def fail(
+        self,
+        kind: str,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        errno: int = errno.EIO,
+        skip: int = 0,
+        times: int = 1,
+    ) -> None:
+        """Makes `times` requests of a kind that touch a range fail, after `skip` good ones."""
+        end = self.size_bytes if length is None else offset + length
+        self._faults.add(kind, offset, end, errno, skip, times)
+
+    def rot(self, offset: int, length: int = 1) -> None:
+        """Flips a bit in every byte of a range, on the medium and in what reads return."""
+        for pages in (self._pages, durable := dict(self._durable_pages)):
+            old = self._content(pages, offset, length)
+            store_bytes(pages, offset, bytes(byte ^ 0x10 for byte in old))
+        self._durable_pages = durable
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _begin(self, operation: str, offset: int, length: int) -> None:
+        if not self._powered:
+            raise PowerCut
+        if self._closed:
+            raise DeviceError(operation, offset, length, errno.EBADF)
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise DeviceError(operation, offset, length, errno.EINVAL)
+        if operation != "read":
+            if self.read_only:
+                raise DeviceError(operation, offset, length, errno.EROFS)
+            self._require_flushes(operation, offset, length)
+
+    def _require_flushes(self, operation: str, offset: int, length: int) -> None:
+        if self._flush_errno:
+            raise DeviceError(operation, offset, length, self._flush_errno)
+
+    def _submit(self, operation: Operation) -> None:
+        self.trace.append(
+            TraceEntry(operation.step, operation.kind, operation.offset, operation.length)
+        )
+        if operation.kind != "flush":
+            self._unflushed.append(operation)
+        if self.observer:
+            self.observer(operation)
+        if self._cut_step is not None and operation.step >= self._cut_step:
+            self._powered = False
+            raise PowerCut
+
+    async def _pause(self) -> None:
+        for _ in range(self._rng.randint(1, self._checkpoints_max)):
+            await trio.lowlevel.cancel_shielded_checkpoint()  # device.I3
+            if not self._powered:
+                raise PowerCut
+
+    async def _change(self, kind: str, offset: int, data: bytes) -> None:
+        length = len(data) if kind != "reset" else self.zoned_bytes or 0
+        operation = Operation(self.step + 1, kind, offset, length, data)
+        self._require_alone(operation)
+        self._submit(operation)
+        self._in_flight.append(operation)
+        try:
+            await self._pause()
+            self._faults.strike(kind, offset, length)
+        except DeviceError:
+            self._leave_ruins(operation)
+            raise
+        finally:
+            self._in_flight.remove(operation)
+        self._apply(operation)
+
+    def _apply(self, operation: Operation) -> None:
+        if operation.kind == "reset":
+            drop_bytes(self._pages, operation.offset, operation.length)
+        else:
+            store_bytes(self._pages, operation.offset, operation.data)
+        if self.zoned_bytes and operation.kind != "discard":
+            zone, within = divmod(operation.offset, self.zoned_bytes)
+            self._pointers[zone] = 0 if operation.kind == "reset" else within + operation.length
+
+    def _leave_ruins(self, operation: Operation) -> None:
+        """What a failed write leaves: any of its sectors; in a zone, nothing."""
+        index = self._unflushed.index(operation)
+        if operation.kind != "write" or self.zoned_bytes:
+            del self._unflushed[index]
+            return
+        torn = bytearray(self._content(self._pages, operation.offset, operation.length))
+        for start in range(0, operation.length, self.sector_bytes):
+            if self._rng.random() < 0.5:
+                end = start + self.sector_bytes
+                torn[start:end] = operation.data[start:end]
+        self._unflushed[index] = replace(operation, data=bytes(torn))
+        self._apply(self._unflushed[index])
+
+    def _require_alone(self, operation: Operation) -> None:
+        """I2: nothing overlapping, and in a zone nothing at all, is in flight."""
+        for other in self._in_flight:
+            overlap = (
+                operation.offset < other.offset + other.length
+                and other.offset < operation.offset + operation.length
+            )
+            zone_bytes = self.zoned_bytes or self.size_bytes
+            same_zone = operation.offset // zone_bytes == other.offset // zone_bytes
+            if overlap or (self.zoned_bytes and same_zone):
+                raise SimulationError(f"{_words(operation)} while {_words(other)} is in flight")
+
+    def _require_at_pointer(self, offset: int, length: int) -> None:
+        assert self.zoned_bytes
+        zone, within = divmod(offset, self.zoned_bytes)
+        pointer = self._pointers.get(zone, 0)
+        if within != pointer:
+            raise SimulationError(
+                f"write at byte {within} of zone {zone}, whose write pointer is at {pointer}"
+            )
+        if within + length > self.zoned_bytes:
+            raise SimulationError(f"write of {length} bytes crosses the end of zone {zone}")
+
+    def _require_written(self, offset: int, length: int) -> None:
+        assert self.zoned_bytes
+        end = offset + length
+        while offset < end:
+            zone, within = divmod(offset, self.zoned_bytes)
+            last = min(end - offset + within, self.zoned_bytes)
+            pointer = self._pointers.get(zone, 0)
+            if last > pointer:
+                raise SimulationError(f"read to byte {last} of zone {zone}, written to {pointer}")
+            offset += last - within
+
+    def _point(self, unflushed: Sequence[Operation]) -> PowerCutPoint:
+        return PowerCutPoint(
+            self.step,
+            self._durable_pages,
+            self._durable_pointers,
+            tuple(unflushed),
+            PAGE_BYTES if self.zoned_bytes else self.sector_bytes,
+            self.zoned_bytes,
+        )
+
+    @staticmethod
+    def _content(pages: dict[int, bytes], offset: int, length: int) -> bytes:
+        first, skip = divmod(offset, PAGE_BYTES)
+        last = -(-(offset + length) // PAGE_BYTES)
+        joined = b"".join(pages.get(number, ZEROS) for number in range(first, last))
+        return joined[skip : skip + length]
+
+
+def _words(operation: Operation) -> str:
+    return f"{operation.kind} of {operation.length} bytes at byte {operation.offset}"
