@@ -16,6 +16,8 @@ from tests.tidy.sources import Module, package_modules, sample
 MODULE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 NAMES_BANNED = frozenset({"utils", "util", "common", "helpers", "misc"})
+# The parts of a module docstring; a sentence comes before the first of them.
+TEMPLATE_KEYS = frozenset({"Role:", "Invariants:", "Ordering:", "Not"})
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 # The contract of a method that fills in someone else's interface is written there.
@@ -53,7 +55,7 @@ def check_module_docstring(module: Module) -> list[str]:
         return [f"{module.name}: no docstring; say in one sentence what the module is"]
     first = docstring.splitlines()[0]
     words = first.split()
-    if len(words) < 3 or words[0].endswith(":") or not first[0].isalnum():
+    if len(words) < 3 or words[0] in TEMPLATE_KEYS or not first[0].isalnum():
         return [f"{module.name}: the docstring begins with {first!r}, not with a sentence"]
     return []
 
