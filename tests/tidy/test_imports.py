@@ -54,6 +54,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("lsm.manifest",),
     ("lsm.compaction",),
     ("lsm.tree",),
+    ("commit",),
     ("reclaim", "scrub"),
     ("recovery",),
     ("store",),
