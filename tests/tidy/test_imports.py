@@ -40,6 +40,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("framing",),
     ("dependency",),
     ("claims",),
+    ("probe",),
     ("device",),
     ("scheduler",),
     ("superblock",),
