@@ -1,0 +1,169 @@
+"""Moves the tree forward: memtables become runs, runs are merged, manifests are installed.
+
+Role: the only place where the set of runs changes, one change at a time.
+
+Invariants:
+    I1. A manifest is issued only when every chunk it newly names is persistent, and the
+        superblock names a manifest only when it is persistent itself.
+    I2. What a new manifest no longer names stays live until the superblock record that names
+        the new one is persistent.
+    I3. A memtable's run is installed only when the deltas it replaces are durable, so that
+        everything its entries refer to is.
+
+Ordering: run chunks -> flush -> manifest -> flush -> superblock record -> flush -> old runs,
+old manifest and covered deltas are dead. A power cut in between leaves the old tree in force
+and some unreferenced chunks, which nothing counts as live.
+
+Not here: what to merge (lsm/compaction.py), freeing extents (reclaim.py).
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from shardfs.engine.cache import Cache
+from shardfs.engine.chunks import ChunkStore, locator_bytes
+from shardfs.engine.commit import Committer, Freeze
+from shardfs.engine.dependency import all_of
+from shardfs.engine.extents import Extents, Usage
+from shardfs.engine.layout import Kind, Stream
+from shardfs.engine.lsm.compaction import choose_runs, merge_runs, write_memtable
+from shardfs.engine.lsm.manifest import Manifest, encode_manifest
+from shardfs.engine.lsm.merge import Run
+from shardfs.engine.lsm.segment import SegmentWriter
+from shardfs.engine.lsm.tree import Tree
+from shardfs.engine.pieces import Locator
+from shardfs.engine.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """Installs runs and manifests of one open store.
+
+    Args:
+        chunks, extents, cache, scheduler, committer, tree: of the store.
+        usage: the live bytes that the present manifest records.
+    """
+
+    def __init__(
+        self,
+        chunks: ChunkStore,
+        extents: Extents,
+        cache: Cache,
+        scheduler: Scheduler,
+        committer: Committer,
+        tree: Tree,
+        usage: tuple[Usage, ...],
+    ) -> None:
+        self._chunks = chunks
+        self._extents = extents
+        self._cache = cache
+        self._scheduler = scheduler
+        self._committer = committer
+        self._tree = tree
+        self._usage = usage
+        self._next_run_id = 1 + max((run.run_id for run in tree.runs), default=0)
+        self._lock = trio.Lock()
+
+    async def checkpoint(self) -> None:
+        """Write everything in the memtable as a run; the delta log starts anew behind it.
+
+        Durable when: returned, all batches applied before the call are.
+
+        Raises:
+            DeviceError, ReadOnlyError, NoSpaceError: it failed; the old tree is in force.
+        """
+        async with self._lock:
+            freeze = await self._committer.freeze()
+            frozen = self._tree.frozen
+            assert frozen is not None
+            writer = self._writer(level=0)
+            try:
+                await write_memtable(frozen, writer, is_oldest=not self._tree.runs)
+                runs = (*self._tree.runs, *_as_run(writer, 0))
+                await self._install(runs, writer, freeze)
+            except BaseException:
+                self._abandon(writer)
+                raise
+            self._committer.frozen = None
+            _log.debug("checkpoint at delta %d: %d entries", freeze.number, len(frozen))
+
+    async def compact(self) -> bool:
+        """Merge one set of runs, if any level is full.
+
+        Returns:
+            Whether something was merged: call again until False.
+
+        Raises:
+            DeviceError, CorruptionError, ReadOnlyError, NoSpaceError: the old runs stay.
+        """
+        async with self._lock:
+            chosen = choose_runs(self._tree.runs)
+            if not chosen:
+                return False
+            level = chosen[0].level + 1
+            is_oldest = chosen[0] is self._tree.runs[0]
+            writer = self._writer(level=level)
+            try:
+                await merge_runs(chosen, writer, is_oldest=is_oldest)
+                at = self._tree.runs.index(chosen[0])
+                behind = self._tree.runs[at + len(chosen) :]
+                runs = (*self._tree.runs[:at], *_as_run(writer, level), *behind)
+                await self._install(runs, writer, None)
+            except BaseException:
+                self._abandon(writer)
+                raise
+            for run in chosen:
+                for segment in run.segments:
+                    for locator in segment.locators:
+                        self._debit(locator)
+            _log.debug("merged %d runs of level %d", len(chosen), chosen[0].level)
+            return True
+
+    def _writer(self, *, level: int) -> SegmentWriter:
+        run_id = self._next_run_id
+        self._next_run_id += 1
+        return SegmentWriter(self._chunks, self._extents, self._cache, run_id, level)
+
+    async def _install(
+        self, runs: tuple[Run, ...], writer: SegmentWriter, freeze: Freeze | None
+    ) -> None:
+        root = self._committer.root
+        usage = freeze.usage if freeze is not None else self._usage
+        checkpoint = freeze.number if freeze is not None else root.checkpoint
+        metas = tuple(segment.meta for run in runs for segment in run.segments)
+        payload = encode_manifest(Manifest(checkpoint, metas, usage))
+        locator, persistent = self._chunks.put(
+            Kind.MANIFEST, Stream.RUNS, b"", checkpoint, (payload,), all_of(writer.written)
+        )
+        self._extents.credit(locator.extent, locator_bytes(locator))
+        writer.credited.append(locator)
+        self._extents.cut_all()
+        await self._scheduler.settle(persistent)
+        with trio.CancelScope(shield=True):
+            # From here on the new manifest may be what a crash leaves: no turning back.
+            self._committer.adopt(locator, freeze)
+            await self._scheduler.settle(await self._committer.write_record())
+            self._committer.persistent_checkpoint = checkpoint
+            self._tree.install(runs, drop_frozen=freeze is not None)
+            self._usage = usage
+            writer.credited.clear()
+            if root.manifest is not None:
+                self._debit(root.manifest)
+
+    def _abandon(self, writer: SegmentWriter) -> None:
+        for locator in writer.credited:
+            self._debit(locator)
+        writer.credited.clear()
+
+    def _debit(self, locator: Locator) -> None:
+        self._extents.debit(locator.extent, locator.epoch, locator_bytes(locator))
+
+
+def _as_run(writer: SegmentWriter, level: int) -> tuple[Run, ...]:
+    if not writer.segments:
+        return ()
+    return (Run(writer.segments[0].meta.run_id, level, tuple(writer.segments)),)

@@ -1,0 +1,266 @@
+"""Group commit: the delta log, and the root of the tree.
+
+Role: applied batches gather here; `commit` makes them durable as one delta for all who wait.
+Data that those batches refer to rides along: delta and data are issued together and made
+durable by one flush, unless the data is large, when it is flushed first.
+
+Invariants:
+    I1. Batches become durable in the order they were applied: deltas are numbered, issued and
+        made durable one after the other, and a batch is wholly in one delta.
+    I2. A delta refers only to data that is persistent, or that it names as a rider.
+    I3. The delta log goes only into extents that a durable superblock record declares.
+
+Ordering, for one commit: [superblock record if due] + [data] + [delta] -> one flush. With more
+than limits.RIDER_BYTES_MAX of unflushed data: data -> flush -> delta -> flush. A power cut
+before the last flush may lose the delta and everything behind it, never a part of it.
+
+Not here: writing memtables as runs (checkpoint.py), reading the log back (recovery.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+
+from shardfs import limits
+from shardfs.engine.chunks import ChunkStore, locator_bytes
+from shardfs.engine.dependency import PERSISTENT, Dependency, all_of
+from shardfs.engine.extents import Extents, Usage
+from shardfs.engine.health import Health
+from shardfs.engine.layout import Kind, Stream
+from shardfs.engine.lsm.delta import Rider, Tail, encode_delta
+from shardfs.engine.lsm.tree import Tree
+from shardfs.engine.pieces import Locator
+from shardfs.engine.scheduler import Scheduler
+from shardfs.engine.superblock import Root, Superblock
+from shardfs.errors import ShardfsError
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """What a checkpoint needs to know of the moment its memtable was set aside."""
+
+    number: int
+    log_extent: int
+    log_offset: int
+    usage: tuple[Usage, ...]
+    durable: Dependency
+
+
+class Committer:
+    """The delta log of one open store.
+
+    Args:
+        chunks, extents, scheduler, superblock, tree, health: of the store.
+        root: as recovered.
+        log_bytes: bytes of deltas behind the checkpoint, as recovered.
+    """
+
+    def __init__(
+        self,
+        chunks: ChunkStore,
+        extents: Extents,
+        scheduler: Scheduler,
+        superblock: Superblock,
+        tree: Tree,
+        health: Health,
+        root: Root,
+        log_bytes: int,
+    ) -> None:
+        self._chunks = chunks
+        self._extents = extents
+        self._scheduler = scheduler
+        self._superblock = superblock
+        self._tree = tree
+        self._health = health
+        self._root = root
+        self._log_bytes = log_bytes
+        self._next_number = root.durable_delta + 1
+        self._pending: dict[bytes, bytes] = {}
+        self._pending_bytes = 0
+        self._riders: dict[int, tuple[Locator, Dependency]] = {}
+        self._next = Dependency()
+        self._last = PERSISTENT
+        self._committing = False
+        self._changed = trio.Event()
+        self._record_lock = trio.Lock()
+        self.persistent_checkpoint = root.checkpoint
+        self._freeze_wanted = False
+        self.frozen: Freeze | None = None
+
+    @property
+    def next_number(self) -> int:
+        """Number of the delta that the next applied batch will be in."""
+        return self._next_number
+
+    @property
+    def durable_number(self) -> int:
+        """Every delta up to this number is durable."""
+        return self._root.durable_delta
+
+    @property
+    def root(self) -> Root:
+        """What a superblock record written now says of the tree."""
+        return self._root
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of changes that are in no delta yet."""
+        return self._pending_bytes
+
+    @property
+    def is_due(self) -> bool:
+        """The memtable or the delta log has outgrown its bound: a checkpoint should run."""
+        return (
+            self._tree.memtable.bytes_held >= limits.MEMTABLE_BYTES_MAX
+            or self._log_bytes >= limits.DELTA_LOG_BYTES_MAX
+        )
+
+    def add(self, changes: dict[bytes, bytes], riders: list[tuple[Locator, Dependency]]) -> None:
+        """Take in one applied batch: encoded values, and the data they refer to anew."""
+        self._pending.update(changes)
+        self._pending_bytes += sum(len(key) + len(value) for key, value in changes.items())
+        for locator, persistent in riders:
+            if not persistent.is_persistent():
+                self._riders[locator.sequence] = (locator, persistent)
+
+    def applied(self) -> Dependency:
+        """Persistent once every batch applied so far is durable."""
+        return self._next if self._pending else self._last
+
+    async def commit(self) -> None:
+        """Make every batch applied before the call durable; shared among callers.
+
+        Durable when: returned.
+
+        Raises:
+            DeviceError, ReadOnlyError, NoSpaceError: it cannot be made durable.
+        """
+        target = self.applied()
+        while not target.settled:
+            if self._committing:
+                await self._changed.wait()
+            else:
+                # A commit that has begun is finished even if its leader is cancelled: others
+                # wait for it.
+                with trio.CancelScope(shield=True):
+                    await self._commit_once()
+        await target.wait()
+
+    async def freeze(self) -> Freeze:
+        """Commit, and set the memtable aside in the same breath, unless one is set aside.
+
+        Durable when: returned, everything that is in the frozen memtable is.
+
+        Raises:
+            DeviceError, ReadOnlyError, NoSpaceError: the commit failed.
+        """
+        while self.frozen is None:
+            self._health.require_writable()
+            if self._committing:
+                await self._changed.wait()
+                continue
+            self._freeze_wanted = True
+            with trio.CancelScope(shield=True):
+                await self._commit_once()
+        await self.frozen.durable.wait()
+        return self.frozen
+
+    def adopt(self, manifest: Locator, freeze: Freeze | None) -> None:
+        """A new manifest is persistent; with `freeze`, the log now starts behind that place."""
+        self._root = self._root._replace(manifest=manifest)
+        if freeze is not None:
+            self._root = self._root._replace(
+                log_extent=freeze.log_extent,
+                log_offset=freeze.log_offset,
+                checkpoint=freeze.number,
+            )
+
+    async def write_record(self, *, clean: bool = False) -> Dependency:
+        """Append a superblock record of the present state; not flushed.
+
+        Durable when: the returned Dependency is persistent.
+        """
+        async with self._record_lock:
+            self._extents.ensure_spares()
+            done = self._superblock.next_record()
+            await self._superblock.write(
+                lambda: self._root, self._extents.take_changed, self._extents.entries, clean=clean
+            )
+        return done
+
+    async def _commit_once(self) -> None:
+        self._committing = True
+        target = self._next
+        try:
+            if self._extents.has_changed:
+                await self.write_record()
+            target = self._next
+            number = self._next_number
+            log_bytes, written = self._cut_delta()
+            await self._scheduler.settle(written)
+            self._root = self._root._replace(durable_delta=number)
+            self._log_bytes += log_bytes
+            target.resolve()
+        except ShardfsError as error:
+            self._health.make_read_only(str(error))
+            if not target.settled:
+                target.fail(error)
+            raise
+        finally:
+            self._committing = False
+            event, self._changed = self._changed, trio.Event()
+            event.set()
+
+    def _cut_delta(self) -> tuple[int, Dependency]:
+        """Put everything pending into one delta; its bytes, and when it is durable."""
+        self._extents.cut_all()
+        number = self._next_number
+        riders = [
+            (locator, persistent)
+            for locator, persistent in self._riders.values()
+            if not persistent.is_persistent()
+        ]
+        data = all_of([persistent for _, persistent in riders])
+        before = PERSISTENT
+        if sum(locator_bytes(locator) for locator, _ in riders) > limits.RIDER_BYTES_MAX:
+            before, riders = data, []
+        tails = [
+            Tail(extent.index, extent.epoch, extent.write_pointer, extent.stream, change)
+            for extent, change in self._extents.take_touched()
+        ]
+        payloads = encode_delta(
+            number,
+            self._root.durable_delta,
+            tails,
+            [Rider(at.extent, at.epoch, at.offset, at.sequence) for at, _ in riders],
+            sorted(self._pending.items()),
+            self._chunks.payload_bytes_max,
+        )
+        written = [data]
+        for payload in payloads:
+            locator, persistent = self._chunks.put(
+                Kind.DELTA, Stream.META, b"", number, (payload,), before
+            )
+            self._extents.all[locator.extent].last_delta = number
+            written.append(persistent)
+        self._extents.cut_all()
+        self._pending = {}
+        self._pending_bytes = 0
+        self._riders = {}
+        self._last, self._next = self._next, Dependency()
+        self._next_number = number + 1
+        self._freeze_if_wanted(number, locator)
+        return sum(len(payload) for payload in payloads), all_of(written)
+
+    def _freeze_if_wanted(self, number: int, last: Locator) -> None:
+        if not self._freeze_wanted or self._tree.frozen is not None:
+            return
+        self._freeze_wanted = False
+        self._tree.freeze()
+        extent = self._extents.all[last.extent]
+        self._log_bytes = 0
+        self.frozen = Freeze(
+            number, extent.index, extent.write_pointer, self._extents.usage(), self._last
+        )

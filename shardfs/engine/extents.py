@@ -1,0 +1,429 @@
+"""Append-only extents: placing, soft write pointers, live bytes, reset.
+
+Role: the device is cut into extents of equal size. Each stream writes into one open extent at a
+time, at its write pointer, never before it. Frames gather in the extent's *tail* in memory,
+which is handed to the scheduler in whole blocks when it is large enough or somebody needs it.
+
+Invariants:
+    I1. An extent's bytes change only behind its write pointer, until a reset.
+    I2. No referenced frame lies at or beyond the recorded write pointer (Tail and ExtentEntry
+        carry it); after a crash writing goes on there.
+    I3. An extent is reset only when nothing refers to it any more *persistently*: its live
+        bytes are zero, the delta that dropped the last reference is durable, nobody reads it,
+        and nothing of it waits to be written.
+    I4. A freed extent is handed out only after the superblock record that frees it, with the
+        epoch raised, is persistent.
+    I5. Frames of the META stream go only into extents that the superblock names (declared).
+    I6. User data never takes the last `reserve` free extents.
+
+Ordering: free: superblock record (epoch + 1) -> device reset -> discard -> allocation.
+
+Not here: what frames mean (framing.py), who is live (store.py counts), when to free
+(reclaim.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from shardfs import limits
+from shardfs.engine.dependency import PERSISTENT, Dependency
+from shardfs.engine.device import Buffer, Device
+from shardfs.engine.layout import ExtentState, Stream
+from shardfs.engine.scheduler import Scheduler
+from shardfs.engine.superblock import ExtentEntry, Identity, Superblock
+from shardfs.errors import NoSpaceError
+
+_DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS)
+
+
+class Usage(NamedTuple):
+    """Live bytes of one extent, as the manifest records them."""
+
+    extent: int
+    epoch: int
+    live_bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class _Tail:
+    """What has been appended to an extent and not yet handed to the scheduler."""
+
+    start: int
+    before: Dependency
+    persistent: Dependency = field(default_factory=Dependency)
+    buffers: list[Buffer] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Extent:
+    """State of one extent; byte positions are relative to its start."""
+
+    index: int
+    state: ExtentState = ExtentState.FREE
+    stream: Stream = Stream.NONE
+    epoch: int = 0
+    write_pointer: int = 0
+    order: int = 0
+    live_bytes: int = 0
+    live_change: int = 0
+    last_delta: int = 0
+    """Nothing here dies, or is read at recovery, for a delta beyond this number."""
+    pins: int = 0
+    writes_pending: int = 0
+    declared: Dependency = PERSISTENT
+    tail: _Tail | None = None
+
+    def entry(self) -> ExtentEntry:
+        """The extent as a superblock record names it."""
+        return ExtentEntry(
+            self.index, self.state, self.stream, self.epoch, self.write_pointer, self.order
+        )
+
+
+class Extents:
+    """All extents of one store.
+
+    Args:
+        device: for reads and resets.
+        scheduler: for writes.
+        superblock: declares extents of the META stream, and freed ones.
+        sequence: gives rising numbers, for the order in which extents are opened.
+        reserve: free extents that user data may not take.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        scheduler: Scheduler,
+        superblock: Superblock,
+        sequence: Iterator[int],
+        reserve: int,
+    ) -> None:
+        self._device = device
+        self._scheduler = scheduler
+        self._superblock = superblock
+        self._sequence = sequence
+        self._reserve = reserve
+        self.identity: Identity = superblock.identity
+        self.extent_bytes = self.identity.extent_bytes
+        self.all = [Extent(index) for index in range(self.identity.extent_count)]
+        for extent in self.all[: limits.SUPERBLOCK_EXTENTS]:
+            extent.state = ExtentState.SUPERBLOCK
+        self._free: deque[Extent] = deque()
+        self._current: dict[Stream, Extent] = {}
+        self._spares: deque[Extent] = deque()
+        self._unwritten: dict[tuple[int, int], Sequence[Buffer]] = {}
+        self._changed: dict[int, None] = {}
+        self._touched: dict[int, None] = {}
+
+    # --- opening ----------------------------------------------------------------------------
+
+    def restore(self, entries: Iterable[ExtentEntry]) -> None:
+        """Take over recorded states. Requires: nothing has been placed yet."""
+        for entry in entries:
+            extent = self.all[entry.extent]
+            extent.state = ExtentState(entry.state)
+            extent.stream = Stream(entry.stream)
+            extent.epoch = entry.epoch
+            extent.write_pointer = entry.write_pointer
+            extent.order = entry.order
+
+    def begin(self) -> None:
+        """Build the free list and the open extents from the restored states."""
+        self._free.extend(each for each in self.all if each.state is ExtentState.FREE)
+        opened = [each for each in self.all if each.state is ExtentState.OPEN]
+        for extent in sorted(opened, key=lambda each: each.order):
+            extent.write_pointer += -extent.write_pointer % limits.BLOCK_BYTES
+            device_pointer = self._device.write_pointer(self.identity.extent_offset(extent.index))
+            if device_pointer not in (None, extent.write_pointer):
+                # A zoned device kept more, or less, than is referenced: no place to go on at.
+                self.seal(extent)
+                continue
+            if extent.stream is Stream.META and extent.stream in self._current:
+                self._spares.append(extent)
+                continue
+            previous = self._current.get(extent.stream)
+            if previous is not None:
+                self.seal(previous)
+            self._current[extent.stream] = extent
+
+    # --- appending --------------------------------------------------------------------------
+
+    def place(
+        self, stream: Stream, length: int, before: Dependency = PERSISTENT, *, floor: int = 0
+    ) -> Extent:
+        """The extent where the next frame of `length` bytes of this stream goes.
+
+        Args:
+            stream: who writes.
+            length: frame bytes.
+            before: the dependency the frame will be appended with.
+            floor: free extents that must remain; more than the reserve's for user data.
+
+        Raises:
+            NoSpaceError: no extent has room and none may be taken.
+        """
+        assert length <= self.extent_bytes
+        extent = self._current.get(stream)
+        if extent is not None:
+            tail, wanted = extent.tail, before & extent.declared
+            if tail is not None and tail.before is not wanted:
+                if not (tail.before.is_persistent() and wanted.is_persistent()):
+                    self.cut(extent)
+            if extent.write_pointer + length <= self.extent_bytes:
+                return extent
+            self.seal(extent)
+        extent = self._open_next(stream, floor)
+        self._current[stream] = extent
+        return extent
+
+    def room(self, stream: Stream) -> int:
+        """Bytes left in the stream's open extent."""
+        extent = self._current.get(stream)
+        return self.extent_bytes - extent.write_pointer if extent is not None else 0
+
+    def append(
+        self,
+        extent: Extent,
+        head: bytes,
+        payload: Sequence[Buffer],
+        length: int,
+        before: Dependency = PERSISTENT,
+    ) -> tuple[int, Dependency]:
+        """Append one frame where `place` said.
+
+        Args:
+            extent: from `place`, called with the same `before` and no append in between.
+            head: the frame's bytes before the payload.
+            payload: must not change until written.
+            length: frame bytes, alignment included.
+            before: what must be persistent before the device sees it.
+
+        Returns:
+            The frame's offset within the extent, and its Dependency.
+        """
+        offset = extent.write_pointer
+        assert offset + length <= self.extent_bytes, "the frame was placed elsewhere"
+        tail = extent.tail
+        if tail is None:
+            tail = extent.tail = _Tail(offset, before & extent.declared)
+        tail.buffers.append(head)
+        tail.buffers.extend(payload)
+        padding = length - len(head) - sum(len(buffer) for buffer in payload)
+        if padding:
+            tail.buffers.append(bytes(padding))
+        tail.frames.append(offset)
+        self._unwritten[extent.index, offset] = payload
+        extent.write_pointer = offset + length
+        self._touched[extent.index] = None
+        persistent = tail.persistent
+        if extent.write_pointer - tail.start >= limits.WRITE_BYTES_TARGET:
+            self.cut(extent)
+        return offset, persistent
+
+    def cut(self, extent: Extent) -> None:
+        """Hand the extent's tail to the scheduler, padded to a whole block with zeros."""
+        tail = extent.tail
+        if tail is None:
+            return
+        extent.tail = None
+        length = extent.write_pointer - tail.start
+        padding = -length % limits.BLOCK_BYTES
+        if padding:
+            tail.buffers.append(bytes(padding))
+            extent.write_pointer += padding
+            self._touched[extent.index] = None
+        extent.writes_pending += 1
+
+        def written() -> None:
+            extent.writes_pending -= 1
+            for offset in tail.frames:
+                del self._unwritten[extent.index, offset]
+
+        self._scheduler.submit(
+            extent.index,
+            self.identity.extent_offset(extent.index) + tail.start,
+            tail.buffers,
+            length + padding,
+            tail.before,
+            tail.persistent,
+            written,
+        )
+
+    def cut_all(self) -> None:
+        """Hand every tail to the scheduler."""
+        for extent in self._current.values():
+            self.cut(extent)
+
+    def seal(self, extent: Extent) -> None:
+        """Nothing more is appended to this extent before its next reset."""
+        self.cut(extent)
+        extent.state = ExtentState.SEALED
+        self._changed[extent.index] = None
+        if self._current.get(extent.stream) is extent:
+            del self._current[extent.stream]
+        if extent in self._spares:
+            self._spares.remove(extent)
+
+    def ensure_spares(self) -> None:
+        """Open the META stream's extents ahead, so that the next record declares them."""
+        while len(self._spares) < limits.META_SPARE_EXTENTS and self._free:
+            self._spares.append(self._allocate(Stream.META, 0))
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def unwritten(self, extent: int, offset: int) -> Sequence[Buffer] | None:
+        """The payload of a frame that the device does not have yet, or None."""
+        return self._unwritten.get((extent, offset))
+
+    @contextmanager
+    def pinned(self, extent: int) -> Iterator[None]:
+        """Keeps the extent from being reset while the body runs."""
+        self.all[extent].pins += 1
+        try:
+            yield
+        finally:
+            self.all[extent].pins -= 1
+
+    async def read(self, extent: int, offset: int, length: int) -> bytes | memoryview:
+        """Bytes of an extent as the device has them.
+
+        Raises:
+            DeviceError: the device could not read them.
+        """
+        with self.pinned(extent):
+            return await self._device.read(self.identity.extent_offset(extent) + offset, length)
+
+    # --- accounting -------------------------------------------------------------------------
+
+    def credit(self, extent: int, length: int) -> None:
+        """`length` more bytes of the extent are referenced."""
+        state = self.all[extent]
+        state.live_bytes += length
+        state.live_change += length
+        self._touched[extent] = None
+
+    def debit(self, extent: int, epoch: int, length: int, delta: int = 0) -> None:
+        """`length` bytes are referenced no more, once delta number `delta` is durable."""
+        state = self.all[extent]
+        assert state.epoch == epoch, f"extent {extent} was reset while referenced"
+        assert state.live_bytes >= length, f"extent {extent} would have negative live bytes"
+        state.live_bytes -= length
+        state.live_change -= length
+        state.last_delta = max(state.last_delta, delta)
+        self._touched[extent] = None
+
+    def take_touched(self) -> list[tuple[Extent, int]]:
+        """Extents appended to, credited or debited since the last call, with the live change."""
+        touched, self._touched = self._touched, {}
+        result = []
+        for index in touched:
+            extent = self.all[index]
+            if extent.stream in _DATA_STREAMS:
+                result.append((extent, extent.live_change))
+            elif extent.stream is Stream.RUNS:
+                result.append((extent, 0))
+            extent.live_change = 0
+        return result
+
+    def usage(self) -> tuple[Usage, ...]:
+        """Live bytes of the extents that hold data."""
+        return tuple(
+            Usage(extent.index, extent.epoch, extent.live_bytes)
+            for extent in self.all
+            if extent.stream in _DATA_STREAMS and extent.live_bytes
+        )
+
+    def take_changed(self) -> list[ExtentEntry]:
+        """Entries for the next superblock record: changed extents and all open ones."""
+        changed, self._changed = self._changed, {}
+        for extent in (*self._current.values(), *self._spares):
+            changed[extent.index] = None
+        return [self.all[index].entry() for index in changed]
+
+    @property
+    def has_changed(self) -> bool:
+        """True when a superblock record is due for the sake of the extents."""
+        return bool(self._changed)
+
+    def entries(self) -> list[ExtentEntry]:
+        """Entries of all extents, for a snapshot."""
+        return [extent.entry() for extent in self.all]
+
+    # --- freeing ----------------------------------------------------------------------------
+
+    def dead(self, durable_delta: int, checkpoint: int, log_extent: int) -> list[Extent]:
+        """Sealed extents that nothing persistent refers to (I3).
+
+        Args:
+            durable_delta: deltas up to this number are durable; what they dropped is gone.
+            checkpoint: deltas up to this number are in runs; their own frames are not needed.
+            log_extent: where reading the delta log starts; never dead.
+        """
+        return [
+            extent
+            for extent in self.all
+            if extent.state is ExtentState.SEALED
+            and extent.live_bytes == 0
+            and extent.index != log_extent
+            and extent.last_delta <= (checkpoint if extent.stream is Stream.META else durable_delta)
+            and extent.pins == 0
+            and extent.writes_pending == 0
+        ]
+
+    def mark_free(self, extent: Extent) -> None:
+        """Raise the epoch and have the next record free it; not to be reused before `release`."""
+        extent.state = ExtentState.FREE
+        extent.stream = Stream.NONE
+        extent.epoch += 1
+        extent.write_pointer = 0
+        extent.last_delta = 0
+        self._changed[extent.index] = None
+
+    async def release(self, extent: Extent) -> None:
+        """Reset and discard on the device, then make the extent available.
+
+        Requires: the superblock record that frees it is persistent.
+        """
+        offset = self.identity.extent_offset(extent.index)
+        await self._device.reset(offset, self.extent_bytes)
+        await self._device.discard(offset, self.extent_bytes)
+        self._free.append(extent)
+
+    @property
+    def free_count(self) -> int:
+        """Extents that can be handed out, the reserve included."""
+        return len(self._free)
+
+    def free_user_bytes(self) -> int:
+        """Bytes that user data may still append, frame overhead included."""
+        free = max(0, len(self._free) - self._reserve) * self.extent_bytes
+        return free + self.room(Stream.DATA)
+
+    def _open_next(self, stream: Stream, floor: int) -> Extent:
+        if stream is Stream.META and self._spares:
+            return self._spares.popleft()
+        return self._allocate(stream, floor)
+
+    def _allocate(self, stream: Stream, floor: int) -> Extent:
+        if len(self._free) <= floor:
+            raise NoSpaceError(
+                f"the device is full: {len(self._free)} extents are free, {floor} are reserved"
+            )
+        extent = self._free.popleft()
+        extent.state = ExtentState.OPEN
+        extent.stream = stream
+        extent.order = next(self._sequence)
+        extent.live_change = 0
+        # Only the delta log is found through the superblock; other streams are found through
+        # the deltas and runs that refer to them (I5).
+        is_meta = stream is Stream.META
+        extent.declared = self._superblock.next_record() if is_meta else PERSISTENT
+        self._changed[extent.index] = None
+        return extent

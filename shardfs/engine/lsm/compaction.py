@@ -1,0 +1,84 @@
+"""Choosing runs to merge, and merging them.
+
+Role: tiered merging: when a level holds limits.RUNS_PER_LEVEL_MAX runs, all of them become one
+run of the next level. Every entry is rewritten once a level, so write amplification of the
+metadata grows with the logarithm of its size; the data itself is never moved by it. Source:
+O'Neil et al., "The log-structured merge-tree", 1996; tiering as in Dayan et al., "Monkey",
+SIGMOD 2017, 2.
+
+Invariants:
+    I1. Runs that are merged are neighbours in age, so that order among versions is kept.
+    I2. A tombstone is dropped only when no older run is left outside the merge.
+
+Not here: making the result part of the tree (checkpoint.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from shardfs import limits
+from shardfs.engine.lsm.entry import TOMBSTONE
+from shardfs.engine.lsm.memtable import Memtable
+from shardfs.engine.lsm.merge import Run, load_page
+from shardfs.engine.lsm.segment import SegmentWriter
+
+_KEY_END = b"\xff" * (limits.KEY_BYTES_MAX + 1)
+
+
+def choose_runs(runs: Sequence[Run]) -> list[Run]:
+    """The runs to merge next, oldest first; empty when the tree is in shape.
+
+    Args:
+        runs: of the tree, oldest first (so levels fall along the sequence).
+    """
+    for level in range(limits.LEVEL_COUNT_MAX - 1):
+        chosen = [run for run in runs if run.level == level]
+        if len(chosen) >= limits.RUNS_PER_LEVEL_MAX:
+            return chosen
+    return []
+
+
+async def write_memtable(table: Memtable, writer: SegmentWriter, *, is_oldest: bool) -> None:
+    """Write a frozen memtable as a run.
+
+    Args:
+        is_oldest: there are no runs at all, so tombstones mean nothing.
+
+    Checkpoints: every limits.MERGE_SLICE_ENTRIES entries.
+    """
+    for count, key in enumerate(table.ordered(), 1):
+        value = table.entries[key]
+        if not (is_oldest and value == TOMBSTONE):
+            writer.add(key, value)
+        if count % limits.MERGE_SLICE_ENTRIES == 0:
+            await trio.lowlevel.checkpoint()
+    writer.finish()
+
+
+async def merge_runs(chosen: Sequence[Run], writer: SegmentWriter, *, is_oldest: bool) -> None:
+    """Write the merge of the chosen runs.
+
+    Args:
+        chosen: oldest first.
+        is_oldest: no older run exists outside `chosen` (I2).
+
+    Checkpoints: at least once a page.
+
+    Raises:
+        DeviceError, CorruptionError: a run cannot be read; nothing has been replaced.
+    """
+    start = b""
+    while True:
+        page = await load_page(chosen, start, _KEY_END, limits.MERGE_SLICE_ENTRIES)
+        for key in sorted(page.entries):
+            value = page.entries[key]
+            if not (is_oldest and value == TOMBSTONE):
+                writer.add(key, value)
+        if page.horizon is None:
+            break
+        start = page.horizon + b"\0"
+        await trio.lowlevel.checkpoint()
+    writer.finish()

@@ -1,0 +1,64 @@
+"""Bloom filters that say which segments cannot hold a key.
+
+Role: a thin door to the rbloom library with a hash of our own that is the same on every machine
+and in every process, so that a filter can be stored. Source: Bloom, "Space/time trade-offs in
+hash coding with allowable errors", CACM 1970.
+
+Invariants:
+    I1. A key that was added is always found.
+
+Not here: where filters are stored (segment.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import xxhash
+from rbloom import Bloom
+
+from shardfs import limits
+from shardfs.errors import CorruptionError
+
+_SIGNED_OFFSET = 1 << 127
+_HEADER_BYTES = 8
+_HASHES_MAX = 64
+
+
+def _hash(key: bytes) -> int:
+    return xxhash.xxh3_128_intdigest(key) - _SIGNED_OFFSET
+
+
+class Filter:
+    """A set of keys that may answer yes by mistake, never no."""
+
+    def __init__(self, bloom: Bloom) -> None:
+        self._bloom = bloom
+
+    @classmethod
+    def of(cls, keys: Iterable[bytes], count: int) -> Filter:
+        """The filter of `count` keys."""
+        bloom = Bloom(max(1, count), limits.FILTER_FALSE_POSITIVE_RATE, _hash)
+        bloom.update(keys)
+        return cls(bloom)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Filter:
+        """The filter encoded as `data`.
+
+        Raises:
+            CorruptionError: not a filter.
+        """
+        # The library trusts its input: it panics on short data and loops on a huge hash count.
+        hashes = int.from_bytes(data[:_HEADER_BYTES], "little")
+        if len(data) <= _HEADER_BYTES or not 1 <= hashes <= _HASHES_MAX:
+            raise CorruptionError("the filter does not decode", "tree")
+        return cls(Bloom.load_bytes(data, _hash))
+
+    def encode(self) -> bytes:
+        """The filter as stored."""
+        return bytes(self._bloom.save_bytes())
+
+    def may_contain(self, key: bytes) -> bool:
+        """False only if the key was never added."""
+        return key in self._bloom

@@ -1,0 +1,74 @@
+"""The manifest: which segments form the tree, and how much of each extent is live.
+
+Role: one chunk, written anew whenever the set of runs changes, named by the superblock's root.
+Live bytes are in it so that opening need not read the tree to know what can be reclaimed.
+
+Invariants:
+    I1. Everything a manifest names is persistent before the manifest is.
+    I2. `usage` is exact as of delta number `checkpoint`; deltas behind it carry the changes.
+
+Not here: installing a manifest (compaction.py).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from shardfs import limits
+from shardfs.engine.extents import Usage
+from shardfs.engine.layout import MANIFEST_HEADER, SEGMENT, USAGE, Bytes
+from shardfs.engine.lsm.segment import SegmentMeta
+from shardfs.engine.pieces import decode_locator, encode_locator
+from shardfs.errors import CorruptionError
+
+
+class Manifest(NamedTuple):
+    """The tree as of one checkpoint."""
+
+    checkpoint: int
+    segments: tuple[SegmentMeta, ...]
+    usage: tuple[Usage, ...]
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The payload of a manifest chunk."""
+    parts = [
+        MANIFEST_HEADER.pack(manifest.checkpoint, len(manifest.segments), len(manifest.usage))
+    ]
+    for segment in manifest.segments:
+        parts += [
+            SEGMENT.pack(segment.run_id, segment.level, segment.entry_count, segment.total_bytes,
+                         len(segment.first_key), len(segment.last_key)),
+            segment.first_key,
+            segment.last_key,
+            encode_locator(segment.index),
+        ]
+    parts += [USAGE.pack(*usage) for usage in manifest.usage]
+    return b"".join(parts)
+
+
+def decode_manifest(data: Bytes) -> Manifest:
+    """The manifest in `data`.
+
+    Raises:
+        CorruptionError: cut short, too long, or with values no manifest has.
+    """
+    checkpoint, segment_count, usage_count = MANIFEST_HEADER.unpack(data)
+    offset = MANIFEST_HEADER.size
+    segments = []
+    for _ in range(segment_count):
+        run_id, level, entries, total, first_bytes, last_bytes = SEGMENT.unpack(data, offset)
+        offset += SEGMENT.size
+        first_key = bytes(data[offset : offset + first_bytes])
+        offset += first_bytes
+        last_key = bytes(data[offset : offset + last_bytes])
+        index, offset = decode_locator(data, offset + last_bytes)
+        if first_key > last_key or level >= limits.LEVEL_COUNT_MAX:
+            raise CorruptionError("a segment in the manifest is impossible", "manifest")
+        segments.append(SegmentMeta(run_id, level, entries, total, first_key, last_key, index))
+    if offset + usage_count * USAGE.size != len(data):
+        raise CorruptionError("the manifest has a wrong length", "manifest")
+    usage = tuple(
+        Usage(*USAGE.unpack(data, offset + index * USAGE.size)) for index in range(usage_count)
+    )
+    return Manifest(checkpoint, tuple(segments), usage)

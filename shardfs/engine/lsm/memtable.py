@@ -1,0 +1,63 @@
+"""The newest entries of the tree, in memory.
+
+Role: a dictionary for point look-ups and changes; the sorted order is made when somebody scans,
+by merging in the keys that have come since (sorting many keys at once costs a fraction of
+inserting each in order).
+
+Invariants:
+    I1. `bytes_held` is the sum over entries of key and value lengths and a fixed overhead.
+
+Not here: making its content durable (commit.py) and turning it into a run (compaction.py).
+"""
+
+from __future__ import annotations
+
+from sortedcontainers import SortedList
+
+_ENTRY_OVERHEAD_BYTES = 160
+
+
+class Memtable:
+    """Entries by key; values are encoded, tombstones included."""
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, bytes] = {}
+        self.bytes_held = 0
+        self._sorted: SortedList[bytes] = SortedList()
+        self._unsorted: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def set(self, key: bytes, value: bytes) -> None:
+        """Insert or replace one entry."""
+        old = self.entries.get(key)
+        self.entries[key] = value
+        if old is None:
+            self._unsorted.append(key)
+            self.bytes_held += len(key) + len(value) + _ENTRY_OVERHEAD_BYTES
+        else:
+            self.bytes_held += len(value) - len(old)
+
+    def get(self, key: bytes) -> bytes | None:
+        """The encoded value, or None when the key is not here."""
+        return self.entries.get(key)
+
+    def range(self, start: bytes, end: bytes, count_max: int) -> list[tuple[bytes, bytes]]:
+        """At most `count_max` entries from [start, end), in order."""
+        if self._unsorted:
+            self._sorted.update(self._unsorted)
+            self._unsorted = []
+        result = []
+        for key in self._sorted.irange(start, end, (True, False)):
+            result.append((key, self.entries[key]))
+            if len(result) == count_max:
+                break
+        return result
+
+    def ordered(self) -> list[bytes]:
+        """All keys, in order."""
+        if self._unsorted:
+            self._sorted.update(self._unsorted)
+            self._unsorted = []
+        return list(self._sorted)

@@ -1,0 +1,103 @@
+"""Merging sorted runs, a page at a time.
+
+Role: the entries of several runs in a key range, the newest value of each key only. A page is
+gathered by loading the blocks it needs from each run and merging them as dictionaries, which
+costs well under a microsecond an entry, against several for a heap of iterators.
+
+Invariants:
+    I1. A page holds, for the range it covers, exactly what a merge of the whole runs would.
+
+Not here: memtables (tree.py), dropping tombstones for good (compaction.py).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from shardfs.engine.lsm.segment import Segment
+
+
+class Run(NamedTuple):
+    """One sorted run: its segments in key order."""
+
+    run_id: int
+    level: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the run on the device."""
+        return sum(segment.meta.total_bytes for segment in self.segments)
+
+    def segment_number(self, key: bytes) -> int:
+        """The segment that holds `key` if any does, or the first one behind it."""
+        return bisect_left(self.segments, key, key=lambda segment: segment.meta.last_key)
+
+
+class Page(NamedTuple):
+    """Merged entries of [start, end_of_page); `horizon` is the last key covered, None for all."""
+
+    entries: dict[bytes, bytes]
+    horizon: bytes | None
+
+
+async def load_page(runs: Sequence[Run], start: bytes, end: bytes, count: int) -> Page:
+    """Merge the runs from `start`, for about `count` entries of each.
+
+    Args:
+        runs: oldest first; a later run's value hides an earlier one's.
+        start, end: the key range [start, end).
+        count: entries to take from each run before stopping.
+
+    Checkpoints: only when blocks are not cached.
+
+    Raises:
+        DeviceError, CorruptionError: a block cannot be read.
+    """
+    parts = [await _run_part(run, start, end, count) for run in runs]
+    return merge_parts(parts)
+
+
+def merge_parts(parts: Sequence[tuple[list[tuple[bytes, bytes]], bool]]) -> Page:
+    """Merge what each source gave: (entries in order, whether that was all), oldest first."""
+    horizons = [entries[-1][0] for entries, complete in parts if not complete]
+    horizon = min(horizons, default=None)
+    merged: dict[bytes, bytes] = {}
+    for entries, _ in parts:
+        merged.update(entries)
+    if horizon is not None:
+        merged = {key: value for key, value in merged.items() if key <= horizon}
+    return Page(merged, horizon)
+
+
+async def _run_part(
+    run: Run, start: bytes, end: bytes, count: int
+) -> tuple[list[tuple[bytes, bytes]], bool]:
+    entries: list[tuple[bytes, bytes]] = []
+    for segment in run.segments[run.segment_number(start) :]:
+        for number in range(segment.block_number(start), len(segment.index.blocks)):
+            if segment.index.first_keys[number] >= end:
+                return entries, True
+            if len(entries) >= count:
+                return entries, False
+            block = await segment.block(number)
+            first = bisect_left(block.keys, start)
+            last = bisect_left(block.keys, end)
+            entries += zip(block.keys[first:last], block.values[first:last], strict=True)
+    return entries, True
+
+
+def overlapping(runs: Sequence[Run], key: bytes) -> list[Segment]:
+    """The segments, newest run first, whose key range holds `key`.
+
+    Args:
+        runs: oldest first.
+    """
+    found = []
+    for run in reversed(runs):
+        number = bisect_right(run.segments, key, key=lambda segment: segment.meta.first_key) - 1
+        if number >= 0 and key <= run.segments[number].meta.last_key:
+            found.append(run.segments[number])
+    return found

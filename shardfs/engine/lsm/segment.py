@@ -1,0 +1,270 @@
+"""One segment of a sorted run: blocks, and an index with a filter.
+
+Role: a run is a sequence of segments with disjoint, rising key ranges. A segment is a number of
+block chunks and one index chunk that names them; the manifest names the index. The index and
+the filter are held in memory while the store is open; blocks come through the cache.
+
+Invariants:
+    I1. The index names every block of the segment with its first key, in order.
+    I2. Entries that share their first limits.CLUSTER_PREFIX_BYTES stay in one block while the
+        block is under twice its target size.
+
+Ordering: nothing refers to a segment before the manifest does, and the manifest waits for every
+chunk of it (compaction.py).
+
+Not here: choosing what to merge (compaction.py), which segment to ask (tree.py).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from typing import NamedTuple
+
+from shardfs import limits
+from shardfs.engine.cache import Cache
+from shardfs.engine.chunks import ChunkStore, locator_bytes
+from shardfs.engine.dependency import Dependency
+from shardfs.engine.extents import Extents
+from shardfs.engine.layout import BLOCK_REFERENCE, RUN_INDEX_HEADER, Bytes, Kind, Stream
+from shardfs.engine.lsm.entry import Block, decode_block, encode_block
+from shardfs.engine.lsm.filter import Filter
+from shardfs.engine.pieces import Locator, decode_locator, encode_locator
+from shardfs.errors import CorruptionError
+
+_DECODED_ENTRY_BYTES = 120
+_FILTER_BYTES_PER_ENTRY = 2
+
+
+class SegmentMeta(NamedTuple):
+    """What the manifest says of a segment."""
+
+    run_id: int
+    level: int
+    entry_count: int
+    total_bytes: int
+    first_key: bytes
+    last_key: bytes
+    index: Locator
+
+
+class SegmentIndex(NamedTuple):
+    """A decoded run index."""
+
+    run_id: int
+    entry_count: int
+    first_keys: list[bytes]
+    blocks: list[Locator]
+    filter: Filter
+
+
+def encode_index(
+    run_id: int, entry_count: int, blocks: list[tuple[bytes, Locator]], filter_data: bytes
+) -> bytes:
+    """The payload of a run index chunk."""
+    parts = [RUN_INDEX_HEADER.pack(run_id, entry_count, len(blocks), len(filter_data))]
+    for first_key, locator in blocks:
+        parts += [BLOCK_REFERENCE.pack(len(first_key)), first_key, encode_locator(locator)]
+    return b"".join((*parts, filter_data))
+
+
+def decode_index(data: Bytes) -> SegmentIndex:
+    """The run index in `data`.
+
+    Raises:
+        CorruptionError: cut short, too long, or out of order.
+    """
+    run_id, entry_count, block_count, filter_bytes = RUN_INDEX_HEADER.unpack(data)
+    offset = RUN_INDEX_HEADER.size
+    first_keys: list[bytes] = []
+    blocks = []
+    for _ in range(block_count):
+        (key_bytes,) = BLOCK_REFERENCE.unpack(data, offset)
+        offset += BLOCK_REFERENCE.size
+        key = bytes(data[offset : offset + key_bytes])
+        locator, offset = decode_locator(data, offset + key_bytes)
+        if first_keys and key <= first_keys[-1]:
+            raise CorruptionError("the blocks of a run index are out of order", "tree")
+        first_keys.append(key)
+        blocks.append(locator)
+    if not blocks or offset + filter_bytes != len(data):
+        raise CorruptionError("a run index has a wrong length", "tree")
+    return SegmentIndex(
+        run_id, entry_count, first_keys, blocks, Filter.decode(bytes(data[offset:]))
+    )
+
+
+class Segment:
+    """An open segment: its index in memory, its blocks on the device.
+
+    Args:
+        meta: from the manifest.
+        index: decoded from the chunk that `meta.index` names.
+        chunks: where blocks are read.
+        cache: where decoded blocks are kept.
+    """
+
+    def __init__(
+        self, meta: SegmentMeta, index: SegmentIndex, chunks: ChunkStore, cache: Cache
+    ) -> None:
+        self.meta = meta
+        self.index = index
+        self._chunks = chunks
+        self._cache = cache
+
+    @classmethod
+    async def open(cls, meta: SegmentMeta, chunks: ChunkStore, cache: Cache) -> Segment:
+        """Read the segment's index; one device read.
+
+        Raises:
+            DeviceError, CorruptionError: it cannot be read.
+        """
+        data = await chunks.get(meta.index, 0, meta.index.length)
+        index = decode_index(data)
+        if index.run_id != meta.run_id or index.entry_count != meta.entry_count:
+            raise CorruptionError("a run index does not match the manifest", "tree")
+        return cls(meta, index, chunks, cache)
+
+    @property
+    def locators(self) -> list[Locator]:
+        """Every chunk of the segment."""
+        return [*self.index.blocks, self.meta.index]
+
+    def block_number(self, key: bytes) -> int:
+        """The block that holds `key` if any does, or the first one behind it."""
+        return max(0, bisect_right(self.index.first_keys, key) - 1)
+
+    async def get(self, key: bytes) -> bytes | None:
+        """The encoded value, or None when the key is not in this segment.
+
+        Checkpoints: only when the block is not cached; one device read.
+
+        Raises:
+            DeviceError, CorruptionError: the block cannot be read.
+        """
+        if not self.meta.first_key <= key <= self.meta.last_key:
+            return None
+        if not self.index.filter.may_contain(key):
+            return None
+        block = await self.block(self.block_number(key))
+        at = bisect_left(block.keys, key)
+        if at < len(block.keys) and block.keys[at] == key:
+            return block.values[at]
+        return None
+
+    async def block(self, number: int) -> Block:
+        """A decoded block, from the cache if it is there."""
+        locator = self.index.blocks[number]
+        key = (locator.extent, locator.epoch, locator.offset)
+        cached: Block | None = self._cache.get(key)
+        if cached is not None:
+            return cached
+
+        async def load() -> tuple[Block, int]:
+            block = decode_block(await self._chunks.get(locator, 0, locator.length))
+            return block, locator.length + _DECODED_ENTRY_BYTES * len(block.keys)
+
+        loaded: Block = await self._cache.load(key, load)
+        return loaded
+
+
+class SegmentWriter:
+    """Writes one run as a sequence of segments.
+
+    Args:
+        chunks, extents, cache: of the store.
+        run_id: of the new run.
+        level: of the new run.
+    """
+
+    def __init__(
+        self, chunks: ChunkStore, extents: Extents, cache: Cache, run_id: int, level: int
+    ) -> None:
+        self._chunks = chunks
+        self._extents = extents
+        self._cache = cache
+        self._run_id = run_id
+        self._level = level
+        self._entries: list[tuple[bytes, bytes]] = []
+        self._entry_bytes = 0
+        self._keys: list[bytes] = []
+        self._blocks: list[tuple[bytes, Locator]] = []
+        self._index_bytes = 0
+        self._segment_bytes = 0
+        self._block_bytes_target = min(limits.RUN_BLOCK_BYTES, chunks.payload_bytes_max // 4)
+        self.segments: list[Segment] = []
+        self.written: list[Dependency] = []
+        self.credited: list[Locator] = []
+
+    def add(self, key: bytes, value: bytes) -> None:
+        """Append one entry; keys must rise."""
+        prefix = limits.CLUSTER_PREFIX_BYTES
+        if self._entry_bytes >= self._block_bytes_target and (
+            self._entry_bytes >= 2 * self._block_bytes_target
+            or self._entries[-1][0][:prefix] != key[:prefix]
+        ):
+            self._end_block()
+            if (
+                self._segment_bytes >= limits.SEGMENT_BYTES_MAX
+                or self._index_bytes >= self._chunks.payload_bytes_max // 2
+            ):
+                self._end_segment()
+        self._entries.append((key, value))
+        self._entry_bytes += len(key) + len(value)
+
+    def finish(self) -> None:
+        """Write what is left; `segments` is complete afterwards."""
+        if self._entries:
+            self._end_block()
+        if self._blocks:
+            self._end_segment()
+
+    def _put(self, kind: Kind, owner: bytes, payload: bytes) -> Locator:
+        locator, persistent = self._chunks.put(
+            kind, Stream.RUNS, owner, self._run_id, (payload,)
+        )
+        # Live from the moment it is written: reclamation must not take what no manifest names
+        # yet (the class of ShardStore's issue 14).
+        self._extents.credit(locator.extent, locator_bytes(locator))
+        self.credited.append(locator)
+        self.written.append(persistent)
+        self._segment_bytes += locator_bytes(locator)
+        return locator
+
+    def _end_block(self) -> None:
+        first_key = self._entries[0][0]
+        locator = self._put(Kind.RUN_BLOCK, first_key, encode_block(self._entries))
+        self._keys += [key for key, _ in self._entries]
+        self._blocks.append((first_key, locator))
+        self._index_bytes += len(first_key) + len(encode_locator(locator))
+        self._index_bytes += _FILTER_BYTES_PER_ENTRY * len(self._entries)
+        self._last_key = self._entries[-1][0]
+        self._entries = []
+        self._entry_bytes = 0
+
+    def _end_segment(self) -> None:
+        count = len(self._keys)
+        key_filter = Filter.of(self._keys, count)
+        first_key = self._blocks[0][0]
+        payload = encode_index(self._run_id, count, self._blocks, key_filter.encode())
+        locator = self._put(Kind.RUN_INDEX, first_key, payload)
+        meta = SegmentMeta(
+            self._run_id,
+            self._level,
+            count,
+            self._segment_bytes,
+            first_key,
+            self._last_key,
+            locator,
+        )
+        index = SegmentIndex(
+            self._run_id,
+            count,
+            [key for key, _ in self._blocks],
+            [block for _, block in self._blocks],
+            key_filter,
+        )
+        self.segments.append(Segment(meta, index, self._chunks, self._cache))
+        self._keys = []
+        self._blocks = []
+        self._index_bytes = 0
+        self._segment_bytes = 0

@@ -1,0 +1,162 @@
+"""Locators, pieces and shards: where the bytes of a key are, as values.
+
+Role: a *locator* says where one chunk lies and what its granules hash to. A *shard* is the
+content of one key as sorted, disjoint *pieces*, each taken from one chunk; gaps are holes that
+read as zeros. Pure functions cut and join them.
+
+Invariants:
+    I1. The pieces of a shard are sorted by start, disjoint, and none is empty.
+    I2. A piece lies inside its chunk: skip + length <= locator.length.
+    I3. Encoding then decoding gives back an equal value; decoding any bytes returns or raises
+        CorruptionError.
+
+Not here: reading chunks (chunks.py), and which keys are shards of which file (fuse/files.py).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from shardfs import limits
+from shardfs.engine.layout import LOCATOR, PIECE, SHARD_HEADER, Bytes
+from shardfs.errors import CorruptionError
+
+DIGEST_BYTES = 8
+"""Size of one granule's xxh3-64 digest in a locator."""
+
+
+class Locator(NamedTuple):
+    """Where a chunk is: frame position, identity and granule checksums."""
+
+    extent: int
+    epoch: int
+    offset: int
+    length: int
+    sequence: int
+    key_bytes: int
+    checksums: bytes
+
+
+class Piece(NamedTuple):
+    """Shard bytes [start, start+length) are chunk bytes [skip, skip+length)."""
+
+    start: int
+    length: int
+    skip: int
+    locator: Locator
+
+    @property
+    def end(self) -> int:
+        """First byte behind the piece, within the shard."""
+        return self.start + self.length
+
+
+class Shard(NamedTuple):
+    """The content of one key: its pieces, and the tree generation it was read at."""
+
+    pieces: tuple[Piece, ...]
+    generation: int = 0
+
+    @property
+    def length(self) -> int:
+        """First byte behind the last piece."""
+        return self.pieces[-1].end if self.pieces else 0
+
+
+def granule_count(length: int) -> int:
+    """Granules in a payload of `length` bytes."""
+    return -(-length // limits.GRANULE_BYTES)
+
+
+def encode_locator(locator: Locator) -> bytes:
+    """The locator as stored: table LOCATOR, then the granule digests."""
+    return LOCATOR.pack(*locator[:6]) + locator.checksums
+
+
+def decode_locator(data: Bytes, offset: int = 0) -> tuple[Locator, int]:
+    """The locator at `offset`, and the offset behind it.
+
+    Raises:
+        CorruptionError: cut short, or a length no chunk can have.
+    """
+    extent, epoch, start, length, sequence, key_bytes = LOCATOR.unpack(data, offset)
+    offset += LOCATOR.size
+    end = offset + granule_count(length) * DIGEST_BYTES
+    if length > limits.CHUNK_BYTES_MAX or end > len(data):
+        raise CorruptionError(f"locator of a chunk of {length} bytes is damaged or cut short")
+    checksums = bytes(data[offset:end])
+    return Locator(extent, epoch, start, length, sequence, key_bytes, checksums), end
+
+
+def encode_pieces(pieces: Iterable[Piece]) -> bytes:
+    """The pieces of a shard as stored: count, then (piece, locator) each."""
+    parts = [
+        PIECE.pack(piece.start, piece.length, piece.skip) + encode_locator(piece.locator)
+        for piece in pieces
+    ]
+    return SHARD_HEADER.pack(len(parts)) + b"".join(parts)
+
+
+def decode_pieces(data: Bytes, offset: int = 0) -> tuple[Piece, ...]:
+    """The pieces that fill `data` from `offset` to its end.
+
+    Raises:
+        CorruptionError: cut short, too long, or pieces that break I1 or I2.
+    """
+    (count,) = SHARD_HEADER.unpack(data, offset)
+    offset += SHARD_HEADER.size
+    pieces = []
+    covered = 0
+    for _ in range(count):
+        start, length, skip = PIECE.unpack(data, offset)
+        locator, offset = decode_locator(data, offset + PIECE.size)
+        if length == 0 or start < covered or skip + length > locator.length:
+            raise CorruptionError(f"piece at byte {start} of a shard is out of order or range")
+        covered = start + length
+        pieces.append(Piece(start, length, skip, locator))
+    if offset != len(data):
+        raise CorruptionError(f"{len(data) - offset} stray bytes behind the pieces of a shard")
+    return tuple(pieces)
+
+
+def punch(pieces: tuple[Piece, ...], start: int, length: int) -> tuple[Piece, ...]:
+    """The pieces with [start, start+length) made a hole."""
+    end = start + length
+    if not pieces or start >= pieces[-1].end:
+        return pieces
+    first = bisect_right(pieces, start, key=lambda piece: piece.end)
+    last = bisect_left(pieces, end, key=lambda piece: piece.start)
+    kept = []
+    for piece in pieces[first:last]:
+        if piece.start < start:
+            kept.append(piece._replace(length=start - piece.start))
+        if piece.end > end:
+            cut = end - piece.start
+            kept.append(Piece(end, piece.length - cut, piece.skip + cut, piece.locator))
+    return pieces[:first] + tuple(kept) + pieces[last:]
+
+
+def splice(
+    pieces: tuple[Piece, ...], start: int, locator: Locator, length: int
+) -> tuple[Piece, ...]:
+    """The pieces with [start, start+length) taken from the first bytes of a new chunk."""
+    added = Piece(start, length, 0, locator)
+    if not pieces or start >= pieces[-1].end:
+        return (*pieces, added)
+    holed = punch(pieces, start, length)
+    at = bisect_left(holed, start, key=lambda piece: piece.start)
+    return (*holed[:at], added, *holed[at:])
+
+
+def truncate(pieces: tuple[Piece, ...], length: int) -> tuple[Piece, ...]:
+    """The pieces cut off at byte `length` of the shard."""
+    if not pieces or pieces[-1].end <= length:
+        return pieces
+    return punch(pieces, length, pieces[-1].end - length)
+
+
+def locators(pieces: Iterable[Piece]) -> dict[int, Locator]:
+    """The distinct chunks that the pieces refer to, by sequence number."""
+    return {piece.locator.sequence: piece.locator for piece in pieces}

@@ -1,0 +1,45 @@
+"""Gives wholly dead extents back.
+
+Role: extents in which nothing is live any more are reset and become free. Live data is not
+moved; an extent that is partly live keeps its garbage.
+
+Invariants:
+    I1. Only extents that `Extents.dead` names are freed: dead in every state a crash could
+        leave.
+
+Ordering: record with state FREE and the epoch raised -> flush -> device reset -> discard ->
+allocation. A power cut in between leaves a free extent that still holds old bytes; their epoch
+tells that they mean nothing.
+
+Not here: counting what is live (store.py, checkpoint.py).
+"""
+
+from __future__ import annotations
+
+from shardfs.engine.commit import Committer
+from shardfs.engine.extents import Extents
+from shardfs.engine.scheduler import Scheduler
+
+
+async def reclaim_dead(extents: Extents, committer: Committer, scheduler: Scheduler) -> int:
+    """Free every dead extent.
+
+    Returns:
+        How many were freed.
+
+    Durable when: returned.
+
+    Raises:
+        DeviceError, ReadOnlyError: extents not yet released stay unused until the next open.
+    """
+    dead = extents.dead(
+        committer.durable_number, committer.persistent_checkpoint, committer.root.log_extent
+    )
+    if not dead:
+        return 0
+    for extent in dead:
+        extents.mark_free(extent)
+    await scheduler.settle(await committer.write_record())
+    for extent in dead:
+        await extents.release(extent)
+    return len(dead)

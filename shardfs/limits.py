@@ -1,0 +1,136 @@
+"""Every size and bound of shardfs, and the relations between them.
+
+Role: a limit is looked up here and nowhere else. Sizes are bytes unless the name says otherwise.
+The asserts at the bottom relate the constants; the package does not import when they are broken.
+
+Not here: what mkfs chooses for one device (engine/mkfs.py) and what is on disk (engine/layout.py).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# --- device and extents ---------------------------------------------------------------------
+BLOCK_BYTES: Final = 4 * KIB
+"""Every device write starts at, and is a multiple of, this many bytes."""
+SECTOR_BYTES_ALLOWED: Final = (512, 4 * KIB)
+EXTENT_BYTES_MIN: Final = 64 * KIB
+EXTENT_BYTES_MAX: Final = 1 * GIB
+EXTENT_BYTES_DEFAULT_MAX: Final = 64 * MIB
+"""mkfs picks no larger extent by itself, unless there would be too many of them."""
+EXTENT_COUNT_MAX: Final = 32768
+"""A snapshot of every extent's state must fit into one frame."""
+EXTENT_COUNT_MIN: Final = 24
+EXTENT_COUNT_TARGET: Final = 1024
+"""mkfs makes extents about this many to a device, within the bounds above."""
+EXTENT_BYTES_DEFAULT_MIN: Final = 1 * MIB
+"""mkfs picks no smaller extent by itself."""
+
+# --- frames and chunks ----------------------------------------------------------------------
+GRANULE_BYTES: Final = 32 * KIB
+"""Each granule of a payload has a checksum of its own, so a part can be read and verified."""
+CHUNK_BYTES_MAX: Final = 1 * MIB
+CHUNKS_PER_EXTENT_MIN: Final = 4
+KEY_BYTES_MAX: Final = 1024
+FRAME_ALIGNMENT_BYTES: Final = 8
+
+# --- tree -----------------------------------------------------------------------------------
+RUN_BLOCK_BYTES: Final = 16 * KIB
+"""Target size of one block of sorted entries."""
+CLUSTER_PREFIX_BYTES: Final = 9
+"""Neighbours that share this long a key prefix stay in one block while it is under twice its
+target: a small file's inode and first shard are then one read."""
+SEGMENT_BYTES_MAX: Final = 16 * MIB
+RUNS_PER_LEVEL_MAX: Final = 4
+"""When a level holds this many runs, they are merged into one run of the next level."""
+LEVEL_COUNT_MAX: Final = 12
+FILTER_FALSE_POSITIVE_RATE: Final = 0.01
+MEMTABLE_BYTES_MAX: Final = 8 * MIB
+DELTA_LOG_BYTES_MAX: Final = 32 * MIB
+"""A checkpoint starts when the delta log has grown by this much: it bounds recovery."""
+DELTA_BYTES_MAX: Final = 4 * MIB
+"""Changes not yet in a delta; beyond it a commit is started."""
+RECORD_BYTES_MAX: Final = 68 * KIB
+INLINE_VALUE_BYTES_MAX: Final = 256
+"""Store.put keeps values up to this size in the tree itself."""
+RIDER_BYTES_MAX: Final = 4 * MIB
+"""A delta may be issued together with at most this much unflushed data; recovery verifies it."""
+MERGE_SLICE_ENTRIES: Final = 256
+"""Background merging gives way to other tasks after this many entries."""
+
+# --- scheduling -----------------------------------------------------------------------------
+WRITE_BYTES_TARGET: Final = 1 * MIB
+"""A tail of an extent is handed to the device when it has grown to this size."""
+WRITES_IN_FLIGHT_MAX: Final = 4
+QUEUED_BYTES_MAX: Final = 64 * MIB
+"""Store.admit waits while more than this is waiting to be written."""
+COMMIT_INTERVAL_S: Final = 2.0
+"""Applied batches are made durable after this long even if nobody asks."""
+CACHE_BYTES_DEFAULT: Final = 128 * MIB
+
+# --- superblock -----------------------------------------------------------------------------
+SUPERBLOCK_EXTENTS: Final = 2
+SUPERBLOCK_LOG_BYTES_MAX: Final = 4 * MIB
+"""A superblock extent is started afresh when its log has grown to this size."""
+LABEL_BYTES_MAX: Final = 64
+
+# --- space ----------------------------------------------------------------------------------
+META_SPARE_EXTENTS: Final = 2
+"""Extents declared ahead for the delta log, so that a commit never waits for a declaration."""
+RESERVE_EXTENTS_MIN: Final = 8
+RESERVE_FRACTION: Final = 0.02
+"""Extents that user data may not take: kept for deltas, runs and reclamation."""
+
+# --- file system ----------------------------------------------------------------------------
+NAME_BYTES_MAX: Final = 255
+SYMLINK_BYTES_MAX: Final = 4095
+XATTR_NAME_BYTES_MAX: Final = 255
+XATTR_BYTES_MAX: Final = 64 * KIB
+LINKS_MAX: Final = (1 << 32) - 2
+SHARD_BYTES: Final = 4 * MIB
+"""A file is cut into shards of this many bytes."""
+FILE_BYTES_MAX: Final = 1 << 60
+"""A file is at most this long; most of it may be holes."""
+PIECES_PER_SHARD_MAX: Final = 256
+"""A shard with more pieces is rewritten as whole chunks."""
+SHARDS_PER_BATCH_MAX: Final = 128
+"""Truncating and freeing large files goes in batches of at most this many shards."""
+INODES_PER_LEASE: Final = 1024
+"""Inode numbers are set aside this many at a time, so few batches carry the counter."""
+INODES_CACHED_MAX: Final = 128 * KIB
+ENTRIES_CACHED_MAX: Final = 256 * KIB
+DIRECTORY_PAGE_ENTRIES: Final = 256
+"""Directory entries read ahead for one handle."""
+DIRTY_BYTES_MAX: Final = 192 * MIB
+"""Writers wait while more than this is buffered."""
+DIRTY_AGE_S: Final = 3.0
+"""Buffered data older than this is given to the engine, which commits every COMMIT_INTERVAL_S."""
+FLUSHER_INTERVAL_S: Final = 0.5
+DIRTY_PART_OVERHEAD_BYTES: Final = 512
+"""Space reserved with each separate range of buffered data, for its frame and its index entry."""
+CHANGE_BYTES_RESERVED: Final = 16 * KIB
+"""Space that must be free for a change that makes the file system larger."""
+ORPHANS_QUEUED_MAX: Final = 16 * KIB
+"""Unlinking waits while more than this many removed files are yet to be freed."""
+
+VERIFY: Final = False
+"""Turns on the checks that cost more than the work they check (tests set it by hand)."""
+
+assert EXTENT_BYTES_MIN % BLOCK_BYTES == 0
+assert EXTENT_BYTES_MIN // CHUNKS_PER_EXTENT_MIN >= 2 * KEY_BYTES_MAX
+assert GRANULE_BYTES % BLOCK_BYTES == 0
+assert CHUNK_BYTES_MAX % GRANULE_BYTES == 0
+assert CHUNK_BYTES_MAX * 2 <= EXTENT_BYTES_MAX
+assert RUN_BLOCK_BYTES * 4 <= CHUNK_BYTES_MAX
+assert all(BLOCK_BYTES % sector == 0 for sector in SECTOR_BYTES_ALLOWED)
+assert DELTA_BYTES_MAX <= MEMTABLE_BYTES_MAX <= DELTA_LOG_BYTES_MAX
+assert WRITE_BYTES_TARGET % BLOCK_BYTES == 0
+assert SHARD_BYTES % CHUNK_BYTES_MAX == 0
+assert XATTR_BYTES_MAX + 64 <= RECORD_BYTES_MAX
+assert FILE_BYTES_MAX % SHARD_BYTES == 0
+assert DIRTY_BYTES_MAX >= 8 * SHARD_BYTES
+assert DIRTY_AGE_S + FLUSHER_INTERVAL_S < 5.0, "what is older than 5 s survives a power cut"
