@@ -111,7 +111,7 @@ class ChunkStore:
             DeviceError: the device could not read them.
             CorruptionError: a granule of the range does not match its digest.
         """
-        assert 0 <= start and start + length <= locator.length, "outside the chunk"
+        assert start >= 0 and start + length <= locator.length, "outside the chunk"
         unwritten = self._extents.unwritten(locator.extent, locator.offset)
         if unwritten is not None:
             return memoryview(concatenate(unwritten))[start : start + length]

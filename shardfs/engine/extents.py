@@ -109,7 +109,7 @@ class Extents:
         self._scheduler = scheduler
         self._superblock = superblock
         self._sequence = sequence
-        self._reserve = reserve
+        self.reserve = reserve
         self.identity: Identity = superblock.identity
         self.extent_bytes = self.identity.extent_bytes
         self.all = [Extent(index) for index in range(self.identity.extent_count)]
@@ -403,7 +403,7 @@ class Extents:
 
     def free_user_bytes(self) -> int:
         """Bytes that user data may still append, frame overhead included."""
-        free = max(0, len(self._free) - self._reserve) * self.extent_bytes
+        free = max(0, len(self._free) - self.reserve) * self.extent_bytes
         return free + self.room(Stream.DATA)
 
     def _open_next(self, stream: Stream, floor: int) -> Extent:

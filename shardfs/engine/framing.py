@@ -186,6 +186,16 @@ def decode_frame(
     return frame, payload
 
 
+def is_cut_short(data: Bytes, offset: int) -> bool:
+    """Whether what starts at `offset` could become a frame if `data` went on."""
+    available = len(data) - offset
+    try:
+        frame = decode_head(data, offset)
+    except CorruptionError:
+        return available < limits.BLOCK_BYTES
+    return frame.payload_offset + frame.payload_bytes > available
+
+
 def scan_frames(
     data: Bytes, *, store_id: int | None = None, epoch: int | None = None
 ) -> Iterator[tuple[int, Frame, memoryview]]:

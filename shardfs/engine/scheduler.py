@@ -102,9 +102,7 @@ class Scheduler:
         """
         assert offset % limits.BLOCK_BYTES == 0 and length % limits.BLOCK_BYTES == 0
         self._submitted += 1
-        write = _Write(
-            self._submitted, offset, buffers, length, before, persistent, on_written
-        )
+        write = _Write(self._submitted, offset, buffers, length, before, persistent, on_written)
         self._queues.setdefault(extent, _Queue()).writes.append(write)
         self.queued_bytes += length
         self._issue_ready()

@@ -30,10 +30,10 @@ from shardfs.engine.dependency import PERSISTENT, Dependency, all_of
 from shardfs.engine.device import Device
 from shardfs.engine.framing import (
     decode_frame,
-    decode_head,
     encode_head,
     granule_digests,
     head_bytes,
+    is_cut_short,
 )
 from shardfs.engine.layout import (
     EXTENT_ENTRY,
@@ -258,7 +258,7 @@ async def read_copy(device: Device, start: int) -> CopyState:
                 identity, record = decode_record(payload)
         except CorruptionError as error:
             more = min(step, device.size_bytes - start - len(data))
-            if more > 0 and _may_continue(data, at, len(data) - at):
+            if more > 0 and is_cut_short(data, at):
                 data += bytes(await device.read(start + len(data), more))
                 step *= 2
                 continue
@@ -275,15 +275,6 @@ async def read_copy(device: Device, start: int) -> CopyState:
         copy.entries.update((entry.extent, entry) for entry in record.entries)
         sequence = frame.sequence
         at = copy.end = _round_up(at + frame.total_bytes)
-
-
-def _may_continue(data: Bytes, at: int, available: int) -> bool:
-    """Whether the frame at `at` failed to decode merely because more must be read."""
-    try:
-        frame = decode_head(data, at)
-    except CorruptionError:
-        return available < limits.BLOCK_BYTES
-    return frame.payload_offset + frame.payload_bytes > available
 
 
 def _round_up(length: int) -> int:

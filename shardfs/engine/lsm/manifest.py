@@ -32,13 +32,17 @@ class Manifest(NamedTuple):
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """The payload of a manifest chunk."""
-    parts = [
-        MANIFEST_HEADER.pack(manifest.checkpoint, len(manifest.segments), len(manifest.usage))
-    ]
+    parts = [MANIFEST_HEADER.pack(manifest.checkpoint, len(manifest.segments), len(manifest.usage))]
     for segment in manifest.segments:
         parts += [
-            SEGMENT.pack(segment.run_id, segment.level, segment.entry_count, segment.total_bytes,
-                         len(segment.first_key), len(segment.last_key)),
+            SEGMENT.pack(
+                segment.run_id,
+                segment.level,
+                segment.entry_count,
+                segment.total_bytes,
+                len(segment.first_key),
+                len(segment.last_key),
+            ),
             segment.first_key,
             segment.last_key,
             encode_locator(segment.index),

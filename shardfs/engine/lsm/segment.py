@@ -219,9 +219,7 @@ class SegmentWriter:
             self._end_segment()
 
     def _put(self, kind: Kind, owner: bytes, payload: bytes) -> Locator:
-        locator, persistent = self._chunks.put(
-            kind, Stream.RUNS, owner, self._run_id, (payload,)
-        )
+        locator, persistent = self._chunks.put(kind, Stream.RUNS, owner, self._run_id, (payload,))
         # Live from the moment it is written: reclamation must not take what no manifest names
         # yet (the class of ShardStore's issue 14).
         self._extents.credit(locator.extent, locator_bytes(locator))

@@ -1,0 +1,93 @@
+"""A batch: changes that count together or not at all.
+
+Role: gathers encoded values by key, and which chunks they begin and cease to refer to.
+
+Invariants:
+    I1. A key appears in a batch at most once as a shard; a later record change of the same key
+        replaces an earlier one.
+
+Not here: applying it (store.py).
+"""
+
+from __future__ import annotations
+
+from shardfs import limits
+from shardfs.engine.lsm.entry import TOMBSTONE, encode_record, encode_shard
+from shardfs.engine.pieces import Locator, Piece, Shard, locators
+from shardfs.errors import LimitError
+
+
+def check_key(key: bytes) -> None:
+    """Raises:
+    LimitError: the key is empty or longer than the format allows.
+    """
+    if not 0 < len(key) <= limits.KEY_BYTES_MAX:
+        raise LimitError(f"a key has 1 to {limits.KEY_BYTES_MAX} bytes, this one has {len(key)}")
+
+
+class Batch:
+    """Changes to apply together. Made by Store.batch; an abandoned one needs nothing.
+
+    Args:
+        record_bytes_max: of the store.
+        essential: the batch frees space or finishes what was promised: it may use the reserve.
+    """
+
+    def __init__(self, record_bytes_max: int, *, essential: bool) -> None:
+        self._record_bytes_max = record_bytes_max
+        self.essential = essential
+        self.changes: dict[bytes, bytes] = {}
+        self.bases: list[tuple[bytes, Shard | None]] = []
+        self.added: dict[int, Locator] = {}
+        self.removed: dict[int, Locator] = {}
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    def put(self, key: bytes, record: bytes) -> None:
+        """Set a record.
+
+        Raises:
+            LimitError: the key or the record is too long.
+        """
+        check_key(key)
+        if len(record) > self._record_bytes_max:
+            raise LimitError(
+                f"a record of {len(record)} bytes is longer than {self._record_bytes_max}"
+            )
+        self.changes[key] = encode_record(record)
+
+    def delete(self, key: bytes) -> None:
+        """Remove a record; nothing happens if there is none."""
+        check_key(key)
+        self.changes[key] = TOMBSTONE
+
+    def put_shard(self, key: bytes, pieces: tuple[Piece, ...], base: Shard | None) -> None:
+        """Set a shard.
+
+        Args:
+            key: of the shard.
+            pieces: its whole new content; an empty tuple is a shard of holes.
+            base: what get_shard or scan gave; None only if there is no entry for the key.
+
+        Raises:
+            LimitError: the key is too long, or the shard has too many pieces.
+        """
+        value = encode_shard(pieces)
+        if len(value) > self._record_bytes_max:
+            raise LimitError(f"a shard of {len(pieces)} pieces is too fragmented")
+        self._rebase(key, locators(pieces), base)
+        self.changes[key] = value
+
+    def delete_shard(self, key: bytes, base: Shard) -> None:
+        """Remove a shard and drop its chunks."""
+        self._rebase(key, {}, base)
+        self.changes[key] = TOMBSTONE
+
+    def _rebase(self, key: bytes, new: dict[int, Locator], base: Shard | None) -> None:
+        check_key(key)
+        assert key not in self.changes, "a shard changes once in a batch"
+        old = locators(base.pieces) if base is not None else {}
+        self.added.update((number, new[number]) for number in new.keys() - old.keys())
+        self.removed.update((number, old[number]) for number in old.keys() - new.keys())
+        self.bases.append((key, base))

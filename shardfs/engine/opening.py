@@ -1,0 +1,158 @@
+"""Composes the parts of a store over a device, through recovery to ready.
+
+Role: the one place that constructs the engine's components, in the order they need each other.
+
+Invariants:
+    I1. A read-only open writes nothing.
+    I2. A writable open returns only when what recovery found is durable, under a new
+        incarnation.
+
+Ordering: recovery reads -> device flush (what a killed process left in the operating system's
+cache becomes durable before it is relied on) -> the worse superblock copy afresh -> the other
+copy afresh -> record that declares the delta log's extents. A power cut at any of these leaves
+one whole superblock copy, which names the same state.
+
+Not here: what recovery decides (recovery.py), serving (store.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from dataclasses import dataclass
+
+import trio
+
+from shardfs import limits
+from shardfs.engine.cache import Cache
+from shardfs.engine.checkpoint import Checkpointer
+from shardfs.engine.chunks import ChunkStore
+from shardfs.engine.commit import Committer
+from shardfs.engine.device import Device
+from shardfs.engine.extents import Extents
+from shardfs.engine.health import Health
+from shardfs.engine.layout import ExtentState
+from shardfs.engine.lsm.tree import Tree
+from shardfs.engine.recovery import (
+    INCARNATION_SHIFT,
+    Replayed,
+    SuperblockState,
+    load_tree,
+    read_superblock,
+    replay_log,
+)
+from shardfs.engine.scheduler import Scheduler
+from shardfs.engine.superblock import Identity, Superblock, check_features
+from shardfs.errors import CorruptionError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The components of one open store."""
+
+    device: Device
+    identity: Identity
+    health: Health
+    scheduler: Scheduler
+    superblock: Superblock
+    extents: Extents
+    chunks: ChunkStore
+    cache: Cache
+    tree: Tree
+    committer: Committer
+    checkpointer: Checkpointer
+    found: SuperblockState
+    replayed: Replayed
+    notes: tuple[str, ...]
+
+
+def reserve_extents(extent_count: int) -> int:
+    """Extents kept for deltas, runs and reclamation, out of this many."""
+    return max(limits.RESERVE_EXTENTS_MIN, int(extent_count * limits.RESERVE_FRACTION))
+
+
+async def open_parts(
+    device: Device, nursery: trio.Nursery, *, read_only: bool, cache_bytes: int
+) -> Parts:
+    """Recover, and return everything that a Store is made of.
+
+    Args:
+        device: to open.
+        nursery: runs the writes.
+        read_only: write nothing.
+        cache_bytes: bound of the buffer cache.
+
+    Raises:
+        NotShardfsError, IncompatibleError, CorruptionError, DeviceError: see recovery.py.
+    """
+    found = await read_superblock(device)
+    identity = found.identity
+    if device.size_bytes < identity.extent_count * identity.extent_bytes:
+        raise CorruptionError(
+            f"the device has {device.size_bytes} bytes, its store needs "
+            f"{identity.extent_count * identity.extent_bytes}: it has been cut off",
+            device.path,
+        )
+    health = Health()
+    if read_only:
+        health.make_read_only("it was opened read-only", expected=True)
+    elif device.read_only:
+        health.make_read_only("the device is write-protected", expected=True)
+    elif reason := check_features(identity):
+        health.make_read_only(reason, expected=True)
+    scheduler = Scheduler(device, health, nursery)
+    incarnation = found.record.incarnation + 1
+    sequence = itertools.count(incarnation << INCARNATION_SHIFT)
+    superblock = Superblock(identity, scheduler, device, incarnation, found.record.number, sequence)
+    extents = Extents(
+        device, scheduler, superblock, sequence, reserve_extents(identity.extent_count)
+    )
+    extents.restore(found.entries.values())
+    chunks = ChunkStore(extents, sequence)
+    cache = Cache(cache_bytes)
+    tree, usage = await load_tree(found.record, chunks, extents, cache)
+    replayed = await replay_log(found.record, chunks, extents, tree)
+    if replayed.damage:
+        health.make_read_only(replayed.damage)
+    extents.begin()
+    root = found.record.root._replace(durable_delta=replayed.durable)
+    committer = Committer(
+        chunks, extents, scheduler, superblock, tree, health, root, replayed.log_bytes
+    )
+    checkpointer = Checkpointer(chunks, extents, cache, scheduler, committer, tree, usage)
+    parts = Parts(
+        device,
+        identity,
+        health,
+        scheduler,
+        superblock,
+        extents,
+        chunks,
+        cache,
+        tree,
+        committer,
+        checkpointer,
+        found,
+        replayed,
+        (*found.notes, *replayed.notes),
+    )
+    for note in parts.notes:
+        _log.info("%s: %s", device.path, note)
+    if not health.reason:
+        await _make_durable(parts)
+    return parts
+
+
+async def _make_durable(parts: Parts) -> None:
+    """What recovery found becomes the state that a later crash comes back to (I2)."""
+    device, extents = parts.device, parts.extents
+    await device.flush()
+    for extent in extents.all:
+        offset = parts.identity.extent_offset(extent.index)
+        if extent.state is ExtentState.FREE and device.write_pointer(offset):
+            await device.reset(offset, extents.extent_bytes)
+    root = parts.committer.root
+    await parts.superblock.start_logs(root, extents.entries, parts.found.worse_copy)
+    await parts.scheduler.settle(await parts.committer.write_record())

@@ -1,0 +1,291 @@
+"""Opening: from whatever a power cut left to a state that can be served.
+
+Role: numbered steps, each resolving one kind of crash state. Reads the superblock, the
+manifest, the index of each run and the delta log; never the data (except the riders of the last
+deltas, at most limits.RIDER_BYTES_MAX each). What is read does not grow with the data held.
+
+    Step 1. Superblock: the newest whole record of the two copies. (A cut while a copy was
+            written or started afresh leaves the other whole.)
+    Step 2. Manifest and runs, as the root names them. (A cut during a checkpoint leaves the
+            old root, and chunks that nothing names.)
+    Step 3. Delta log: deltas from the checkpoint on, while whole and consecutive. A delta that
+            was never durable counts only if this was the incarnation that wrote it and its
+            riders are whole. (A cut during a commit leaves a torn delta, or a whole one with
+            torn data: either ends the log.)
+    Step 4. Extents: write pointers and live bytes from superblock, manifest and deltas; what
+            lies beyond a pointer is referenced by nothing.
+
+Invariants:
+    I1. The result is the state after some prefix of the applied batches that contains every
+        batch that was durable.
+    I2. Nothing is written here; store.py makes the result durable before anything is served.
+
+Not here: reading damaged devices beyond what a crash can do (fsck.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from shardfs import limits
+from shardfs.engine.cache import Cache
+from shardfs.engine.chunks import ChunkStore, locator_bytes
+from shardfs.engine.device import Device
+from shardfs.engine.extents import Extent, Extents, Usage
+from shardfs.engine.framing import Frame, decode_frame, is_cut_short
+from shardfs.engine.layout import ExtentState, Kind, Stream
+from shardfs.engine.lsm.delta import DeltaPart, decode_delta
+from shardfs.engine.lsm.manifest import decode_manifest
+from shardfs.engine.lsm.merge import Run
+from shardfs.engine.lsm.segment import Segment, SegmentMeta
+from shardfs.engine.lsm.tree import Tree
+from shardfs.engine.superblock import CopyState, ExtentEntry, Identity, Record, read_copy
+from shardfs.errors import CorruptionError, NotShardfsError
+
+_log = logging.getLogger(__name__)
+
+INCARNATION_SHIFT = 40
+"""A sequence number is incarnation << 40 | counter."""
+_READ_STEP_BYTES = 64 * limits.KIB
+
+
+@dataclass(frozen=True, slots=True)
+class SuperblockState:
+    """What the superblock says, and which copy to rewrite first."""
+
+    identity: Identity
+    record: Record
+    entries: dict[int, ExtentEntry]
+    worse_copy: int
+    notes: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What the delta log gave."""
+
+    durable: int
+    log_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+    damage: str = ""
+
+
+async def read_superblock(device: Device) -> SuperblockState:
+    """Step 1.
+
+    Raises:
+        NotShardfsError: no superblock of any kind is there.
+        CorruptionError: one was there, and both copies are damaged.
+        IncompatibleError: the format is newer than this build.
+        DeviceError: neither copy can be read.
+    """
+    first = await read_copy(device, 0)
+    second = CopyState(0, trouble="its place is unknown, because the first copy is damaged")
+    if first.identity is not None:
+        second = await read_copy(device, first.identity.extent_bytes)
+    else:
+        size = limits.EXTENT_BYTES_MIN
+        while size <= limits.EXTENT_BYTES_MAX and size < device.size_bytes:
+            candidate = await read_copy(device, size)
+            if candidate.identity is not None and candidate.identity.extent_bytes == size:
+                second = candidate
+                break
+            size *= 2
+    copies = [first, second]
+    numbers = [copy.last.number if copy.last is not None else -1 for copy in copies]
+    best = copies[numbers.index(max(numbers))]
+    if best.last is None or best.identity is None:
+        raise NotShardfsError(
+            f"{device.path} holds no shardfs (neither copy of a superblock is readable); "
+            "make one with: shardfs mkfs"
+        )
+    notes = []
+    for name, copy in (("first", first), ("second", second)):
+        if copy.last is None:
+            notes.append(f"the {name} superblock copy is damaged ({copy.trouble}); used the other")
+        elif best.last.clean and copy.last.number != best.last.number:
+            notes.append(f"the {name} superblock copy is cut short; used the other")
+    worse = numbers.index(min(numbers)) if numbers[0] != numbers[1] else 0
+    return SuperblockState(best.identity, best.last, best.entries, worse, tuple(notes))
+
+
+async def load_tree(
+    record: Record, chunks: ChunkStore, extents: Extents, cache: Cache
+) -> tuple[Tree, tuple[Usage, ...]]:
+    """Step 2. Also counts the live bytes of runs, and takes those of data from the manifest.
+
+    Raises:
+        CorruptionError, DeviceError: the manifest or a run's index cannot be read.
+    """
+    locator = record.root.manifest
+    if locator is None:
+        return Tree(), ()
+    manifest = decode_manifest(await chunks.get(locator, 0, locator.length))
+    extents.credit(locator.extent, locator_bytes(locator))
+    runs: dict[int, list[Segment]] = {}
+    for meta in manifest.segments:
+        segment = await Segment.open(meta, chunks, cache)
+        runs.setdefault(meta.run_id, []).append(segment)
+        for each in segment.locators:
+            extents.credit(each.extent, locator_bytes(each))
+    for usage in manifest.usage:
+        if usage.extent >= len(extents.all):
+            raise CorruptionError(f"it names extent {usage.extent}", "manifest")
+        extent = extents.all[usage.extent]
+        if extent.epoch == usage.epoch:
+            extent.live_bytes += usage.live_bytes
+    tree = Tree(tuple(_as_run(segments) for segments in runs.values()))
+    return tree, manifest.usage
+
+
+def _as_run(segments: list[Segment]) -> Run:
+    first: SegmentMeta = segments[0].meta
+    return Run(first.run_id, first.level, tuple(segments))
+
+
+async def replay_log(record: Record, chunks: ChunkStore, extents: Extents, tree: Tree) -> Replayed:
+    """Steps 3 and 4: apply the delta log to the tree and the extents.
+
+    Raises:
+        DeviceError: the log cannot be read.
+    """
+    found = await _read_log(record, extents)
+    known_durable = max([record.root.durable_delta, *(parts[-1].durable for _, parts in found)])
+    result = Replayed(record.root.checkpoint)
+    for sequence, parts in found:
+        number = parts[0].number
+        if number > known_durable and not await _riders_whole(parts, chunks):
+            result.notes.append(f"delta {number} was cut off by a crash: its data is not whole")
+            break
+        for part in parts:
+            _apply(part, sequence, extents, tree)
+        result.durable = number
+        result.log_bytes += sum(
+            len(key) + len(value)
+            for part in parts
+            for key, value in zip(part.block.keys, part.block.values, strict=True)
+        )
+    if result.durable < record.root.durable_delta:
+        result.damage = (
+            f"the delta log ends at {result.durable}, but {record.root.durable_delta} was durable: "
+            "the device has lost or damaged data"
+        )
+    return result
+
+
+async def _riders_whole(parts: list[DeltaPart], chunks: ChunkStore) -> bool:
+    for part in parts:
+        for rider in part.riders:
+            if not await chunks.is_whole(rider.extent, rider.epoch, rider.offset, rider.sequence):
+                return False
+    return True
+
+
+def _apply(part: DeltaPart, sequence: int, extents: Extents, tree: Tree) -> None:
+    for tail in part.tails:
+        extent = extents.all[tail.extent]
+        if tail.epoch != extent.epoch:
+            continue  # it has been freed since; the superblock knows better
+        if extent.state is ExtentState.FREE:
+            extent.state = ExtentState.OPEN
+            extent.stream = Stream(tail.stream)
+            extent.order = sequence
+        extent.write_pointer = max(extent.write_pointer, tail.write_pointer)
+        extent.live_bytes += tail.live_change
+        extent.last_delta = max(extent.last_delta, part.number)
+    for key, value in zip(part.block.keys, part.block.values, strict=True):
+        tree.set(key, value)
+
+
+async def _read_log(record: Record, extents: Extents) -> list[tuple[int, list[DeltaPart]]]:
+    """Whole, consecutive deltas behind the checkpoint: (first sequence number, parts).
+
+    Sets the write pointer of the log's last extent behind the last whole delta.
+    """
+    chain = sorted(
+        (each for each in extents.all if each.stream is Stream.META), key=lambda each: each.order
+    )
+    start = next(
+        (index for index, each in enumerate(chain) if each.index == record.root.log_extent), 0
+    )
+    found: list[tuple[int, list[DeltaPart]]] = []
+    open_parts: list[DeltaPart] = []
+    open_ends: dict[int, int] = {}
+    last = chain[start] if chain else None
+    number = record.root.checkpoint + 1
+    for extent in chain[start:]:
+        offset = record.root.log_offset if extent.index == record.root.log_extent else 0
+        limit = extent.write_pointer if extent.state is ExtentState.SEALED else None
+        reader = _LogReader(extents, extent, offset, limit)
+        extent.write_pointer = offset
+        while (taken := await reader.next()) is not None:
+            frame, part = taken
+            fits = part.number == number and part.part == len(open_parts)
+            stale = (
+                part.number > record.root.durable_delta
+                and frame.sequence >> INCARNATION_SHIFT != record.incarnation
+            )
+            if not fits or stale:
+                break
+            if part.part == 0:
+                sequence = frame.sequence
+            open_parts.append(part)
+            open_ends[extent.index] = reader.offset
+            if len(open_parts) == part.parts:
+                found.append((sequence, open_parts))
+                for index, end in open_ends.items():
+                    extents.all[index].write_pointer = end
+                    extents.all[index].last_delta = part.number
+                open_parts, open_ends = [], {}
+                number += 1
+                last = extent
+    for extent in chain:
+        if last is not None and extent.order < last.order and extent.state is ExtentState.OPEN:
+            extents.seal(extent)
+    return found
+
+
+class _LogReader:
+    """Delta frames of one extent, in order, until one is not whole."""
+
+    def __init__(self, extents: Extents, extent: Extent, offset: int, limit: int | None) -> None:
+        self._extents = extents
+        self._extent = extent
+        self._limit = extents.extent_bytes if limit is None else limit
+        self._start = offset
+        self._data = b""
+        self._step = _READ_STEP_BYTES
+        self.offset = offset
+
+    async def next(self) -> tuple[Frame, DeltaPart] | None:
+        """The next whole delta part, or None; `offset` is behind it then."""
+        while True:
+            try:
+                frame, payload = decode_frame(
+                    self._data,
+                    self.offset - self._start,
+                    store_id=self._extents.identity.store_id,
+                )
+                if frame.kind is not Kind.DELTA or frame.epoch != self._extent.epoch:
+                    return None
+                part = decode_delta(payload)
+                self.offset += frame.total_bytes
+                return frame, part
+            except CorruptionError:
+                if await self._read_more():
+                    continue
+                if self.offset % limits.BLOCK_BYTES == 0:
+                    return None
+                # Behind the frames of one commit, the rest of the block is zeros.
+                self.offset += -self.offset % limits.BLOCK_BYTES
+
+    async def _read_more(self) -> bool:
+        """Whether more of the extent has come in, which may complete the frame at `offset`."""
+        have = self._start + len(self._data)
+        step = min(self._step, self._limit - have)
+        if step <= 0 or not is_cut_short(self._data, self.offset - self._start):
+            return False
+        self._step *= 2
+        self._data += bytes(await self._extents.read(self._extent.index, have, step))
+        return True

@@ -1,0 +1,518 @@
+"""The door of the engine: one open store.
+
+Role: composes the engine's parts over one device, keeps the account of live bytes, and runs the
+background work in a nursery of its own. Keys are bytes; a value is a record (kept in the tree)
+or a shard (pieces of chunks outside it).
+
+Invariants:
+    I1. A batch is visible whole, at once; it becomes durable whole, in the order applied.
+    I2. A chunk is live from the batch that first refers to it until the delta that drops the
+        last reference is durable.
+    I3. Nothing is served before recovery's result is durable.
+
+Ordering, for an open: recovery (reads only) -> flush of what was found -> superblock logs
+started afresh, one copy after the other -> serve. For a close: commit -> clean record -> flush.
+
+Not here: files (fuse/), one module each for everything this one composes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from shardfs import limits
+from shardfs.engine.batch import Batch, check_key
+from shardfs.engine.chunks import ChunkStore, locator_bytes
+from shardfs.engine.dependency import Dependency
+from shardfs.engine.device import Buffer, Device
+from shardfs.engine.extents import Extents
+from shardfs.engine.health import Health, HealthState
+from shardfs.engine.layout import ExtentState, Kind, Stream
+from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
+from shardfs.engine.opening import Parts, open_parts
+from shardfs.engine.pieces import Locator, Piece, Shard, locators
+from shardfs.engine.reclaim import reclaim_dead
+from shardfs.engine.stats import Space, StoreStatistics
+from shardfs.engine.superblock import Identity
+from shardfs.errors import (
+    CorruptionError,
+    LimitError,
+    NoSpaceError,
+    ShardfsError,
+    StaleError,
+    StoreClosedError,
+)
+
+_log = logging.getLogger(__name__)
+
+_PIECE_BYTES_MIN = 16 * limits.KIB
+"""A chunk is not cut smaller than this merely to fill up an extent."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How to open a store.
+
+    Args:
+        read_only: nothing is written, not even by recovery.
+        background: run commits, checkpoints, merges and reclamation by themselves; without it
+            the caller runs them (tests that need every step to be theirs).
+        cache_bytes: bound of the buffer cache.
+        commit_interval_s: applied batches are durable after about this long.
+    """
+
+    read_only: bool = False
+    background: bool = True
+    cache_bytes: int = limits.CACHE_BYTES_DEFAULT
+    commit_interval_s: float = limits.COMMIT_INTERVAL_S
+
+
+class Store:
+    """One open store. Made by `Store.open`; everything runs on the one trio thread."""
+
+    def __init__(self, parts: Parts, options: StoreOptions) -> None:
+        self.identity: Identity = parts.identity
+        self.health: Health = parts.health
+        self.notes: tuple[str, ...] = parts.notes
+        self._device = parts.device
+        self._scheduler = parts.scheduler
+        self._extents: Extents = parts.extents
+        self._chunks: ChunkStore = parts.chunks
+        self._cache = parts.cache
+        self._tree = parts.tree
+        self._committer = parts.committer
+        self._checkpointer = parts.checkpointer
+        self._options = options
+        self._closed = False
+        self._reserved_bytes = 0
+        self._appended: dict[int, tuple[Locator, Dependency]] = {}
+        self._work = trio.Event()
+        self._reclaiming = trio.Lock()
+        self._record_bytes_max = min(limits.RECORD_BYTES_MAX, self.identity.chunk_bytes_max // 2)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, device: Device, *, options: StoreOptions | None = None
+    ) -> AsyncIterator[Store]:
+        """Open the store on `device`; leaving the context closes it in order.
+
+        Args:
+            device: stays the caller's to close.
+            options: see StoreOptions.
+
+        Raises:
+            NotShardfsError, IncompatibleError, CorruptionError: see recovery.py.
+            DeviceError: the device could not be read or written.
+        """
+        options = options or StoreOptions()
+        async with trio.open_nursery() as writes:
+            parts = await open_parts(
+                device, writes, read_only=options.read_only, cache_bytes=options.cache_bytes
+            )
+            store = cls(parts, options)
+            writable = store.health.state is HealthState.HEALTHY
+            try:
+                async with trio.open_nursery() as background:
+                    if options.background and writable:
+                        background.start_soon(store._run, store._commit_regularly)
+                        background.start_soon(store._run, store._maintain)
+                    yield store
+                    background.cancel_scope.cancel()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await store._close(writable)
+
+    # --- key-value door ---------------------------------------------------------------------
+
+    async def put(self, key: bytes, value: Buffer) -> Dependency:
+        """Set a key to a value.
+
+        Args:
+            key: 1 to limits.KEY_BYTES_MAX bytes.
+            value: at most limits.QUEUED_BYTES_MAX bytes.
+
+        Returns:
+            Persistent once the value survives a power cut; `sync` makes it so.
+
+        Raises:
+            LimitError, NoSpaceError, ReadOnlyError: nothing was changed.
+            DeviceError, CorruptionError: the old value's entry could not be read.
+        """
+        check_key(key)
+        if len(value) > limits.QUEUED_BYTES_MAX:
+            raise LimitError(
+                f"a value of {len(value)} bytes is larger than {limits.QUEUED_BYTES_MAX}; "
+                "split it over several keys"
+            )
+        await self.admit()
+        old = await self._load(key)
+        # No await from here on: what was loaded is current until the batch is applied.
+        batch = self.batch()
+        if len(value) <= limits.INLINE_VALUE_BYTES_MAX:
+            return self._replace(batch, key, old, encode_record(bytes(value)), ())
+        if len(value) > self._extents.free_user_bytes() - self._reserved_bytes:
+            raise NoSpaceError(f"no room for {len(value)} bytes")
+        pieces = self.append_pieces(key, 0, (value,))
+        return self._replace(batch, key, old, encode_shard(pieces), pieces)
+
+    async def get(self, key: bytes, start: int = 0, length: int | None = None) -> bytes | None:
+        """The value of a key, or bytes [start, start+length) of it; None when there is none.
+
+        Raises:
+            DeviceError, CorruptionError: it cannot be read as it was written.
+        """
+        check_key(key)
+        value = await self._load(key)
+        if value is None:
+            return None
+        if isinstance(value, bytes):
+            return value[start:] if length is None else value[start : start + length]
+        stop = value.length if length is None else min(value.length, start + length)
+        return await self.read_shard(value, start, max(0, stop - start))
+
+    async def delete(self, key: bytes) -> Dependency:
+        """Remove a key; nothing happens if there is none.
+
+        Returns:
+            Persistent once the removal survives a power cut.
+
+        Raises:
+            LimitError, ReadOnlyError, DeviceError, CorruptionError: nothing was changed.
+        """
+        check_key(key)
+        old = await self._load(key)
+        if old is None:
+            return self._committer.applied()
+        return self._replace(self.batch(essential=True), key, old, TOMBSTONE, ())
+
+    # --- records and shards -----------------------------------------------------------------
+
+    async def get_record(self, key: bytes) -> bytes | None:
+        """The record of a key, or None. Checkpoints: only when a tree block is not cached.
+
+        Raises:
+            DeviceError, CorruptionError: the tree cannot be read there.
+        """
+        value = await self._load(key)
+        if isinstance(value, Shard):
+            raise CorruptionError("a shard stands where a record should", f"key {key.hex()}")
+        return value
+
+    async def get_shard(self, key: bytes) -> Shard | None:
+        """The shard of a key, or None. Checkpoints: only when a tree block is not cached.
+
+        Raises:
+            DeviceError, CorruptionError: the tree cannot be read there.
+        """
+        value = await self._load(key)
+        if isinstance(value, bytes):
+            raise CorruptionError("a record stands where a shard should", f"key {key.hex()}")
+        return value
+
+    def scan(self, start: bytes, end: bytes) -> AsyncIterator[tuple[bytes, bytes | Shard]]:
+        """Records (as bytes) and shards of [start, end), in key order.
+
+        Changes made while scanning may or may not be seen; what does not change is seen once.
+
+        Raises:
+            DeviceError, CorruptionError: the tree cannot be read there.
+        """
+        return self._tree.scan(start, end)
+
+    def batch(self, *, essential: bool = False) -> Batch:
+        """An empty batch. `essential` batches free space or keep a promise already made: they
+        may use the reserve when the device is full."""
+        return Batch(self._record_bytes_max, essential=essential)
+
+    def apply(self, batch: Batch) -> Dependency:
+        """Make a batch visible, all of it at once.
+
+        Returns:
+            Persistent once the batch survives a power cut; `sync` makes it so.
+
+        Raises:
+            StaleError: a shard has changed since its base was read; nothing was changed.
+            NoSpaceError: the device is full and the batch is not essential.
+            ReadOnlyError, StoreClosedError: the store takes no changes.
+        """
+        self._require_open()
+        for key, base in batch.bases:
+            generation = base.generation if base is not None else self._tree.generation
+            if not self._tree.is_current(key, base, generation):
+                raise StaleError(f"the shard {key.hex()} has changed")
+        if not batch.essential and self._extents.free_user_bytes() <= self._reserved_bytes:
+            raise NoSpaceError("the device is full")
+        number = self._committer.next_number
+        for locator in batch.removed.values():
+            self._extents.debit(locator.extent, locator.epoch, locator_bytes(locator), number)
+        riders = []
+        for locator in batch.added.values():
+            self._extents.credit(locator.extent, locator_bytes(locator))
+            appended = self._appended.pop(locator.sequence, None)
+            if appended is not None:
+                riders.append(appended)
+        for key, value in batch.changes.items():
+            self._tree.set(key, value)
+        self._committer.add(batch.changes, riders)
+        if self._committer.pending_bytes >= limits.DELTA_BYTES_MAX:
+            self._work.set()
+        return self._committer.applied()
+
+    def append(self, owner: bytes, offset: int, buffers: Sequence[Buffer]) -> Locator:
+        """Write one chunk of data; to be referenced by a batch in the same critical section.
+
+        Args:
+            owner: key of the shard it belongs to.
+            offset: where in the shard its first byte goes.
+            buffers: gathered; must not change any more. At most identity.chunk_bytes_max.
+
+        Raises:
+            NoSpaceError: the device is full to the last reserve.
+            ReadOnlyError, StoreClosedError: the store takes no changes.
+        """
+        self._require_open()
+        locator, persistent = self._chunks.put(
+            Kind.DATA, Stream.DATA, owner, offset, buffers, floor=self._extents.reserve // 2
+        )
+        self._appended[locator.sequence] = (locator, persistent)
+        return locator
+
+    def append_pieces(
+        self, owner: bytes, offset: int, buffers: Sequence[Buffer]
+    ) -> tuple[Piece, ...]:
+        """Write data of any length as chunks that fill extents up; else as `append`.
+
+        Returns:
+            Pieces that cover [offset, offset + total length) of the shard.
+        """
+        pieces = []
+        for part, length in _cut(buffers, lambda: self._payload_room(owner)):
+            locator = self.append(owner, offset, part)
+            pieces.append(Piece(offset, length, 0, locator))
+            offset += length
+        return tuple(pieces)
+
+    async def read_chunk(self, locator: Locator, start: int, length: int) -> bytes | memoryview:
+        """Bytes [start, start+length) of a chunk's payload, verified; at most one device read.
+
+        Raises:
+            DeviceError, CorruptionError: they cannot be read as they were written.
+        """
+        return await self._chunks.get(locator, start, length)
+
+    @contextmanager
+    def pinned(self, pieces: Sequence[Piece]) -> Iterator[None]:
+        """Keeps the chunks of these pieces from being reclaimed while the body runs."""
+        with ExitStack() as stack:
+            for extent in {piece.locator.extent for piece in pieces}:
+                stack.enter_context(self._extents.pinned(extent))
+            yield
+
+    async def read_shard(self, shard: Shard, start: int, length: int) -> bytes:
+        """Bytes [start, start+length) of a shard; holes and what lies behind it are zeros.
+
+        Raises:
+            DeviceError, CorruptionError: they cannot be read as they were written.
+        """
+        end = start + length
+        parts: list[Buffer] = []
+        at = start
+        with self.pinned(shard.pieces):
+            for piece in shard.pieces:
+                first, last = max(start, piece.start), min(end, piece.end)
+                if first >= last:
+                    continue
+                if first > at:
+                    parts.append(bytes(first - at))
+                skip = piece.skip + first - piece.start
+                parts.append(await self._chunks.get(piece.locator, skip, last - first))
+                at = last
+        if end > at:
+            parts.append(bytes(end - at))
+        return b"".join(parts)
+
+    # --- durability and space ---------------------------------------------------------------
+
+    async def sync(self, dependency: Dependency | None = None) -> None:
+        """Return when `dependency` is persistent; by default, all that was applied before.
+
+        Durable when: returned. Callers share flushes.
+
+        Raises:
+            DeviceError, ReadOnlyError: it cannot be made durable.
+        """
+        if dependency is None:
+            dependency = self._committer.applied()
+        if not dependency.is_persistent():
+            await self._committer.commit()
+            await self._scheduler.settle(dependency)
+
+    async def admit(self) -> None:
+        """Wait while too much is queued for the device. Checkpoints: only then."""
+        if self._scheduler.queued_bytes > limits.QUEUED_BYTES_MAX:
+            await self._scheduler.admit()
+
+    def reserve(self, length: int) -> None:
+        """Set space aside for `length` bytes that will be appended later.
+
+        Raises:
+            NoSpaceError: there is not that much left; nothing was set aside.
+        """
+        if self._reserved_bytes + length > self._extents.free_user_bytes():
+            raise NoSpaceError(f"no room for {length} more bytes")
+        self._reserved_bytes += length
+
+    def release(self, length: int) -> None:
+        """Give back what `reserve` set aside."""
+        assert length <= self._reserved_bytes, "more released than reserved"
+        self._reserved_bytes -= length
+
+    def space(self) -> Space:
+        """Where the bytes of the device are."""
+        total = live = written = 0
+        for extent in self._extents.all:
+            if extent.state is not ExtentState.SUPERBLOCK:
+                total += self._extents.extent_bytes
+            live += extent.live_bytes
+            written += extent.write_pointer
+        free = max(0, self._extents.free_user_bytes() - self._reserved_bytes)
+        return Space(total, free, self._reserved_bytes, live, max(0, written - live))
+
+    def statistics(self) -> StoreStatistics:
+        """Counts since the open, sizes as of now."""
+        runs = self._tree.runs
+        cache = self._cache.statistics()
+        counts = self._device.counts
+        levels = max((run.level for run in runs), default=-1) + 1
+        return StoreStatistics(
+            health=str(self.health.state),
+            reason=self.health.reason,
+            durable_delta=self._committer.durable_number,
+            pending_bytes=self._committer.pending_bytes,
+            queued_bytes=self._scheduler.queued_bytes,
+            memtable_entries=len(self._tree.memtable),
+            memtable_bytes=self._tree.memtable.bytes_held,
+            runs=len(runs),
+            levels=tuple(sum(run.level == level for run in runs) for level in range(levels)),
+            tree_bytes=sum(run.total_bytes for run in runs),
+            extents_free=self._extents.free_count,
+            extents_total=len(self._extents.all),
+            cache_hits=cache.hits,
+            cache_misses=cache.misses,
+            cache_bytes=cache.held_bytes,
+            device_reads=counts.reads,
+            device_read_bytes=counts.read_bytes,
+            device_writes=counts.writes,
+            device_write_bytes=counts.write_bytes,
+            device_flushes=counts.flushes,
+        )
+
+    # --- maintenance ------------------------------------------------------------------------
+
+    async def checkpoint(self) -> None:
+        """Write the memtable as a run (see checkpoint.py)."""
+        await self._checkpointer.checkpoint()
+
+    async def compact(self) -> bool:
+        """Merge one set of runs if a level is full; whether one was merged."""
+        return await self._checkpointer.compact()
+
+    async def reclaim(self) -> int:
+        """Free the extents that are wholly dead; how many."""
+        async with self._reclaiming:
+            return await reclaim_dead(self._extents, self._committer, self._scheduler)
+
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Keeps a background task's bug from ending the store (promise 6)."""
+        try:
+            await work()
+        except ShardfsError as error:
+            self.health.make_read_only(str(error))
+        except Exception:
+            _log.exception("a background task of the store failed")
+            self.health.make_read_only("an unexpected error in the background; see the log")
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            with trio.move_on_after(self._options.commit_interval_s):
+                await self._work.wait()
+            self._work = trio.Event()
+            await self.sync()
+
+    async def _maintain(self) -> None:
+        while True:
+            await trio.sleep(self._options.commit_interval_s / 4)
+            if self._committer.is_due:
+                await self.checkpoint()
+                while await self.compact():
+                    await trio.lowlevel.checkpoint()
+            await self.reclaim()
+
+    async def _close(self, opened_writable: bool) -> None:
+        self._closed = True
+        if not opened_writable:
+            return
+        try:
+            self.health.require_writable()
+            await self._committer.commit()
+            if self._committer.is_due:
+                await self.checkpoint()
+            await self._scheduler.settle(await self._committer.write_record(clean=True))
+        except ShardfsError as error:
+            self.health.make_read_only(str(error))
+            _log.error("closing without a clean record: %s", error)
+
+    # --- helpers ----------------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+        self.health.require_writable()
+
+    async def _load(self, key: bytes) -> bytes | Shard | None:
+        """The value of a key, current at the moment of return."""
+        value = await self._tree.get(key)
+        return None if value is None else decode_value(value, self._tree.generation)
+
+    def _replace(
+        self,
+        batch: Batch,
+        key: bytes,
+        old: bytes | Shard | None,
+        value: bytes,
+        pieces: tuple[Piece, ...],
+    ) -> Dependency:
+        """Apply a change of kind, record to shard or back, that Batch itself forbids."""
+        batch.changes[key] = value
+        batch.added = locators(pieces)
+        batch.removed = locators(old.pieces) if isinstance(old, Shard) else {}
+        return self.apply(batch)
+
+    def _payload_room(self, owner: bytes) -> int:
+        room = self._chunks.payload_room(Stream.DATA, len(owner))
+        return room if room >= _PIECE_BYTES_MIN else self.identity.chunk_bytes_max
+
+
+def _cut(buffers: Sequence[Buffer], room: Callable[[], int]) -> Iterator[tuple[list[Buffer], int]]:
+    """Buffers as successive parts, each at most as long as `room()` said when it was begun."""
+    part: list[Buffer] = []
+    length, limit = 0, room()
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view:
+            taken = view[: limit - length]
+            part.append(buffer if len(taken) == len(buffer) else taken)
+            length += len(taken)
+            view = view[len(taken) :]
+            if length == limit:
+                yield part, length
+                part, length, limit = [], 0, room()
+    if part:
+        yield part, length
