@@ -173,9 +173,12 @@ class Extents:
         extent = self._current.get(stream)
         if extent is not None:
             tail, wanted = extent.tail, before & extent.declared
-            if tail is not None and tail.before is not wanted:
-                if not (tail.before.is_persistent() and wanted.is_persistent()):
-                    self.cut(extent)
+            if (
+                tail is not None
+                and tail.before is not wanted
+                and not (tail.before.is_persistent() and wanted.is_persistent())
+            ):
+                self.cut(extent)
             if extent.write_pointer + length <= self.extent_bytes:
                 return extent
             self.seal(extent)

@@ -13,7 +13,7 @@ Not here: chunks and checksums around a block (segment.py).
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
 from shardfs.engine.layout import BLOCK_HEADER, Bytes, Tag, pack_lengths, unpack_lengths
@@ -92,10 +92,10 @@ def decode_block(data: Bytes, offset: int = 0) -> Block:
         raise CorruptionError("the lengths of a block do not add up", "tree")
     raw = bytes(data)
     ends = list(accumulate(key_lengths, initial=offset))
-    keys = [raw[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    keys = [raw[start:end] for start, end in pairwise(ends)]
     ends = list(accumulate(value_lengths, initial=ends[-1]))
-    values = [raw[start:end] for start, end in zip(ends, ends[1:], strict=False)]
-    if any(left >= right for left, right in zip(keys, keys[1:], strict=False)):
+    values = [raw[start:end] for start, end in pairwise(ends)]
+    if any(left >= right for left, right in pairwise(keys)):
         raise CorruptionError("the keys of a block are out of order", "tree")
     if 0 in value_lengths:
         raise CorruptionError("an entry without a tag", "tree")

@@ -45,7 +45,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             ),
             segment.first_key,
             segment.last_key,
-            encode_locator(segment.index),
+            encode_locator(segment.index_locator),
         ]
     parts += [USAGE.pack(*usage) for usage in manifest.usage]
     return b"".join(parts)

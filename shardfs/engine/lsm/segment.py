@@ -44,7 +44,7 @@ class SegmentMeta(NamedTuple):
     total_bytes: int
     first_key: bytes
     last_key: bytes
-    index: Locator
+    index_locator: Locator
 
 
 class SegmentIndex(NamedTuple):
@@ -98,7 +98,7 @@ class Segment:
 
     Args:
         meta: from the manifest.
-        index: decoded from the chunk that `meta.index` names.
+        index: decoded from the chunk that `meta.index_locator` names.
         chunks: where blocks are read.
         cache: where decoded blocks are kept.
     """
@@ -118,7 +118,7 @@ class Segment:
         Raises:
             DeviceError, CorruptionError: it cannot be read.
         """
-        data = await chunks.get(meta.index, 0, meta.index.length)
+        data = await chunks.get(meta.index_locator, 0, meta.index_locator.length)
         index = decode_index(data)
         if index.run_id != meta.run_id or index.entry_count != meta.entry_count:
             raise CorruptionError("a run index does not match the manifest", "tree")
@@ -127,7 +127,7 @@ class Segment:
     @property
     def locators(self) -> list[Locator]:
         """Every chunk of the segment."""
-        return [*self.index.blocks, self.meta.index]
+        return [*self.index.blocks, self.meta.index_locator]
 
     def block_number(self, key: bytes) -> int:
         """The block that holds `key` if any does, or the first one behind it."""
