@@ -1,0 +1,147 @@
+"""What the file system asks of the store below it, as protocols.
+
+Role: the engine's Store fits StoreDoor; so does the reference model that tests use
+(checking/models/store_model.py). Everything in this room takes a StoreDoor.
+
+Ordering: batches become persistent in the order applied, each all or nothing. `append_pieces`
+and the `apply` that refers to its pieces stand in one critical section, with no await in between.
+
+Not here: the engine (shardfs.engine.store).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from shardfs.engine.dependency import Dependency
+from shardfs.engine.health import Health
+from shardfs.engine.layout import Bytes
+from shardfs.engine.pieces import Locator, Piece, Shard
+
+
+class IdentityDoor(Protocol):
+    """Who the store is; fixed when it was formatted."""
+
+    @property
+    def uuid(self) -> uuid.UUID:
+        """Unique to this store."""
+
+
+class SpaceDoor(Protocol):
+    """How full the store is, bytes."""
+
+    @property
+    def total_bytes(self) -> int:
+        """What could hold user data at best."""
+
+    @property
+    def free_bytes(self) -> int:
+        """What can be written now."""
+
+
+class BatchDoor(Protocol):
+    """Changes that happen together or not at all; see StoreDoor.apply."""
+
+    def put(self, key: bytes, record: bytes) -> None:
+        """Set a record."""
+
+    def delete(self, key: bytes) -> None:
+        """Delete a record; there need not be one."""
+
+    def put_shard(self, key: bytes, pieces: tuple[Piece, ...], base: Shard | None) -> None:
+        """Set a shard. `base`: what get_shard or scan gave (None: there was none)."""
+
+    def delete_shard(self, key: bytes, base: Shard) -> None:
+        """Delete a shard, given as get_shard or scan gave it."""
+
+
+class StoreDoor(Protocol):
+    """The file system's view of a store."""
+
+    @property
+    def identity(self) -> IdentityDoor:
+        """Who the store is."""
+
+    @property
+    def health(self) -> Health:
+        """Whether the store takes changes."""
+
+    async def get_record(self, key: bytes) -> bytes | None:
+        """The record at `key`. Checkpoints: not when cached."""
+
+    async def get_shard(self, key: bytes) -> Shard | None:
+        """The shard at `key`. Checkpoints: not when cached."""
+
+    def scan(self, start: bytes, end: bytes) -> AsyncIterator[tuple[bytes, bytes | Shard]]:
+        """What lies in [start, end), ascending."""
+
+    def batch(self, *, essential: bool = False) -> BatchDoor:
+        """An empty batch; an `essential` one frees space or keeps a promise: it may use the last."""
+
+    def apply(self, batch: Any) -> Dependency:
+        """Make a batch (one that `batch` gave) visible.
+
+        Raises:
+            StaleError: a base is no longer current; nothing was changed.
+            NoSpaceError: the store is full and the batch not essential; nothing was changed.
+            ReadOnlyError: nothing was changed.
+        """
+
+    def append_pieces(
+        self, owner: bytes, offset: int, buffers: Sequence[Bytes]
+    ) -> tuple[Piece, ...]:
+        """Write chunks for the shard `owner`, to be placed there at byte `offset`.
+
+        Args:
+            buffers: gathered; must not change any more.
+        """
+
+    def pinned(self, pieces: Sequence[Piece]) -> AbstractContextManager[None]:
+        """Keeps the chunks of these pieces readable while the body runs."""
+
+    async def read_chunk(self, locator: Locator, start: int, length: int) -> Bytes:
+        """Part of a chunk, verified.
+
+        Raises:
+            DeviceError, CorruptionError
+        """
+
+    async def sync(self, dependency: Dependency | None = None) -> None:
+        """Return when `dependency` (default: all applied before) is persistent."""
+
+    def reserve(self, length: int) -> None:
+        """Set space aside, bytes.
+
+        Raises:
+            NoSpaceError: not enough is free.
+        """
+
+    def release(self, length: int) -> None:
+        """Give reserved space back, bytes."""
+
+    async def admit(self) -> None:
+        """Wait while too much is queued for the device. Checkpoints: only then."""
+
+    def space(self) -> SpaceDoor:
+        """How full the store is."""
+
+
+async def scan_some(
+    store: StoreDoor, start: bytes, end: bytes, count_max: int
+) -> list[tuple[bytes, bytes | Shard]]:
+    """The first `count_max` items in [start, end)."""
+    found: list[tuple[bytes, bytes | Shard]] = []
+    if count_max <= 0:
+        return found
+    items = store.scan(start, end)
+    async for item in items:
+        found.append(item)
+        if len(found) == count_max:
+            break
+    close = getattr(items, "aclose", None)
+    if close is not None:
+        await close()
+    return found

@@ -1,0 +1,374 @@
+"""Byte ranges of files as shards, shards as chunks: reading, storing, truncating, freeing.
+
+Role: the content of files as the store has it. A file's shard i holds its bytes from
+i * SHARD_BYTES; what no piece covers is a hole and reads as zeros.
+
+Invariants:
+    I1. Data and the size that lets it be seen are in one batch (`store_runs`, `truncate`).
+    I2. No shard has bytes at or above the inode's size, except shards wholly above it while the
+        file is marked with a truncation key; `finish_truncation` ends that state.
+    I3. inode.used is the sum of the lengths of the file's pieces.
+    I4. Memory and batch size do not depend on a file's size; time depends on its existing shards.
+    I5. A shard's record stays below RECORD_BYTES_MAX: scattered shards are rewritten (`gather`).
+
+Ordering: a truncation marks the file in the batch that cuts its size, and the mark goes in the
+batch that deletes the last shard. Freeing deletes shards and xattrs first, inode and orphan mark
+in the last batch.
+
+Not here: dirty data (writeback.py) and who decides that a file is to be freed (orphans.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+import trio
+
+from shardfs import limits
+from shardfs.engine.dependency import Dependency
+from shardfs.engine.layout import Bytes
+from shardfs.engine.pieces import Piece, Shard, splice, truncate
+from shardfs.errors import CorruptionError, StaleError
+from shardfs.fuse.dirty import Run, split
+from shardfs.fuse.door import StoreDoor, scan_some
+from shardfs.fuse.records import (
+    TRUNCATION_PREFIX,
+    Inode,
+    decode_file_key,
+    decode_marker_key,
+    inode_key,
+    orphan_key,
+    shard_key,
+    shards_end,
+    truncation_key,
+    xattrs_end,
+)
+from shardfs.fuse.tables import Tables
+
+SHARD_BYTES: Final = limits.SHARD_BYTES
+_GAP_BYTES_FILLED: Final = 4 * limits.KIB
+_PIECE_BYTES_OVERHEAD: Final = 64
+_RECORD_BYTES_TARGET: Final = limits.RECORD_BYTES_MAX // 2
+
+
+class Files:
+    """The durable content of one store's files. Create with `open`."""
+
+    def __init__(self, store: StoreDoor, tables: Tables, truncations: set[int]) -> None:
+        self.store = store
+        self.tables = tables
+        self.truncations = truncations
+        """Files with shards above their end (I2)."""
+        self._finishing = trio.Lock()
+
+    @classmethod
+    async def open(cls, store: StoreDoor, tables: Tables) -> Files:
+        """The files of a store, knowing which truncations a crash has interrupted."""
+        truncations = set()
+        async for key, _ in store.scan(TRUNCATION_PREFIX, bytes([TRUNCATION_PREFIX[0] + 1])):
+            truncations.add(decode_marker_key(key))
+        return cls(store, tables, truncations)
+
+    # --- reading
+
+    async def read(self, ino: int, offset: int, length: int) -> Bytes:
+        """The bytes [offset, offset + length); holes, and what lies beyond the end, are zeros.
+
+        Checkpoints: not when everything is cached.
+
+        Raises:
+            DeviceError, CorruptionError
+        """
+        parts: list[Bytes] = []
+        for index, start, end in split(offset, length):
+            try:
+                parts += await self._read_shard(shard_key(ino, index), start, end)
+            except CorruptionError as error:
+                at = index * SHARD_BYTES
+                where = f"inode {ino} bytes {at + start} to {at + end - 1}"
+                raise CorruptionError(str(error), where) from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _read_shard(self, key: bytes, start: int, end: int) -> list[Bytes]:
+        shard = await self.store.get_shard(key)
+        while shard is not None:
+            try:
+                return await self._read_pieces(shard, start, end)
+            except CorruptionError:
+                # Not if the shard was changed, and its chunks dropped, before we could pin them.
+                current = await self.store.get_shard(key)
+                if current == shard:
+                    raise
+                shard = current
+        return [bytes(end - start)]
+
+    async def _read_pieces(self, shard: Shard, start: int, end: int) -> list[Bytes]:
+        found = [piece for piece in shard.pieces if piece.start < end and piece.end > start]
+        parts: list[Bytes] = []
+        position = start
+        with self.store.pinned(found):
+            for piece in found:
+                if piece.start > position:
+                    parts.append(bytes(piece.start - position))
+                    position = piece.start
+                length = min(end, piece.end) - position
+                skip = piece.skip + position - piece.start
+                parts.append(await self.store.read_chunk(piece.locator, skip, length))
+                position += length
+        if position < end:
+            parts.append(bytes(end - position))
+        return parts
+
+    # --- writing
+
+    def store_runs(
+        self,
+        ino: int,
+        index: int,
+        base: Shard | None,
+        runs: Sequence[Run],
+        amend: Callable[[Inode], Inode],
+    ) -> Dependency:
+        """Write runs of bytes into a shard, with the inode's new size, in one batch.
+
+        Args:
+            base: the shard as loaded; see `has_room_for`.
+            runs: disjoint, ascending, at least one.
+            amend: gives the inode its new times.
+
+        Durable when: the returned Dependency is persistent.
+
+        Raises:
+            NotLoaded, StaleError, ReadOnlyError, NoSpaceError: nothing was changed.
+        """
+        change = self.tables.change()
+        inode = change.find_inode(ino)
+        assert inode is not None and inode.is_regular, f"data for inode {ino}: {inode}"
+        key = shard_key(ino, index)
+        pieces = base.pieces if base is not None else ()
+        used = inode.used - _used_bytes(pieces)
+        for run in runs:
+            pieces = self._append(key, pieces, run)
+        end = index * SHARD_BYTES + runs[-1].start + runs[-1].length
+        change.batch.put_shard(key, pieces, base)
+        change.put_inode(
+            ino,
+            amend(inode)._replace(size=max(inode.size, end), used=used + _used_bytes(pieces)),
+        )
+        return change.commit()
+
+    def has_room_for(self, shard: Shard | None, run_count: int) -> bool:
+        """Whether a shard can take that many more runs without `gather` (I5)."""
+        if shard is None:
+            return True
+        pieces = shard.pieces
+        return (
+            len(pieces) + 2 * run_count <= limits.PIECES_PER_SHARD_MAX
+            and _record_bytes(pieces) <= _RECORD_BYTES_TARGET
+        )
+
+    async def gather(self, ino: int, index: int) -> None:
+        """Rewrite a scattered shard in fewer pieces; holes stay holes where the record allows.
+
+        Raises:
+            DeviceError, CorruptionError, ReadOnlyError, NoSpaceError
+        """
+        key = shard_key(ino, index)
+        while True:
+            shard = await self.store.get_shard(key)
+            if shard is None:
+                return
+            stretches = _stretches(shard.pieces, _GAP_BYTES_FILLED)
+            if 2 * len(stretches) > limits.PIECES_PER_SHARD_MAX:
+                stretches = _stretches(shard.pieces, SHARD_BYTES)
+            runs = []
+            for start, end in stretches:
+                data = await self.read(ino, index * SHARD_BYTES + start, end - start)
+                runs.append(Run(start, end - start, [data]))
+            try:
+                await self.tables.run(partial(self._replace_shard, ino, key, shard, runs))
+            except StaleError:
+                continue
+            return
+
+    def _replace_shard(self, ino: int, key: bytes, base: Shard, runs: Sequence[Run]) -> None:
+        change = self.tables.change()
+        inode = change.find_inode(ino)
+        if inode is None:
+            return  # freed meanwhile
+        pieces: tuple[Piece, ...] = ()
+        for run in runs:
+            pieces = self._append(key, pieces, run)
+        used = inode.used + _used_bytes(pieces) - _used_bytes(base.pieces)
+        change.batch.put_shard(key, pieces, base)
+        change.put_inode(ino, inode._replace(used=used))
+        change.commit()
+
+    def _append(self, key: bytes, pieces: tuple[Piece, ...], run: Run) -> tuple[Piece, ...]:
+        """The pieces with a run put over them."""
+        for piece in self.store.append_pieces(key, run.start, run.buffers):
+            pieces = splice(pieces, piece.start, piece.locator, piece.length)
+        return pieces
+
+    # --- truncating
+
+    async def truncate(self, ino: int, length: int, amend: Callable[[Inode], Inode]) -> None:
+        """Set a file's size; what is beyond it is gone, what is added is a hole.
+
+        Requires: the caller keeps others from changing the file's content meanwhile.
+
+        Args:
+            length: the new size, bytes.
+            amend: gives the inode its new times and mode.
+
+        Raises:
+            DeviceError, CorruptionError, ReadOnlyError
+        """
+        await self.finish_truncation(ino)
+        index = length // SHARD_BYTES
+        while True:
+            inode = await self.tables.inode(ino)
+            assert inode is not None
+            doomed: list[tuple[bytes, Shard]] = []
+            if length < inode.size:
+                doomed = await self._shards_from(shard_key(ino, index), ino)
+            try:
+                await self.tables.run(partial(self._truncate_now, ino, length, doomed, amend))
+            except StaleError:
+                continue
+            break
+        await self.finish_truncation(ino)
+
+    def _truncate_now(
+        self,
+        ino: int,
+        length: int,
+        doomed: Sequence[tuple[bytes, Shard]],
+        amend: Callable[[Inode], Inode],
+    ) -> None:
+        change = self.tables.change()
+        inode = change.find_inode(ino)
+        assert inode is not None
+        freed = 0
+        for key, shard in doomed:
+            index = decode_file_key(key).shard
+            assert index is not None
+            pieces = truncate(shard.pieces, max(0, length - index * SHARD_BYTES))
+            freed += _used_bytes(shard.pieces) - _used_bytes(pieces)
+            if not pieces:
+                change.batch.delete_shard(key, shard)
+            elif pieces is not shard.pieces:
+                change.batch.put_shard(key, pieces, shard)
+        change.put_inode(ino, amend(inode)._replace(size=length, used=inode.used - freed))
+        more = len(doomed) == limits.SHARDS_PER_BATCH_MAX
+        if more:
+            change.batch.put(truncation_key(ino), b"")
+        change.commit()
+        if more:
+            self.truncations.add(ino)
+
+    async def finish_truncation(self, ino: int) -> None:
+        """Delete what an earlier truncation left above the end of the file.
+
+        Checkpoints: only when there is something to delete.
+
+        Raises:
+            DeviceError, CorruptionError, ReadOnlyError
+        """
+        if ino not in self.truncations:
+            return
+        async with self._finishing:
+            inode = await self.tables.inode(ino)
+            if inode is None:
+                self.truncations.discard(ino)
+                return
+            start = shard_key(ino, -(-inode.size // SHARD_BYTES))
+            while ino in self.truncations:
+                doomed = await self._shards_from(start, ino)
+                try:
+                    await self.tables.run(partial(self._drop_shards, ino, doomed))
+                except StaleError:
+                    continue
+                if doomed:
+                    start = doomed[-1][0]
+                await self.store.admit()
+
+    def _drop_shards(self, ino: int, doomed: Sequence[tuple[bytes, Shard]]) -> None:
+        change = self.tables.change()
+        inode = change.find_inode(ino)
+        assert inode is not None
+        for key, shard in doomed:
+            change.batch.delete_shard(key, shard)
+        freed = sum(_used_bytes(shard.pieces) for _, shard in doomed)
+        change.put_inode(ino, inode._replace(used=inode.used - freed))
+        last = len(doomed) < limits.SHARDS_PER_BATCH_MAX
+        if last:
+            change.batch.delete(truncation_key(ino))
+        change.commit()
+        if last:
+            self.truncations.discard(ino)
+
+    async def _shards_from(self, start: bytes, ino: int) -> list[tuple[bytes, Shard]]:
+        items = await scan_some(self.store, start, shards_end(ino), limits.SHARDS_PER_BATCH_MAX)
+        return [(key, value) for key, value in items if isinstance(value, Shard)]
+
+    # --- freeing
+
+    async def free(self, ino: int) -> None:
+        """Delete an inode with its shards, xattrs and marks. Requires: it has no name, no user.
+
+        Raises:
+            DeviceError, CorruptionError, ReadOnlyError
+        """
+        start = inode_key(ino)
+        end = xattrs_end(ino)
+        while True:
+            items = await scan_some(self.store, start, end, limits.SHARDS_PER_BATCH_MAX)
+            last = len(items) < limits.SHARDS_PER_BATCH_MAX
+            try:
+                self._free_now(ino, items, last)
+            except StaleError:
+                continue
+            if last:
+                return
+            start = items[-1][0]
+            await self.store.admit()
+
+    def _free_now(self, ino: int, items: Sequence[tuple[bytes, bytes | Shard]], last: bool) -> None:
+        change = self.tables.change()
+        for key, value in items:
+            if isinstance(value, Shard):
+                change.batch.delete_shard(key, value)
+            elif key != inode_key(ino):
+                change.batch.delete(key)
+        if last:
+            change.delete_inode(ino)
+            change.batch.delete(orphan_key(ino))
+            if ino in self.truncations:
+                change.batch.delete(truncation_key(ino))
+        change.commit()
+        if last:
+            self.truncations.discard(ino)
+
+
+def _used_bytes(pieces: Sequence[Piece]) -> int:
+    return sum([piece.length for piece in pieces])
+
+
+def _record_bytes(pieces: Sequence[Piece]) -> int:
+    """Upper bound for the encoded length of a shard."""
+    checksums = sum([len(piece.locator.checksums) for piece in pieces])
+    return checksums + _PIECE_BYTES_OVERHEAD * len(pieces)
+
+
+def _stretches(pieces: Sequence[Piece], gap_bytes: int) -> list[tuple[int, int]]:
+    """(start, end) of what the pieces cover, gaps of up to `gap_bytes` counted as covered."""
+    stretches: list[tuple[int, int]] = []
+    for piece in pieces:
+        if stretches and piece.start - stretches[-1][1] <= gap_bytes:
+            stretches[-1] = (stretches[-1][0], piece.end)
+        else:
+            stretches.append((piece.start, piece.end))
+    return stretches

@@ -1,0 +1,123 @@
+"""The file system of one store, put together: what a mount serves and a test drives.
+
+Role: builds tables, files, orphans, writeback, handles, namespace and xattrs in their order, and
+owns their tasks. Knows no pyfuse3, so checks run it without a kernel.
+
+Ordering at the end: no more requests; nobody uses anything any more; what is orphaned is freed;
+what is buffered goes to the engine; the store makes it durable.
+
+Not here: mounting and signals (session.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from shardfs import limits
+from shardfs.errors import ShardfsError
+from shardfs.fuse.door import StoreDoor
+from shardfs.fuse.files import Files
+from shardfs.fuse.handles import Handles
+from shardfs.fuse.listing import Listing
+from shardfs.fuse.namespace import Namespace
+from shardfs.fuse.orphans import Orphans
+from shardfs.fuse.tables import Tables
+from shardfs.fuse.writeback import Writeback
+from shardfs.fuse.xattrs import Xattrs
+
+_log = logging.getLogger(__name__)
+
+FREEING_AT_END_S: Final = 30.0
+"""Ending a mount frees orphans for this long; the rest is freed after the next mount."""
+
+
+class FileSystem:
+    """A store as a file system. Create with `open`."""
+
+    def __init__(
+        self, store: StoreDoor, tables: Tables, files: Files, *, dirty_bytes_max: int
+    ) -> None:
+        self.store = store
+        self.tables = tables
+        self.files = files
+        self.orphans = Orphans(store, files)
+        self.writeback = Writeback(
+            store, tables, files, self.orphans, dirty_bytes_max=dirty_bytes_max
+        )
+        self.handles = Handles(self.writeback, self.orphans)
+        self.namespace = Namespace(tables, self.writeback, self.orphans, self.handles)
+        self.xattrs = Xattrs(tables, self.orphans)
+        self.started = trio.Event()
+        """Set when a kernel has begun to send requests."""
+
+    @classmethod
+    async def open(
+        cls,
+        store: StoreDoor,
+        *,
+        uid: int = 0,
+        gid: int = 0,
+        dirty_bytes_max: int = limits.DIRTY_BYTES_MAX,
+    ) -> FileSystem:
+        """The file system of a store; an empty store gets a root directory of uid and gid.
+
+        Args:
+            dirty_bytes_max: writers wait while more is buffered.
+
+        Raises:
+            DeviceError, CorruptionError, ReadOnlyError
+        """
+        tables = await Tables.open(store, uid=uid, gid=gid)
+        files = await Files.open(store, tables)
+        return cls(store, tables, files, dirty_bytes_max=dirty_bytes_max)
+
+    def list_directory(self, ino: int) -> Listing:
+        """A view of a directory's entries."""
+        return Listing(self.store, self.tables, ino)
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Start the background tasks, which run until they are cancelled."""
+        nursery.start_soon(self._supervise, "flusher", self.writeback.run)
+        nursery.start_soon(self._supervise, "reaper", self.orphans.run)
+
+    async def sync(self) -> None:
+        """Make everything durable, buffered data included.
+
+        Raises:
+            DeviceError, ReadOnlyError
+        """
+        await self.writeback.flush_all()
+        await self.store.sync()
+
+    async def end(self) -> None:
+        """Bring everything to the store, durable. Requires: no more requests, tasks cancelled.
+
+        Raises:
+            DeviceError: something could not be made durable; the log says what.
+        """
+        self.handles.release_all()
+        with trio.move_on_after(FREEING_AT_END_S):
+            await self.orphans.reap_queued()
+        await self.writeback.flush_all()
+        if self.writeback.dirty_bytes:
+            _log.error(
+                "%d bytes in %d files were written but can not be stored: %s",
+                self.writeback.dirty_bytes,
+                self.writeback.dirty_count,
+                self.store.health.reason or "see above",
+            )
+        await self.store.sync()
+
+    async def _supervise(self, name: str, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a background task; a bug in it makes the store read-only, not the mount end."""
+        try:
+            await task()
+        except ShardfsError as error:
+            self.store.health.make_read_only(f"the {name} failed: {error}")
+        except Exception as error:
+            _log.error("the %s met a bug", name, exc_info=error)
+            self.store.health.make_read_only(f"the {name} met a bug: {error!r}")

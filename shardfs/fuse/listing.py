@@ -1,0 +1,175 @@
+"""One open directory: its entries in a steady order, whatever comes and goes meanwhile.
+
+Role: entries are ordered by the hash of their name; a position is the hash of the last entry
+given. So a position stays valid while other entries are created and removed.
+
+Invariants:
+    I1. Listing from position 0, going on from each entry's `next`, gives every entry that is there
+        all the time exactly once, and none that was removed before the call.
+    I2. What one call gives is the directory at one moment, with inodes of that moment.
+    I3. "." and ".." come first, at positions 1 and 2.
+
+Two names of one directory may have equal hashes (2^-63 by chance, but someone may try). Then the
+second has the next free number for its position, which the listing remembers.
+
+Not here: attributes and lookup counts (operations.py).
+"""
+
+from __future__ import annotations
+
+import errno
+from functools import partial
+from typing import Final, NamedTuple
+
+from shardfs import limits
+from shardfs.errors import CorruptionError, FileError
+from shardfs.fuse.door import StoreDoor, scan_some
+from shardfs.fuse.records import (
+    HASH_FIRST,
+    HASH_MAX,
+    Entry,
+    Inode,
+    decode_entry,
+    decode_entry_key,
+    entries_start,
+)
+from shardfs.fuse.tables import Tables
+
+_DOT: Final = 1
+_DOT_DOT: Final = 2
+_NAME_LAST: Final = b"\xff" * (limits.NAME_BYTES_MAX + 1)
+"""Sorts behind every name."""
+
+
+class Item(NamedTuple):
+    """One name of a directory.
+
+    `inode` is None when its record is damaged. `next` is the position behind this item.
+    """
+
+    name: bytes
+    ino: int
+    type: int
+    inode: Inode | None
+    next: int
+
+    @property
+    def is_dot(self) -> bool:
+        """The directory itself or its parent, for which no lookup is counted."""
+        return self.next <= _DOT_DOT
+
+
+class _Page(NamedTuple):
+    """Entries behind the position `start`, and the directory's inode they were read under."""
+
+    directory: Inode
+    start: int
+    items: list[tuple[int, bytes, Entry, int]]
+    """(hash, name, entry, position behind it)."""
+    is_last: bool
+
+    def tells(self, position: int) -> bool:
+        """The page shows what lies behind a position."""
+        if position < self.start:
+            return False
+        return self.is_last or position < self.items[-1][3]
+
+
+class Listing:
+    """An open directory."""
+
+    def __init__(self, store: StoreDoor, tables: Tables, ino: int) -> None:
+        self.ino = ino
+        self._store = store
+        self._tables = tables
+        self._page: _Page | None = None
+        self._places: dict[int, tuple[int, bytes]] = {}
+        """Position -> (hash, name), where a position alone may not tell."""
+        self._positions: dict[tuple[int, bytes], int] = {}
+
+    async def read(self, position: int) -> list[Item]:
+        """Some items behind `position`; none when the directory ends there.
+
+        Raises:
+            DeviceError, CorruptionError, FileError
+        """
+        while True:
+            directory = await self._tables.inode(self.ino)
+            if directory is None or not directory.is_directory:
+                raise FileError(errno.ESTALE)
+            page = self._page
+            if page is None or page.directory != directory or not page.tells(position):
+                page = self._page = await self._load(directory, position)
+            await self._load_inodes(page)
+            items = await self._tables.run(partial(self._collect, page, position))
+            if items is not None:
+                return items
+
+    async def _load(self, directory: Inode, position: int) -> _Page:
+        place, _ = self._place_of(position)
+        start = entries_start(self.ino, max(place, HASH_FIRST))
+        found = await scan_some(
+            self._store, start, _entries_end(self.ino), limits.DIRECTORY_PAGE_ENTRIES
+        )
+        is_last = len(found) < limits.DIRECTORY_PAGE_ENTRIES
+        decoded = []
+        for key, record in found:
+            assert isinstance(record, bytes | bytearray | memoryview)
+            _, place, name = decode_entry_key(key)
+            decoded.append((place, name, decode_entry(record)))
+        items = []
+        for index, (place, name, entry) in enumerate(decoded):
+            is_shared = (index > 0 and decoded[index - 1][0] == place) or (
+                not is_last if index + 1 == len(decoded) else decoded[index + 1][0] == place
+            )
+            next_position = self._position_behind(place, name) if is_shared else place
+            items.append((place, name, entry, next_position))
+        return _Page(directory, position, items, is_last)
+
+    def _position_behind(self, place: int, name: bytes) -> int:
+        """A position of its own for a name that shares its hash, or may do so."""
+        position = self._positions.get((place, name))
+        if position is None:
+            position = place
+            while position in self._places:
+                position += 1
+            self._places[position] = (place, name)
+            self._positions[place, name] = position
+        return position
+
+    def _place_of(self, position: int) -> tuple[int, bytes]:
+        """(hash, name) behind which to go on."""
+        return self._places.get(position, (position, _NAME_LAST))
+
+    async def _load_inodes(self, page: _Page) -> None:
+        """Load what is missing in the order of inode numbers: neighbours share a block."""
+        tables = self._tables
+        for ino in sorted(item[2].ino for item in page.items if not tables.is_loaded(item[2].ino)):
+            try:
+                await tables.load(ino)
+            except CorruptionError:
+                continue  # its name is still listed
+
+    def _collect(self, page: _Page, position: int) -> list[Item] | None:
+        """The page's items behind a position as they are now; None if the directory has changed."""
+        tables = self._tables
+        directory = tables.find_inode(self.ino)
+        if directory is None or directory != page.directory:
+            return None
+        items = []
+        if position < _DOT:
+            items.append(Item(b".", self.ino, directory.mode >> 12, directory, _DOT))
+        if position < _DOT_DOT:
+            parent = tables.find_inode(directory.parent)
+            items.append(Item(b"..", directory.parent, directory.mode >> 12, parent, _DOT_DOT))
+        behind = self._place_of(position)
+        for place, name, entry, next_position in page.items:
+            if (place, name) <= behind:
+                continue
+            inode = tables.find_inode(entry.ino) if tables.is_loaded(entry.ino) else None
+            items.append(Item(name, entry.ino, entry.type, inode, next_position))
+        return items
+
+
+def _entries_end(ino: int) -> bytes:
+    return entries_start(ino, HASH_MAX) + _NAME_LAST

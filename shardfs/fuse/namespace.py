@@ -1,0 +1,389 @@
+"""Names and inodes: lookup, create, link, unlink, rename, attributes; each change is one batch.
+
+Role: what POSIX says of names. Every operation is a plain function over Tables (see there), so it
+sees one moment and applies wholly or not at all.
+
+Invariants:
+    I1. An inode's nlink is the number of entries that name it; a directory's is 2 and one more
+        for each subdirectory. A directory's size is its number of entries.
+    I2. A directory has one entry, in the directory its inode names as parent; no loops.
+    I3. An inode without entries has an orphan key in the same batch (orphans.I1).
+    I4. A removed directory takes no new entries.
+
+Ordering: before a rename replaces a file, the new content is given to the engine, so that a crash
+leaves the old content or the new one, never an empty file.
+
+Not here: permission checks (the kernel makes them: default_permissions), file content, xattrs.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from functools import partial
+from typing import Final, NamedTuple
+
+from shardfs import limits
+from shardfs.errors import CorruptionError, FileError
+from shardfs.fuse.handles import Handles
+from shardfs.fuse.orphans import Orphans
+from shardfs.fuse.records import (
+    ROOT_INO,
+    Entry,
+    Inode,
+    clamp_time_ns,
+    is_name,
+    orphan_key,
+)
+from shardfs.fuse.rename import EXCHANGE, Renaming, apply_rename, plan_rename
+from shardfs.fuse.tables import Change, Tables
+from shardfs.fuse.writeback import Writeback, without_set_id
+
+_PERMISSION_BITS: Final = 0o7777
+
+
+class Found(NamedTuple):
+    """An inode and its number."""
+
+    ino: int
+    inode: Inode
+
+
+class Update(NamedTuple):
+    """Attributes to set; None leaves one as it is. Times in nanoseconds, size in bytes."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class Namespace:
+    """The directory tree of one mount."""
+
+    def __init__(
+        self, tables: Tables, writeback: Writeback, orphans: Orphans, handles: Handles
+    ) -> None:
+        self._tables = tables
+        self._writeback = writeback
+        self._orphans = orphans
+        self._handles = handles
+
+    # --- looking
+
+    async def inode(self, ino: int) -> Inode:
+        """The inode, buffered writes included. Checkpoints: not when cached.
+
+        Raises:
+            FileError: there is no such inode.
+        """
+        inode = await self._tables.inode(ino)
+        if inode is None:
+            raise FileError(errno.ESTALE)
+        return self._writeback.overlay(ino, inode)
+
+    async def lookup(self, parent: int, name: bytes) -> Found | None:
+        """What a name stands for, or None. Checkpoints: not when cached.
+
+        Raises:
+            FileError: the name is too long, or there is no such directory.
+        """
+        found = await self._tables.run(partial(self._lookup_now, parent, name))
+        return found and Found(found.ino, self._writeback.overlay(*found))
+
+    def _lookup_now(self, parent: int, name: bytes) -> Found | None:
+        if len(name) > limits.NAME_BYTES_MAX:
+            raise FileError(errno.ENAMETOOLONG)
+        if name in (b".", b".."):
+            directory = self._tables.find_inode(parent)
+            if directory is None or (directory.nlink == 0 and not self._handles.is_used(parent)):
+                raise FileError(errno.ESTALE)
+            if name == b"." or not directory.is_directory:
+                return Found(parent, directory)
+            above = self._tables.find_inode(directory.parent)
+            return above and Found(directory.parent, above)
+        entry = self._tables.find_entry(parent, name)
+        if entry is None:
+            return None
+        inode = self._tables.find_inode(entry.ino)
+        if inode is None:
+            where = f"entry {name!r} of directory {parent}"
+            raise CorruptionError(f"it names inode {entry.ino}, which does not exist", where)
+        return Found(entry.ino, inode)
+
+    # --- creating
+
+    async def create(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+    ) -> Found:
+        """A new inode under a new name.
+
+        Args:
+            mode: type and permission bits.
+            rdev: device number, for device files.
+            target: where a symbolic link points.
+
+        Durable when: the store is synced.
+
+        Raises:
+            FileError, NoSpaceError, ReadOnlyError: nothing was changed.
+        """
+        if len(target) > limits.SYMLINK_BYTES_MAX:
+            raise FileError(errno.ENAMETOOLONG)
+        inode = Inode(mode, 1, uid, gid, rdev=rdev, size=len(target), target=target)
+        return await self._grow(partial(self._create_now, parent, name, inode))
+
+    def _create_now(self, parent: int, name: bytes, inode: Inode) -> Found:
+        change = self._tables.change(grows=True)
+        directory = self._directory(change, parent)
+        self._require_free(parent, name)
+        now = self._tables.now_ns()
+        gid, mode = inode.gid, inode.mode
+        if directory.mode & stat.S_ISGID:
+            gid = directory.gid
+            mode |= stat.S_ISGID if inode.is_directory else 0
+        ino = change.new_ino()
+        inode = inode._replace(
+            mode=mode,
+            nlink=2 if inode.is_directory else 1,
+            gid=gid,
+            atime_ns=now,
+            mtime_ns=now,
+            ctime_ns=now,
+            btime_ns=now,
+            parent=parent if inode.is_directory else 0,
+        )
+        change.put_inode(ino, inode)
+        change.put_entry(parent, name, Entry(ino, mode >> 12))
+        change.put_inode(
+            parent,
+            directory._replace(
+                nlink=directory.nlink + inode.is_directory,
+                size=directory.size + 1,
+                mtime_ns=now,
+                ctime_ns=now,
+            ),
+        )
+        change.commit()
+        return Found(ino, inode)
+
+    async def link(self, ino: int, parent: int, name: bytes) -> Found:
+        """One more name for a file.
+
+        Durable when: the store is synced.
+
+        Raises:
+            FileError, NoSpaceError, ReadOnlyError: nothing was changed.
+        """
+        found = await self._grow(partial(self._link_now, ino, parent, name))
+        return Found(ino, self._writeback.overlay(*found))
+
+    def _link_now(self, ino: int, parent: int, name: bytes) -> Found:
+        change = self._tables.change(grows=True)
+        inode = change.find_inode(ino)
+        directory = self._directory(change, parent)
+        if inode is None or inode.nlink == 0:
+            raise FileError(errno.ENOENT)
+        if inode.is_directory:
+            raise FileError(errno.EPERM)
+        self._require_free(parent, name)
+        if inode.nlink >= limits.LINKS_MAX:
+            raise FileError(errno.EMLINK)
+        now = self._tables.now_ns()
+        inode = inode._replace(nlink=inode.nlink + 1, ctime_ns=now)
+        change.put_inode(ino, inode)
+        change.put_entry(parent, name, Entry(ino, inode.mode >> 12))
+        change.put_inode(
+            parent, directory._replace(size=directory.size + 1, mtime_ns=now, ctime_ns=now)
+        )
+        change.commit()
+        return Found(ino, inode)
+
+    # --- removing
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        """Take away a name of something that is not a directory.
+
+        Durable when: the store is synced.
+
+        Raises:
+            FileError, ReadOnlyError: nothing was changed.
+        """
+        await self._remove(parent, name, is_directory=False)
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory.
+
+        Durable when: the store is synced.
+
+        Raises:
+            FileError, ReadOnlyError: nothing was changed.
+        """
+        await self._remove(parent, name, is_directory=True)
+
+    async def _remove(self, parent: int, name: bytes, *, is_directory: bool) -> None:
+        await self._orphans.admit()
+        await self._tables.store.admit()
+        removed = await self._tables.run(partial(self._remove_now, parent, name, is_directory))
+        if removed.inode.nlink == 0:
+            self._handles.nameless(removed.ino)
+
+    def _remove_now(self, parent: int, name: bytes, is_directory: bool) -> Found:
+        if is_directory and name in (b".", b".."):
+            raise FileError(errno.EINVAL if name == b"." else errno.ENOTEMPTY)
+        change = self._tables.change()
+        directory = self._directory(change, parent)
+        found = self._lookup_now(parent, name)
+        if found is None:
+            raise FileError(errno.ENOENT)
+        ino, inode = found
+        if inode.is_directory != is_directory:
+            raise FileError(errno.ENOTDIR if is_directory else errno.EISDIR)
+        if is_directory and inode.size:
+            raise FileError(errno.ENOTEMPTY)
+        now = self._tables.now_ns()
+        inode = inode._replace(nlink=0 if is_directory else inode.nlink - 1, ctime_ns=now)
+        change.put_inode(ino, inode)
+        change.delete_entry(parent, name)
+        change.put_inode(
+            parent,
+            directory._replace(
+                nlink=directory.nlink - is_directory,
+                size=directory.size - 1,
+                mtime_ns=now,
+                ctime_ns=now,
+            ),
+        )
+        if inode.nlink == 0:
+            change.batch.put(orphan_key(ino), b"")
+        change.commit()
+        return Found(ino, inode)
+
+    # --- renaming
+
+    async def rename(
+        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int = 0
+    ) -> None:
+        """Move a name, replacing what the new name stands for.
+
+        Args:
+            flags: rename.NOREPLACE or rename.EXCHANGE.
+
+        Durable when: the store is synced; after a crash it has happened wholly or not at all.
+
+        Raises:
+            FileError, ReadOnlyError: nothing was changed.
+            DeviceError, CorruptionError, NoSpaceError: the file's content could not be stored.
+        """
+        renaming = Renaming(old_parent, old_name, new_parent, new_name, flags)
+        for name in (old_name, new_name):
+            _require_name(name)
+        await self._orphans.admit()
+        await self._tables.store.admit()
+        plan = await self._tables.run(partial(plan_rename, self._tables, renaming))
+        if plan.replaced is not None and flags != EXCHANGE and self._writeback.is_dirty(plan.moved):
+            await self._writeback.flush(plan.moved)
+        nameless = await self._tables.run(partial(apply_rename, self._tables, renaming))
+        if nameless is not None:
+            self._handles.nameless(nameless)
+
+    # --- attributes
+
+    async def set_attributes(self, ino: int, update: Update, *, privileged: bool) -> Inode:
+        """Set some attributes.
+
+        Args:
+            privileged: the caller may change content without losing set-user-ID bits.
+
+        Durable when: the store is synced.
+
+        Returns:
+            The inode as it is then.
+
+        Raises:
+            FileError, ReadOnlyError, NoSpaceError, DeviceError, CorruptionError
+        """
+        amend = partial(_amend, self._tables, update, privileged)
+        await self._tables.store.admit()
+        if update.size is not None:
+            inode = await self.inode(ino)
+            if inode.is_directory:
+                raise FileError(errno.EISDIR)
+            if not inode.is_regular:
+                raise FileError(errno.EINVAL)
+            await self._writeback.truncate(ino, update.size, amend)
+        else:
+            await self._tables.run(partial(self._amend_now, ino, amend))
+            if update.mtime_ns is not None:
+                self._writeback.set_times(ino)
+        return await self.inode(ino)
+
+    def _amend_now(self, ino: int, amend: partial[Inode]) -> None:
+        change = self._tables.change()
+        inode = change.find_inode(ino)
+        if inode is None:
+            raise FileError(errno.ESTALE)
+        change.put_inode(ino, amend(inode))
+        change.commit()
+
+    # --- shared steps
+
+    async def _grow(self, operation: partial[Found]) -> Found:
+        """Run an operation that needs space; on a full disk wait once for what is being freed."""
+        await self._tables.store.admit()
+        return await self._orphans.with_room(partial(self._tables.run, operation))
+
+    def _directory(self, change: Change, ino: int) -> Inode:
+        """A directory that takes changes (I4)."""
+        directory = change.find_inode(ino)
+        if directory is None or directory.nlink == 0:
+            raise FileError(errno.ENOENT)
+        if not directory.is_directory:
+            raise FileError(errno.ENOTDIR)
+        return directory
+
+    def _require_free(self, parent: int, name: bytes) -> None:
+        _require_name(name)
+        if self._tables.find_entry(parent, name) is not None:
+            raise FileError(errno.EEXIST)
+
+
+def _require_name(name: bytes) -> None:
+    if len(name) > limits.NAME_BYTES_MAX:
+        raise FileError(errno.ENAMETOOLONG)
+    if not is_name(name):
+        raise FileError(errno.EEXIST if name in (b".", b"..") else errno.EINVAL)
+
+
+def _amend(tables: Tables, update: Update, privileged: bool, inode: Inode) -> Inode:
+    """The inode with an update applied, times and set-ID bits as Linux has them."""
+    now = tables.now_ns()
+    mode, mtime_ns = inode.mode, inode.mtime_ns
+    if update.mode is not None:
+        mode = stat.S_IFMT(mode) | update.mode & _PERMISSION_BITS
+    elif (update.uid is not None or update.gid is not None) and not inode.is_directory:
+        mode = without_set_id(mode)
+    if update.size is not None:
+        mtime_ns = now
+        mode = mode if privileged else without_set_id(mode)
+    return inode._replace(
+        mode=mode,
+        uid=inode.uid if update.uid is None else update.uid,
+        gid=inode.gid if update.gid is None else update.gid,
+        atime_ns=inode.atime_ns if update.atime_ns is None else clamp_time_ns(update.atime_ns),
+        mtime_ns=mtime_ns if update.mtime_ns is None else clamp_time_ns(update.mtime_ns),
+        ctime_ns=now,
+    )
+
+
+assert ROOT_INO == 1, "the kernel's number for the root of a mount"

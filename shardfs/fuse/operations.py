@@ -1,0 +1,374 @@
+"""FUSE requests: decode, call, encode; no policy.
+
+Role: each handler turns a request's arguments into one call of the file system and its result into
+pyfuse3's types. Exceptions become errno values in errnos.py.
+
+Invariants:
+    I1. Every inode told to the kernel by lookup, create, mknod, mkdir, symlink, link and readdir
+        (but not "." and "..") raises its lookup count by one, just before the reply.
+    I2. Names and attributes stay valid in the kernel's cache for ever: nobody else changes them.
+
+flush (close) is not implemented on purpose: ENOSYS ends such requests for the mount, one round
+trip less per close. An error of a delayed write is reported by the next fsync of each handle.
+
+atime is set when a file is created and by utimensat; reading does not change it (as noatime).
+
+Not here: the order of a mount's life (session.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext
+
+from shardfs import limits
+from shardfs.errors import FileError
+from shardfs.fuse.errnos import guarded, unanswered
+from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.listing import Item
+from shardfs.fuse.namespace import Found, Update
+from shardfs.fuse.records import Inode
+
+_TIMEOUT_S: Final = 365 * 86400.0
+_STAT_BLOCK_BYTES: Final = 512
+_INODE_BYTES_ASSUMED: Final = 512
+"""For statfs, which wants to know how many files there could be."""
+
+
+class Operations(pyfuse3.Operations):
+    """The request handlers of one mount.
+
+    Args:
+        file_system: what is mounted.
+        sync: every change is durable before it is answered (the mount option).
+        initialized: called when the kernel has begun to talk to the mount.
+    """
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, file_system: FileSystem, *, sync: bool = False) -> None:
+        super().__init__()
+        self._file_system = file_system
+        self._namespace = file_system.namespace
+        self._writeback = file_system.writeback
+        self._handles = file_system.handles
+        self._xattrs = file_system.xattrs
+        self._sync = sync
+        self._generation = file_system.store.identity.uuid.int & 0xFFFFFFFF
+
+    def init(self) -> None:
+        """The kernel has begun to talk to the mount."""
+        self._file_system.started.set()
+
+    # --- names
+
+    @guarded
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """What a name stands for; the kernel may remember that it stands for nothing."""
+        found = await self._namespace.lookup(parent_inode, name)
+        if found is None:
+            nothing = EntryAttributes()
+            nothing.st_ino = 0
+            nothing.entry_timeout = _TIMEOUT_S
+            return nothing
+        return self._told(found)
+
+    @guarded
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Create a regular file and open it."""
+        found = await self._namespace.create(parent_inode, name, mode, ctx.uid, ctx.gid)
+        await self._settle()
+        return self._opened(found.ino, ctx), self._told(found)
+
+    @guarded
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Create a file of any type but directory and symbolic link."""
+        return await self._make(parent_inode, name, mode, ctx, rdev=rdev)
+
+    @guarded
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Create a directory."""
+        return await self._make(parent_inode, name, mode, ctx)
+
+    @guarded
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Create a symbolic link."""
+        return await self._make(parent_inode, name, 0o120777, ctx, target=target)
+
+    @guarded
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Give a file one more name."""
+        found = await self._namespace.link(inode, new_parent_inode, new_name)
+        await self._settle()
+        return self._told(found)
+
+    @guarded
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Take away a name."""
+        await self._namespace.unlink(parent_inode, name)
+        await self._settle()
+
+    @guarded
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Remove an empty directory."""
+        await self._namespace.rmdir(parent_inode, name)
+        await self._settle()
+
+    @guarded
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        """Move a name; see namespace.rename."""
+        await self._namespace.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        await self._settle()
+
+    @unanswered
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """The kernel takes back lookups."""
+        for ino, count in inode_list:
+            self._handles.forget(ino, count)
+
+    # --- attributes
+
+    @guarded
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        """stat(2)."""
+        return self._attributes(inode, await self._namespace.inode(inode))
+
+    @guarded
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """chmod, chown, truncate, utimensat; the current time is filled in by pyfuse3."""
+        update = Update(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        changed = await self._namespace.set_attributes(inode, update, privileged=ctx.uid == 0)
+        await self._settle()
+        return self._attributes(inode, changed)
+
+    @guarded
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        """Where a symbolic link points."""
+        link = await self._namespace.inode(inode)
+        if not link.is_symlink:
+            raise FileError(errno.EINVAL)
+        return link.target
+
+    @guarded
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        """Never asked: the kernel checks permissions itself (default_permissions)."""
+        return True
+
+    # --- open files
+
+    @guarded
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        """A handle for a file; with O_TRUNC it is emptied."""
+        found = await self._namespace.inode(inode)
+        if found.is_directory:
+            raise FileError(errno.EISDIR)
+        if flags & os.O_TRUNC and found.is_regular:
+            update = Update(size=0)
+            await self._namespace.set_attributes(inode, update, privileged=ctx.uid == 0)
+            await self._settle()
+        return self._opened(inode, ctx)
+
+    @guarded
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """The bytes asked for, fewer only at the end of the file."""
+        data = await self._writeback.read(self._handles.file(fh).ino, off, size)
+        return data  # type: ignore[return-value]  # pyfuse3 takes any buffer
+
+    @guarded
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Buffer the bytes."""
+        handle = self._handles.file(fh)
+        await self._writeback.write(handle.ino, off, buf, privileged=handle.privileged)
+        return len(buf)
+
+    @guarded
+    async def flush(self, fh: int) -> None:
+        """close(2): nothing to do, and the kernel need not ask again (see the module)."""
+        raise FUSEError(errno.ENOSYS)
+
+    @unanswered
+    async def release(self, fh: int) -> None:
+        """The last user of a handle has closed it."""
+        self._handles.release_file(fh)
+
+    @guarded
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Make a file durable, its size and its name too, whatever `datasync` says."""
+        handle = self._handles.file(fh)
+        try:
+            await self._writeback.fsync(handle.ino)
+        finally:
+            errors = self._writeback.error_count(handle.ino)
+            is_new, handle.errors_seen = errors != handle.errors_seen, errors
+        if is_new:
+            raise FileError(errno.EIO)
+
+    # --- directories
+
+    @guarded
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        """A handle for a directory."""
+        return self._handles.open_directory(self._file_system.list_directory(inode))
+
+    @guarded
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        """As many entries with their attributes as the kernel has room for."""
+        listing = self._handles.directory(fh)
+        position = start_id
+        while items := await listing.read(position):
+            for item in items:
+                attributes = self._item_attributes(item)
+                if not pyfuse3.readdir_reply(token, item.name, attributes, item.next):
+                    return
+                if not item.is_dot:
+                    self._handles.looked_up(item.ino)
+            position = items[-1].next
+
+    @unanswered
+    async def releasedir(self, fh: int) -> None:
+        """A directory was closed."""
+        self._handles.release_directory(fh)
+
+    @guarded
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Make a directory durable."""
+        await self._writeback.fsync(self._handles.directory(fh).ino)
+
+    # --- extended attributes
+
+    @guarded
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        """The value of an extended attribute."""
+        return await self._xattrs.get(inode, name)
+
+    @guarded
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        """Set an extended attribute; pyfuse3 has looked after XATTR_CREATE and XATTR_REPLACE."""
+        await self._xattrs.set(inode, name, value)
+        await self._settle()
+
+    @guarded
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        """The names of the extended attributes."""
+        return await self._xattrs.names(inode, privileged=ctx.uid == 0)
+
+    @guarded
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Remove an extended attribute."""
+        await self._xattrs.remove(inode, name)
+        await self._settle()
+
+    # --- the whole
+
+    @guarded
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        """How full the file system is."""
+        space = self._file_system.store.space()
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = answer.f_frsize = limits.BLOCK_BYTES
+        answer.f_blocks = space.total_bytes // limits.BLOCK_BYTES
+        answer.f_bfree = answer.f_bavail = space.free_bytes // limits.BLOCK_BYTES
+        answer.f_files = space.total_bytes // _INODE_BYTES_ASSUMED
+        answer.f_ffree = answer.f_favail = space.free_bytes // _INODE_BYTES_ASSUMED
+        answer.f_namemax = limits.NAME_BYTES_MAX
+        return answer
+
+    # --- encoding
+
+    async def _make(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        ctx: RequestContext,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+    ) -> EntryAttributes:
+        found = await self._namespace.create(
+            parent, name, mode, ctx.uid, ctx.gid, rdev=rdev, target=target
+        )
+        await self._settle()
+        return self._told(found)
+
+    async def _settle(self) -> None:
+        """On a mount with the option sync: wait until what was changed is durable."""
+        if self._sync:
+            await self._file_system.store.sync()
+
+    def _opened(self, ino: int, ctx: RequestContext) -> FileInfo:
+        number = self._handles.open_file(ino, privileged=ctx.uid == 0)
+        return FileInfo(fh=number, keep_cache=True)
+
+    def _told(self, found: Found) -> EntryAttributes:
+        """Attributes for a reply that tells the kernel of an inode (I1)."""
+        self._handles.looked_up(found.ino)
+        return self._attributes(found.ino, found.inode)
+
+    def _item_attributes(self, item: Item) -> EntryAttributes:
+        if item.inode is not None:
+            return self._attributes(item.ino, self._writeback.overlay(item.ino, item.inode))
+        # The inode cannot be read: name and type are all there is, and stat(2) shall ask again.
+        attributes = EntryAttributes()
+        attributes.st_ino = item.ino
+        attributes.st_mode = item.type << 12
+        attributes.attr_timeout = attributes.entry_timeout = 0
+        return attributes
+
+    def _attributes(self, ino: int, inode: Inode) -> EntryAttributes:
+        attributes = EntryAttributes()
+        attributes.st_ino = ino
+        attributes.generation = self._generation
+        attributes.entry_timeout = _TIMEOUT_S
+        attributes.attr_timeout = _TIMEOUT_S
+        attributes.st_mode = inode.mode
+        attributes.st_nlink = inode.nlink
+        attributes.st_uid = inode.uid
+        attributes.st_gid = inode.gid
+        attributes.st_rdev = inode.rdev
+        attributes.st_size = inode.size
+        attributes.st_blksize = limits.BLOCK_BYTES
+        attributes.st_blocks = -(-inode.used // _STAT_BLOCK_BYTES)
+        attributes.st_atime_ns = inode.atime_ns
+        attributes.st_mtime_ns = inode.mtime_ns
+        attributes.st_ctime_ns = inode.ctime_ns
+        return attributes

@@ -1,0 +1,156 @@
+"""Files without a name: kept while someone uses them, then freed, across crashes too.
+
+Role: an unlinked inode is marked by a durable orphan key in the batch that takes its last name.
+While the kernel knows it, or a handle is open, it is *held*; then it is *queued*, and the reaper
+task frees it. What a crash left is found by the reaper after mounting.
+
+Invariants:
+    I1. An inode without a name has an orphan key until the batch that deletes the inode.
+    I2. A held inode is not freed.
+    I3. The queue is bounded: those who unlink wait (`admit`) while it is too long.
+    I4. An inode that cannot be freed now (the device fails) keeps its orphan key for a later mount.
+
+Not here: who counts users (handles.py) and how an inode is freed (files.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import trio
+
+from shardfs import limits
+from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError
+from shardfs.fuse.door import StoreDoor, scan_some
+from shardfs.fuse.files import Files
+from shardfs.fuse.records import ORPHAN_PREFIX, decode_marker_key
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_ORPHANS_END: Final = bytes([ORPHAN_PREFIX[0] + 1])
+_SCAN_COUNT: Final = 256
+_ROOM_ATTEMPTS: Final = 2
+
+
+class Orphans:
+    """The nameless inodes of one mount."""
+
+    def __init__(self, store: StoreDoor, files: Files) -> None:
+        self._store = store
+        self._files = files
+        self._held: set[int] = set()
+        self._queue: dict[int, None] = {}
+        self._wake = trio.Event()
+        self._progress = trio.Event()
+
+    @property
+    def queue_length(self) -> int:
+        """Inodes that wait to be freed."""
+        return len(self._queue)
+
+    def hold(self, ino: int) -> None:
+        """The inode has lost its last name but is in use."""
+        self._held.add(ino)
+
+    def is_held(self, ino: int) -> bool:
+        """The inode is nameless and in use."""
+        return ino in self._held
+
+    def queue(self, ino: int) -> None:
+        """Nobody uses this nameless inode any more: free it."""
+        self._held.discard(ino)
+        self._queue[ino] = None
+        self._wake.set()
+
+    def held(self) -> list[int]:
+        """All nameless inodes that are in use."""
+        return list(self._held)
+
+    async def admit(self) -> None:
+        """Wait while too many inodes are queued. Checkpoints: only then."""
+        while len(self._queue) > limits.ORPHANS_QUEUED_MAX:
+            await self._progress.wait()
+
+    async def drained(self) -> None:
+        """Wait until nothing is queued. Checkpoints: only when something is."""
+        while self._queue:
+            await self._progress.wait()
+
+    async def with_room(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """What `operation` gives; if the disk is full, tried again when room was made.
+
+        Raises:
+            NoSpaceError: there still is none.
+        """
+        for _ in range(_ROOM_ATTEMPTS):
+            try:
+                return await operation()
+            except NoSpaceError:
+                pass  # below, outside of the handler: it waits
+            await self.make_room()
+        return await operation()
+
+    async def make_room(self) -> None:
+        """Let the space of what was deleted come back, as far as it can."""
+        await self.drained()
+        await self._store.sync()
+
+    async def run(self) -> None:
+        """The reaper task: first what a crash left, then what is queued, for ever."""
+        await self._reap_leftovers()
+        while True:
+            await self.reap_queued()
+            self._wake = trio.Event()
+            if not self._queue:
+                await self._wake.wait()
+
+    async def reap_queued(self) -> None:
+        """Free all that is queued now."""
+        while self._queue:
+            ino = next(iter(self._queue))
+            await self._free(ino)
+            self._queue.pop(ino, None)
+            progress, self._progress = self._progress, trio.Event()
+            progress.set()
+            await trio.lowlevel.checkpoint()
+
+    async def _reap_leftovers(self) -> None:
+        start = ORPHAN_PREFIX
+        while True:
+            try:
+                keys = [
+                    key for key, _ in await scan_some(self._store, start, _ORPHANS_END, _SCAN_COUNT)
+                ]
+            except ShardfsError as error:
+                _log.error("looking for removed files failed, their space stays taken: %s", error)
+                return
+            for key in keys:
+                try:
+                    ino = decode_marker_key(key)
+                except CorruptionError as error:
+                    _log.error("%s", error)
+                    continue
+                if ino not in self._held and ino not in self._queue:
+                    self._queue[ino] = None
+            await self.reap_queued()
+            if len(keys) < _SCAN_COUNT:
+                break
+            start = keys[-1] + b"\0"
+        for ino in list(self._files.truncations):
+            await self._finish_truncation(ino)
+
+    async def _free(self, ino: int) -> None:
+        try:
+            self._store.health.require_writable()
+            await self._files.free(ino)
+        except ShardfsError as error:
+            _log.error("freeing removed inode %d failed, a later mount tries again: %s", ino, error)
+
+    async def _finish_truncation(self, ino: int) -> None:
+        try:
+            await self._files.finish_truncation(ino)
+        except ShardfsError as error:
+            _log.error("finishing the truncation of inode %d failed: %s", ino, error)

@@ -1,0 +1,340 @@
+"""The file system's keys and records, as tables: the only place that packs or unpacks them.
+
+Role: a key says what a record is about, and its byte order is the order of scans. A record is one
+immutable value with one encoding. docs/format.md describes the same tables in prose.
+
+Invariants:
+    I1. Integers in keys are big-endian (order-preserving), in records little-endian.
+    I2. A file's inode, shards and xattrs are neighbours; a directory's entries are one range.
+    I3. Encoding then decoding gives back an equal value. Decoding any bytes returns a value or
+        raises CorruptionError, nothing else.
+    I4. Stored numbers (RECORD_VERSION, key prefixes) are never reused with another meaning.
+
+Not here: shards' contents (engine/pieces.py), and what operations do (namespace.py, files.py).
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import Final, NamedTuple
+
+import xxhash
+
+from shardfs import limits
+from shardfs.engine.layout import Bytes, Table
+from shardfs.errors import CorruptionError
+
+ROOT_INO: Final = 1
+RECORD_VERSION: Final = 1
+
+INODE_PREFIX: Final = b"F"
+ENTRY_PREFIX: Final = b"D"
+ORPHAN_PREFIX: Final = b"O"
+TRUNCATION_PREFIX: Final = b"T"
+FACT_PREFIX: Final = b"M"
+
+_INODE_PART: Final = b"\x00"
+_SHARD_PART: Final = b"\x01"
+_XATTR_PART: Final = b"\x02"
+_PARTS_END: Final = b"\x03"
+
+INO_MAX: Final = (1 << 63) - 1
+HASH_FIRST: Final = 4
+"""Smallest entry_hash; smaller directory positions mean the start, "." and ".."."""
+HASH_MAX: Final = (1 << 63) - 1
+
+FACT_KEY: Final = FACT_PREFIX + b"inode-numbers"
+
+_TIME_NS_MIN: Final = -(1 << 63)
+_TIME_NS_MAX: Final = (1 << 63) - 1
+
+_KEY_TYPES: Final = frozenset(
+    {
+        stat.S_IFREG,
+        stat.S_IFDIR,
+        stat.S_IFLNK,
+        stat.S_IFCHR,
+        stat.S_IFBLK,
+        stat.S_IFIFO,
+        stat.S_IFSOCK,
+    }
+)
+
+INODE: Final = Table(
+    "inode",
+    (
+        ("version", "B", "RECORD_VERSION"),
+        ("flags", "B", "zero in version 1"),
+        ("mode", "H", "type and permission bits, as in stat(2)"),
+        ("nlink", "I", "names; for a directory 2 and one more for each subdirectory; 0 if removed"),
+        ("uid", "I", "owner"),
+        ("gid", "I", "group"),
+        ("rdev", "I", "device number of a device file"),
+        ("xattrs", "I", "number of extended attributes"),
+        ("size", "Q", "length in bytes; for a directory its number of entries"),
+        ("used", "Q", "bytes held by shards, holes not counted"),
+        ("atime_ns", "q", "last access, nanoseconds since the epoch"),
+        ("mtime_ns", "q", "last change of the content"),
+        ("ctime_ns", "q", "last change of the inode"),
+        ("btime_ns", "q", "creation"),
+        ("parent", "Q", "for a directory the directory it is in, else 0"),
+    ),
+)
+"""Followed, for a symbolic link, by its target."""
+
+ENTRY: Final = Table(
+    "directory entry",
+    (
+        ("ino", "Q", "inode number"),
+        ("type", "B", "file type: mode >> 12"),
+    ),
+)
+
+FACTS: Final = Table(
+    "file system facts",
+    (
+        ("version", "B", "RECORD_VERSION"),
+        ("next_ino", "Q", "no inode number at or above this one has been used"),
+    ),
+)
+
+
+class Inode(NamedTuple):
+    """What stat(2) knows of a file, and a little more. Times are nanoseconds since the epoch."""
+
+    mode: int
+    nlink: int = 1
+    uid: int = 0
+    gid: int = 0
+    rdev: int = 0
+    xattrs: int = 0
+    size: int = 0
+    used: int = 0
+    atime_ns: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    btime_ns: int = 0
+    parent: int = 0
+    target: bytes = b""
+
+    @property
+    def is_directory(self) -> bool:
+        """A directory."""
+        return self.mode & 0o170000 == stat.S_IFDIR
+
+    @property
+    def is_regular(self) -> bool:
+        """A regular file."""
+        return self.mode & 0o170000 == stat.S_IFREG
+
+    @property
+    def is_symlink(self) -> bool:
+        """A symbolic link."""
+        return self.mode & 0o170000 == stat.S_IFLNK
+
+
+class Entry(NamedTuple):
+    """One name's target: the inode and its type (mode >> 12)."""
+
+    ino: int
+    type: int
+
+    @property
+    def is_directory(self) -> bool:
+        """The name of a directory."""
+        return self.type == stat.S_IFDIR >> 12
+
+
+class Facts(NamedTuple):
+    """What the file system remembers of itself."""
+
+    next_ino: int
+
+
+def encode_inode(inode: Inode) -> bytes:
+    """The inode as stored. Requires: every field within its width."""
+    fields = INODE.pack(RECORD_VERSION, 0, *inode[:13])
+    return fields + inode.target if inode.target else fields
+
+
+def decode_inode(data: Bytes) -> Inode:
+    """The inode that `data` holds.
+
+    Raises:
+        CorruptionError: the bytes are no inode.
+    """
+    version, flags, *fields = INODE.unpack(data)
+    if version != RECORD_VERSION or flags:
+        raise CorruptionError(f"inode of unknown version {version} or flags {flags:#x}")
+    inode = Inode._make([*fields, bytes(data[INODE.size :])])
+    if stat.S_IFMT(inode.mode) not in _KEY_TYPES:
+        raise CorruptionError(f"inode with the impossible mode {inode.mode:#o}")
+    if inode.is_symlink:
+        if not 0 < inode.size == len(inode.target) <= limits.SYMLINK_BYTES_MAX:
+            raise CorruptionError(f"symbolic link of size {inode.size} with a target of another")
+    elif inode.target:
+        raise CorruptionError(f"{len(inode.target)} stray bytes behind an inode")
+    if inode.is_regular and inode.size > limits.FILE_BYTES_MAX:
+        raise CorruptionError(f"inode of {inode.size} bytes, more than any file may have")
+    if inode.is_directory != (0 < inode.parent <= INO_MAX):
+        raise CorruptionError(f"inode of mode {inode.mode:#o} with parent {inode.parent}")
+    return inode
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """The directory entry as stored."""
+    return ENTRY.pack(entry.ino, entry.type)
+
+
+def decode_entry(data: Bytes) -> Entry:
+    """The directory entry that `data` holds.
+
+    Raises:
+        CorruptionError: the bytes are no directory entry.
+    """
+    if len(data) != ENTRY.size:
+        raise CorruptionError(f"directory entry of {len(data)} bytes")
+    entry = Entry(*ENTRY.unpack(data))
+    if not 0 < entry.ino <= INO_MAX or entry.type << 12 not in _KEY_TYPES:
+        raise CorruptionError(f"directory entry of inode {entry.ino}, type {entry.type}")
+    return entry
+
+
+def encode_facts(facts: Facts) -> bytes:
+    """The facts as stored."""
+    return FACTS.pack(RECORD_VERSION, facts.next_ino)
+
+
+def decode_facts(data: Bytes) -> Facts:
+    """The facts that `data` holds.
+
+    Raises:
+        CorruptionError: the bytes are no facts.
+    """
+    if len(data) != FACTS.size:
+        raise CorruptionError(f"file system facts of {len(data)} bytes")
+    version, next_ino = FACTS.unpack(data)
+    if version != RECORD_VERSION or not ROOT_INO < next_ino <= INO_MAX:
+        raise CorruptionError(f"file system facts: version {version}, next inode {next_ino}")
+    return Facts(next_ino)
+
+
+def inode_key(ino: int) -> bytes:
+    """Key of an inode record."""
+    return b"F" + ino.to_bytes(8, "big") + _INODE_PART
+
+
+def shard_key(ino: int, index: int) -> bytes:
+    """Key of the shard that holds bytes [index * SHARD_BYTES, (index + 1) * SHARD_BYTES)."""
+    return b"F" + ino.to_bytes(8, "big") + _SHARD_PART + index.to_bytes(8, "big")
+
+
+def shards_end(ino: int) -> bytes:
+    """First key behind every shard of a file."""
+    return b"F" + ino.to_bytes(8, "big") + _XATTR_PART
+
+
+def xattr_key(ino: int, name: bytes) -> bytes:
+    """Key of an extended attribute; the record is its value."""
+    return b"F" + ino.to_bytes(8, "big") + _XATTR_PART + name
+
+
+def xattrs_end(ino: int) -> bytes:
+    """First key behind everything of an inode."""
+    return b"F" + ino.to_bytes(8, "big") + _PARTS_END
+
+
+def entry_hash(name: bytes) -> int:
+    """Where a name stands in its directory: a 63-bit number, at least HASH_FIRST."""
+    number = xxhash.xxh3_64_intdigest(name) >> 1
+    return number if number >= HASH_FIRST else number + HASH_FIRST
+
+
+def entry_key(parent: int, name: bytes) -> bytes:
+    """Key of the entry `name` in the directory `parent`."""
+    return entries_start(parent, entry_hash(name)) + name
+
+
+def entries_start(parent: int, position: int = 0) -> bytes:
+    """First key a directory's entry may have whose hash is `position` or more."""
+    return b"D" + parent.to_bytes(8, "big") + position.to_bytes(8, "big")
+
+
+def orphan_key(ino: int) -> bytes:
+    """Key that marks an inode without a name; its record is empty."""
+    return ORPHAN_PREFIX + ino.to_bytes(8, "big")
+
+
+def truncation_key(ino: int) -> bytes:
+    """Key that marks shards beyond the end of a file yet to be deleted; its record is empty."""
+    return TRUNCATION_PREFIX + ino.to_bytes(8, "big")
+
+
+class FileKey(NamedTuple):
+    """A decoded key below INODE_PREFIX: exactly one of shard and xattr, or neither (the inode)."""
+
+    ino: int
+    shard: int | None
+    xattr: bytes | None
+
+
+def decode_file_key(key: Bytes) -> FileKey:
+    """What a key below INODE_PREFIX is about.
+
+    Raises:
+        CorruptionError: no such key.
+    """
+    key = bytes(key)
+    part = key[9:10]
+    ino = int.from_bytes(key[1:9], "big")
+    if key[:1] == INODE_PREFIX and 0 < ino <= INO_MAX:
+        if part == _INODE_PART and len(key) == 10:
+            return FileKey(ino, None, None)
+        if part == _SHARD_PART and len(key) == 18:
+            return FileKey(ino, int.from_bytes(key[10:], "big"), None)
+        if part == _XATTR_PART and 10 < len(key) <= 10 + limits.XATTR_NAME_BYTES_MAX:
+            return FileKey(ino, None, key[10:])
+    raise CorruptionError(f"key {key[:32].hex()} is not one of a file")
+
+
+def decode_entry_key(key: Bytes) -> tuple[int, int, bytes]:
+    """(directory, hash, name) of a directory entry's key.
+
+    Raises:
+        CorruptionError: no such key, or the name does not have that hash.
+    """
+    key = bytes(key)
+    parent, position, name = int.from_bytes(key[1:9], "big"), key[9:17], key[17:]
+    if key[:1] != ENTRY_PREFIX or not 0 < parent <= INO_MAX or not is_name(name):
+        raise CorruptionError(f"key {key[:32].hex()} is not one of a directory entry")
+    if entry_hash(name) != int.from_bytes(position, "big"):
+        raise CorruptionError(f"directory entry {name!r} stands at the wrong place")
+    return parent, int.from_bytes(position, "big"), name
+
+
+def decode_marker_key(key: Bytes) -> int:
+    """The inode of an orphan's or a truncation's key.
+
+    Raises:
+        CorruptionError: no such key.
+    """
+    key = bytes(key)
+    ino = int.from_bytes(key[1:], "big")
+    if len(key) != 9 or key[:1] not in (ORPHAN_PREFIX, TRUNCATION_PREFIX) or not 0 < ino <= INO_MAX:
+        raise CorruptionError(f"key {key[:32].hex()} marks no inode")
+    return ino
+
+
+def is_name(name: bytes) -> bool:
+    """A name that a directory entry may have."""
+    return (
+        0 < len(name) <= limits.NAME_BYTES_MAX
+        and name not in (b".", b"..")
+        and b"/" not in name
+        and b"\0" not in name
+    )
+
+
+def clamp_time_ns(time_ns: int) -> int:
+    """The nearest time that a record can hold (the years 1677 to 2262)."""
+    return min(max(time_ns, _TIME_NS_MIN), _TIME_NS_MAX)

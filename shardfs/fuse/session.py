@@ -1,0 +1,258 @@
+"""One mount from its beginning to its end: the composition root, signals, order of shutdown.
+
+Role: `serve` opens the store, mounts, answers requests, and returns when the mount has ended and
+everything is durable.
+
+Ordering at the end, with nothing lost: (1) the kernel lets go of the mount (umount(8), or SIGTERM
+and SIGINT, which unmount here; busy files get GRACE_S to be closed); (2) the request loop returns;
+(3) services and background tasks are cancelled; (4) the file system brings all it holds to the
+store and syncs it (filesystem.end); (5) the store closes.
+
+Only one mount lives in a process, because pyfuse3 keeps its session in globals.
+
+Not here: becoming a daemon and telling the user (cli/mount.py), handlers (operations.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from shardfs import limits
+from shardfs.errors import ShardfsError, UsageError
+from shardfs.fuse.door import StoreDoor
+from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.operations import Operations
+
+_log = logging.getLogger(__name__)
+
+GRACE_S: Final = 10.0
+"""After a signal, open files may delay the end for this long."""
+_READ_AHEAD_KIB: Final = 4096
+_MOUNTINFO: Final = Path("/proc/self/mountinfo")
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """How to mount.
+
+    read_only: take no changes.
+    allow_other: let other users in; None: if mounted by root.
+    sync: every change is durable before it is answered.
+    dirty_bytes_max: writers wait while more bytes are buffered.
+    extra: further options for the kernel, such as "noexec".
+    """
+
+    read_only: bool = False
+    allow_other: bool | None = None
+    sync: bool = False
+    dirty_bytes_max: int = limits.DIRTY_BYTES_MAX
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A mount as its services see it (the control socket, metrics)."""
+
+    source: str
+    mountpoint: str
+    options: MountOptions
+    file_system: FileSystem
+    unmount_requested: trio.Event
+
+    @property
+    def store(self) -> StoreDoor:
+        """The store below."""
+        return self.file_system.store
+
+    def request_unmount(self) -> None:
+        """Begin the end of the mount, as SIGTERM does. Returns at once."""
+        self.unmount_requested.set()
+
+    async def sync(self) -> None:
+        """Make everything durable, buffered data included.
+
+        Raises:
+            DeviceError, ReadOnlyError
+        """
+        await self.file_system.sync()
+
+
+Service = Callable[[Mount], Awaitable[None]]
+"""Runs beside the mount; cancelled when it ends."""
+
+
+async def serve_store(
+    store: StoreDoor,
+    source: str,
+    mountpoint: str,
+    options: MountOptions,
+    *,
+    ready: Callable[[], None] | None = None,
+    services: Sequence[Service] = (),
+) -> None:
+    """Mount an open store, serve it until the mount ends, and leave everything durable in it.
+
+    Args:
+        source: the device's path, shown by mount(8) and df(1).
+        mountpoint: absolute path of an existing directory.
+        ready: called when the mount answers.
+        services: further tasks.
+
+    Raises:
+        UsageError: it cannot be mounted there.
+        ShardfsError: the file system cannot be opened, or its end was not orderly.
+    """
+    file_system = await FileSystem.open(
+        store, uid=os.getuid(), gid=os.getgid(), dirty_bytes_max=options.dirty_bytes_max
+    )
+    mount = Mount(source, mountpoint, options, file_system, trio.Event())
+    operations = Operations(file_system, sync=options.sync)
+    try:
+        pyfuse3.init(operations, mountpoint, fuse_options(source, options))
+    except RuntimeError as error:
+        raise UsageError(f"cannot mount at {mountpoint}: {error}") from error
+    with ExitStack() as stack:
+        stack.callback(pyfuse3.close, unmount=True)
+        async with trio.open_nursery() as nursery:
+            file_system.start(nursery)
+            for service in services:
+                nursery.start_soon(_run_service, service, mount)
+            nursery.start_soon(_watch_signals, mount)
+            nursery.start_soon(_unmount_when_requested, mount)
+            nursery.start_soon(_announce, mount, ready)
+            await pyfuse3.main()
+            _log.info("the mount at %s has ended", mountpoint)
+            nursery.cancel_scope.cancel()
+    await file_system.end()
+
+
+def fuse_options(source: str, options: MountOptions) -> set[str]:
+    """Mount options in the words of libfuse."""
+    allow_other = os.getuid() == 0 if options.allow_other is None else options.allow_other
+    # A comma separates options; libfuse takes it literally behind a backslash.
+    escaped = source.replace("\\", "\\\\").replace(",", "\\,")
+    chosen = {f"fsname={escaped}", "subtype=shardfs", "default_permissions", *options.extra}
+    if allow_other:
+        chosen.add("allow_other")
+    if options.read_only:
+        chosen.add("ro")
+    if options.sync:
+        chosen.add("sync")
+    return chosen
+
+
+async def _announce(mount: Mount, ready: Callable[[], None] | None) -> None:
+    """Once the kernel has begun to talk: prepare the read-ahead, and say so."""
+    await mount.file_system.started.wait()
+    await trio.lowlevel.checkpoint()  # the reply to the kernel's first message goes out first
+    _raise_read_ahead(mount.mountpoint)
+    if ready is not None:
+        ready()
+
+
+def _raise_read_ahead(mountpoint: str) -> None:
+    """Let buffered reads arrive in large requests; only root may, others do without."""
+    if os.getuid() != 0:
+        return
+    try:
+        number = device_number_of(mountpoint, _MOUNTINFO.read_text(encoding="utf-8"))
+        path = Path(f"/sys/class/bdi/{number}/read_ahead_kb")
+        path.write_text(str(_READ_AHEAD_KIB), encoding="ascii")
+    except OSError as error:
+        _log.info("the read-ahead stays as it is: %s", error)
+
+
+def device_number_of(mountpoint: str, mountinfo: str) -> str:
+    """The "major:minor" of what is mounted on top at a mountpoint.
+
+    Args:
+        mountinfo: the text of /proc/self/mountinfo. (stat(2) would ask the mount itself.)
+
+    Raises:
+        FileNotFoundError: nothing is.
+    """
+    found = ""
+    for line in mountinfo.splitlines():
+        fields = line.split(" ")
+        path = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        if path == mountpoint:
+            found = fields[2]
+    if not found:
+        raise FileNotFoundError(f"nothing is mounted at {mountpoint}")
+    return found
+
+
+async def _run_service(service: Service, mount: Mount) -> None:
+    """Run a service; trouble there is logged and does not reach the mount."""
+    try:
+        await service(mount)
+    except Exception as error:
+        _log.error("a service of the mount failed", exc_info=error)
+
+
+async def _watch_signals(mount: Mount) -> None:
+    """SIGTERM and SIGINT end the mount; a second one does not wait for open files."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            if mount.unmount_requested.is_set():
+                _log.warning("%s again: not waiting for open files", signal.Signals(number).name)
+                pyfuse3.terminate()
+            mount.request_unmount()
+
+
+async def _unmount_when_requested(mount: Mount) -> None:
+    """Unmount in order; when files stay open, detach the tree and give them GRACE_S."""
+    await mount.unmount_requested.wait()
+    # umount(2) makes the kernel write back mapped pages, which this process has to take: so it
+    # happens in another process while requests are served.
+    if await _unmount(mount.mountpoint):
+        return  # the request loop ends by itself
+    if await _unmount(mount.mountpoint, "-z"):
+        await trio.sleep(GRACE_S)
+        _log.warning("files at %s are still open; ending all the same", mount.mountpoint)
+    pyfuse3.terminate()
+
+
+async def _unmount(mountpoint: str, *flags: str) -> bool:
+    tool = shutil.which("fusermount3")
+    if tool is None:
+        return False
+    command = [tool, "-u", "-q", *flags, "--", mountpoint]
+    try:
+        result = await trio.run_process(command, check=False, stderr=subprocess.DEVNULL)
+    except OSError as error:
+        _log.error("%s: %s", " ".join(command), error)
+        return False
+    return result.returncode == 0
+
+
+async def serve(
+    device: object,
+    mountpoint: str,
+    options: MountOptions,
+    *,
+    ready: Callable[[], None] | None = None,
+    services: Sequence[Service] = (),
+) -> None:
+    """Open the store on a device and serve it at a mountpoint until the mount ends.
+
+    See `serve_store`. When this returns, everything is durable and the store is closed in order;
+    the device is still the caller's to close.
+
+    Raises:
+        ShardfsError: the store cannot be opened, mounted, or closed in order.
+    """
+    raise ShardfsError("not yet")

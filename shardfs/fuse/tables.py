@@ -1,0 +1,371 @@
+"""The file system's records as values: cached reads, and changes that are one batch each.
+
+Role: an operation is a plain function that reads `Tables.inode` and `Tables.entry` and ends with
+`Change.commit`. Reading something that is not cached raises NotLoaded; `Tables.run` then loads it
+and runs the function again from its start. So an operation sees one moment, whatever was awaited
+before, and runs without any checkpoint when all it needs is cached.
+
+Invariants:
+    I1. What is cached equals what the store holds: a commit changes both before anything else
+        runs, and a load that a commit has overtaken is thrown away.
+    I2. An operation has no effect before its commit, and none at all when the commit raises.
+    I3. Inode numbers rise and are never given out twice: the durable counter is ahead of them.
+    I4. The caches are bounded; their values are immutable.
+    I5. now_ns rises with every call, so an inode that was changed never equals its former self.
+
+Not here: what the operations are (namespace.py, xattrs.py, files.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Generic, TypeVar
+
+from shardfs import clock, limits
+from shardfs.engine.dependency import Dependency
+from shardfs.errors import CorruptionError, ReadOnlyError
+from shardfs.fuse.door import StoreDoor
+from shardfs.fuse.records import (
+    FACT_KEY,
+    ROOT_INO,
+    Entry,
+    Facts,
+    Inode,
+    decode_entry,
+    decode_facts,
+    decode_inode,
+    encode_entry,
+    encode_facts,
+    encode_inode,
+    entry_key,
+    inode_key,
+)
+
+K = TypeVar("K")
+V = TypeVar("V")
+T = TypeVar("T")
+
+_DIRECTORY_MODE: Final = 0o040755
+
+EntryName = tuple[int, bytes]
+"""(directory, name)."""
+
+
+class NotLoaded(Exception):
+    """The operation needs a record that is not cached. Only Tables.run catches it."""
+
+    def __init__(self, key: int | EntryName) -> None:
+        self.key = key
+        super().__init__(key)
+
+
+class RecentCache(Generic[K, V]):
+    """A mapping that keeps at least the `count_max / 2` keys used last, and at most count_max.
+
+    Two generations: what is used moves to the young one; when that is half full the old one goes.
+    """
+
+    def __init__(self, count_max: int) -> None:
+        self._half = max(1, count_max // 2)
+        self._young: dict[K, V] = {}
+        self._old: dict[K, V] = {}
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._young or key in self._old
+
+    def __len__(self) -> int:
+        return len(self._young.keys() | self._old.keys())
+
+    def __getitem__(self, key: K) -> V:
+        """The value; KeyError when it is not kept."""
+        try:
+            return self._young[key]
+        except KeyError:
+            value = self._old[key]
+        self[key] = value
+        return value
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._young[key] = value
+        if len(self._young) >= self._half:
+            self._old = self._young
+            self._young = {}
+
+
+class _Load:
+    """A read of one record that is under way, and whether a commit has overtaken it."""
+
+    __slots__ = ("overtaken", "readers")
+
+    def __init__(self) -> None:
+        self.overtaken = False
+        self.readers = 0
+
+
+class Tables:
+    """Inodes and directory entries of one store. Create with `open`."""
+
+    def __init__(
+        self,
+        store: StoreDoor,
+        facts: Facts,
+        *,
+        inodes_max: int = limits.INODES_CACHED_MAX,
+        entries_max: int = limits.ENTRIES_CACHED_MAX,
+    ) -> None:
+        self.store = store
+        self._inodes: RecentCache[int, Inode | None] = RecentCache(inodes_max)
+        self._entries: RecentCache[EntryName, Entry | None] = RecentCache(entries_max)
+        self._loads: dict[int | EntryName, _Load] = {}
+        self._next_ino = facts.next_ino
+        self._leased_ino = facts.next_ino
+        self._last_ns = 0
+
+    @classmethod
+    async def open(
+        cls,
+        store: StoreDoor,
+        *,
+        uid: int = 0,
+        gid: int = 0,
+        inodes_max: int = limits.INODES_CACHED_MAX,
+        entries_max: int = limits.ENTRIES_CACHED_MAX,
+    ) -> Tables:
+        """The tables of a store; an empty store gets a root directory, owned by uid and gid.
+
+        Raises:
+            ReadOnlyError: there is no root directory yet and none can be made.
+            CorruptionError: the file system's own facts are damaged.
+        """
+        record = await store.get_record(FACT_KEY)
+        if record is not None:
+            facts = decode_facts(record)
+            return cls(store, facts, inodes_max=inodes_max, entries_max=entries_max)
+        tables = cls(store, Facts(ROOT_INO + 1), inodes_max=inodes_max, entries_max=entries_max)
+        if await store.get_record(inode_key(ROOT_INO)) is not None:
+            raise CorruptionError("a root directory but no counter of inode numbers", "facts")
+        try:
+            tables._make_root(uid, gid)
+        except ReadOnlyError as error:
+            raise ReadOnlyError("it was never mounted, so it has no root directory") from error
+        return tables
+
+    def now_ns(self) -> int:
+        """The time for a change, nanoseconds since the epoch; later than any it gave before."""
+        self._last_ns = max(clock.now_ns(), self._last_ns + 1)
+        return self._last_ns
+
+    def find_inode(self, ino: int) -> Inode | None:
+        """The inode, or None if there is no such number.
+
+        Raises:
+            NotLoaded
+        """
+        try:
+            return self._inodes[ino]
+        except KeyError:
+            raise NotLoaded(ino) from None
+
+    def find_entry(self, parent: int, name: bytes) -> Entry | None:
+        """The directory's entry of that name, or None.
+
+        Raises:
+            NotLoaded
+        """
+        try:
+            return self._entries[parent, name]
+        except KeyError:
+            raise NotLoaded((parent, name)) from None
+
+    def is_loaded(self, ino: int) -> bool:
+        """True when find_inode will not raise NotLoaded."""
+        return ino in self._inodes
+
+    async def inode(self, ino: int) -> Inode | None:
+        """The inode, or None if there is no such number. Checkpoints: not when cached.
+
+        Raises:
+            DeviceError, CorruptionError
+        """
+        return await self.run(partial(self.find_inode, ino))
+
+    async def run(self, operation: Callable[[], T]) -> T:
+        """What `operation` returns, having loaded what it asks for.
+
+        Checkpoints: not when everything is cached.
+
+        Raises:
+            DeviceError, CorruptionError: something could not be loaded.
+            Exception: whatever `operation` raises, except NotLoaded.
+        """
+        while True:
+            try:
+                return operation()
+            except NotLoaded as missing:
+                key = missing.key
+            await self.load(key)
+
+    async def load(self, key: int | EntryName) -> None:
+        """Bring an inode or an entry into the cache, unless it is there.
+
+        Raises:
+            DeviceError, CorruptionError
+        """
+        if isinstance(key, int):
+            if key not in self._inodes:
+                record = await self._read(key, inode_key(key))
+                if record is not self and key not in self._inodes:
+                    self._inodes[key] = _decode_inode_at(key, record)
+        elif key not in self._entries:
+            record = await self._read(key, entry_key(*key))
+            if record is not self and key not in self._entries:
+                self._entries[key] = _decode_entry_at(key, record)
+
+    async def _read(self, key: int | EntryName, record_key: bytes) -> object:
+        """The record, None if there is none, or `self` if a commit has overtaken the read."""
+        load = self._loads.get(key)
+        if load is None:
+            load = self._loads[key] = _Load()
+        load.readers += 1
+        try:
+            record = await self.store.get_record(record_key)
+        finally:
+            load.readers -= 1
+            if not load.readers and self._loads.get(key) is load:
+                del self._loads[key]
+        return self if load.overtaken else record
+
+    def change(self, *, grows: bool = False) -> Change:
+        """An empty change.
+
+        Args:
+            grows: it makes the file system larger: refused when hardly any space is free. Others
+                may use the store's reserve.
+        """
+        return Change(self, grows)
+
+    def _make_root(self, uid: int, gid: int) -> None:
+        now = self.now_ns()
+        change = self.change()
+        root = Inode(_DIRECTORY_MODE, 2, uid, gid, parent=ROOT_INO)
+        root = root._replace(atime_ns=now, mtime_ns=now, ctime_ns=now, btime_ns=now)
+        change.put_inode(ROOT_INO, root)
+        change.batch.put(FACT_KEY, encode_facts(Facts(self._next_ino)))
+        change.commit()
+
+    def _adopt(self, change: Change) -> None:
+        """Take what a change has applied to the store into the caches (I1)."""
+        for ino, inode in change.inodes.items():
+            self._inodes[ino] = inode
+        for name, entry in change.entries.items():
+            self._entries[name] = entry
+        if self._loads:
+            changed: list[int | EntryName] = [*change.inodes, *change.entries]
+            for key in changed:
+                load = self._loads.get(key)
+                if load is not None:
+                    load.overtaken = True
+
+
+class Change:
+    """One batch in the making: staged inodes and entries, read through by later steps.
+
+    Requires: created, filled and committed within one critical section.
+    """
+
+    __slots__ = ("_grows", "_new_ino", "_tables", "batch", "entries", "inodes")
+
+    def __init__(self, tables: Tables, grows: bool) -> None:
+        self._tables = tables
+        self._grows = grows
+        self._new_ino = 0
+        self.batch = tables.store.batch(essential=not grows)
+        self.inodes: dict[int, Inode | None] = {}
+        self.entries: dict[EntryName, Entry | None] = {}
+
+    def find_inode(self, ino: int) -> Inode | None:
+        """The inode as this change leaves it, or None.
+
+        Raises:
+            NotLoaded
+        """
+        if ino in self.inodes:
+            return self.inodes[ino]
+        return self._tables.find_inode(ino)
+
+    def new_ino(self) -> int:
+        """A number for the one inode that this change creates."""
+        assert not self._new_ino, "a change creates one inode"
+        self._new_ino = self._tables._next_ino
+        return self._new_ino
+
+    def put_inode(self, ino: int, inode: Inode) -> None:
+        """Stage an inode."""
+        self.inodes[ino] = inode
+
+    def delete_inode(self, ino: int) -> None:
+        """Stage the end of an inode."""
+        self.inodes[ino] = None
+
+    def put_entry(self, parent: int, name: bytes, entry: Entry) -> None:
+        """Stage a directory entry; the parent's inode is the caller's business."""
+        self.entries[parent, name] = entry
+
+    def delete_entry(self, parent: int, name: bytes) -> None:
+        """Stage the end of a directory entry."""
+        self.entries[parent, name] = None
+
+    def commit(self) -> Dependency:
+        """Apply everything staged, to the store and to the caches.
+
+        Durable when: the returned Dependency is persistent.
+
+        Raises:
+            NoSpaceError, ReadOnlyError, StaleError: nothing was changed.
+        """
+        tables = self._tables
+        batch = self.batch
+        if self._grows:
+            tables.store.reserve(limits.CHANGE_BYTES_RESERVED)
+            tables.store.release(limits.CHANGE_BYTES_RESERVED)
+        for ino, inode in self.inodes.items():
+            if inode is None:
+                batch.delete(inode_key(ino))
+            else:
+                batch.put(inode_key(ino), encode_inode(inode))
+        for (parent, name), entry in self.entries.items():
+            if entry is None:
+                batch.delete(entry_key(parent, name))
+            else:
+                batch.put(entry_key(parent, name), encode_entry(entry))
+        leased = tables._leased_ino
+        if self._new_ino >= leased:
+            leased = self._new_ino + limits.INODES_PER_LEASE
+            batch.put(FACT_KEY, encode_facts(Facts(leased)))
+        dependency = tables.store.apply(batch)
+        if self._new_ino:
+            tables._next_ino = self._new_ino + 1
+            tables._leased_ino = leased
+        tables._adopt(self)
+        return dependency
+
+
+def _decode_inode_at(ino: int, record: object) -> Inode | None:
+    if record is None:
+        return None
+    assert isinstance(record, bytes | bytearray | memoryview)
+    try:
+        return decode_inode(record)
+    except CorruptionError as error:
+        raise CorruptionError(str(error), f"inode {ino}") from error
+
+
+def _decode_entry_at(key: EntryName, record: object) -> Entry | None:
+    if record is None:
+        return None
+    assert isinstance(record, bytes | bytearray | memoryview)
+    try:
+        return decode_entry(record)
+    except CorruptionError as error:
+        raise CorruptionError(str(error), f"entry {key[1]!r} of directory {key[0]}") from error
