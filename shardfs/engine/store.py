@@ -19,8 +19,8 @@ Not here: files (fuse/), one module each for everything this one composes.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,12 @@ from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer, Device
 from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health, HealthState
-from shardfs.engine.layout import ExtentState, Kind, Stream
+from shardfs.engine.layout import ExtentState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
 from shardfs.engine.opening import Parts, open_parts
 from shardfs.engine.pieces import Locator, Piece, Shard, locators
 from shardfs.engine.reclaim import reclaim_dead
+from shardfs.engine.shards import ShardData
 from shardfs.engine.stats import Space, StoreStatistics
 from shardfs.engine.superblock import Identity
 from shardfs.errors import (
@@ -50,9 +51,6 @@ from shardfs.errors import (
 )
 
 _log = logging.getLogger(__name__)
-
-_PIECE_BYTES_MIN = 16 * limits.KIB
-"""A chunk is not cut smaller than this merely to fill up an extent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ class Store:
         self._options = options
         self._closed = False
         self._reserved_bytes = 0
-        self._appended: dict[int, tuple[Locator, Dependency]] = {}
+        self._shards = ShardData(parts.chunks, parts.extents)
         self._work = trio.Event()
         self._reclaiming = trio.Lock()
         self._record_bytes_max = min(limits.RECORD_BYTES_MAX, self.identity.chunk_bytes_max // 2)
@@ -255,9 +253,9 @@ class Store:
         riders = []
         for locator in batch.added.values():
             self._extents.credit(locator.extent, locator_bytes(locator))
-            appended = self._appended.pop(locator.sequence, None)
-            if appended is not None:
-                riders.append(appended)
+            persistent = self._shards.take_appended(locator)
+            if persistent is not None:
+                riders.append((locator, persistent))
         for key, value in batch.changes.items():
             self._tree.set(key, value)
         self._committer.add(batch.changes, riders)
@@ -268,21 +266,13 @@ class Store:
     def append(self, owner: bytes, offset: int, buffers: Sequence[Buffer]) -> Locator:
         """Write one chunk of data; to be referenced by a batch in the same critical section.
 
-        Args:
-            owner: key of the shard it belongs to.
-            offset: where in the shard its first byte goes.
-            buffers: gathered; must not change any more. At most identity.chunk_bytes_max.
+        See ShardData.append for arguments and further errors.
 
         Raises:
-            NoSpaceError: the device is full to the last reserve.
-            ReadOnlyError, StoreClosedError: the store takes no changes.
+            NoSpaceError, ReadOnlyError, StoreClosedError: nothing was written.
         """
         self._require_open()
-        locator, persistent = self._chunks.put(
-            Kind.DATA, Stream.DATA, owner, offset, buffers, floor=self._extents.reserve // 2
-        )
-        self._appended[locator.sequence] = (locator, persistent)
-        return locator
+        return self._shards.append(owner, offset, buffers)
 
     def append_pieces(
         self, owner: bytes, offset: int, buffers: Sequence[Buffer]
@@ -292,12 +282,8 @@ class Store:
         Returns:
             Pieces that cover [offset, offset + total length) of the shard.
         """
-        pieces = []
-        for part, length in _cut(buffers, lambda: self._payload_room(owner)):
-            locator = self.append(owner, offset, part)
-            pieces.append(Piece(offset, length, 0, locator))
-            offset += length
-        return tuple(pieces)
+        self._require_open()
+        return self._shards.append_pieces(owner, offset, buffers)
 
     async def read_chunk(self, locator: Locator, start: int, length: int) -> bytes | memoryview:
         """Bytes [start, start+length) of a chunk's payload, verified; at most one device read.
@@ -307,13 +293,9 @@ class Store:
         """
         return await self._chunks.get(locator, start, length)
 
-    @contextmanager
-    def pinned(self, pieces: Sequence[Piece]) -> Iterator[None]:
+    def pinned(self, pieces: Sequence[Piece]) -> AbstractContextManager[None]:
         """Keeps the chunks of these pieces from being reclaimed while the body runs."""
-        with ExitStack() as stack:
-            for extent in {piece.locator.extent for piece in pieces}:
-                stack.enter_context(self._extents.pinned(extent))
-            yield
+        return self._shards.pinned(pieces)
 
     async def read_shard(self, shard: Shard, start: int, length: int) -> bytes:
         """Bytes [start, start+length) of a shard; holes and what lies behind it are zeros.
@@ -321,22 +303,7 @@ class Store:
         Raises:
             DeviceError, CorruptionError: they cannot be read as they were written.
         """
-        end = start + length
-        parts: list[Buffer] = []
-        at = start
-        with self.pinned(shard.pieces):
-            for piece in shard.pieces:
-                first, last = max(start, piece.start), min(end, piece.end)
-                if first >= last:
-                    continue
-                if first > at:
-                    parts.append(bytes(first - at))
-                skip = piece.skip + first - piece.start
-                parts.append(await self._chunks.get(piece.locator, skip, last - first))
-                at = last
-        if end > at:
-            parts.append(bytes(end - at))
-        return b"".join(parts)
+        return await self._shards.read(shard.pieces, start, length)
 
     # --- durability and space ---------------------------------------------------------------
 
@@ -494,25 +461,3 @@ class Store:
         batch.added = locators(pieces)
         batch.removed = locators(old.pieces) if isinstance(old, Shard) else {}
         return self.apply(batch)
-
-    def _payload_room(self, owner: bytes) -> int:
-        room = self._chunks.payload_room(Stream.DATA, len(owner))
-        return room if room >= _PIECE_BYTES_MIN else self.identity.chunk_bytes_max
-
-
-def _cut(buffers: Sequence[Buffer], room: Callable[[], int]) -> Iterator[tuple[list[Buffer], int]]:
-    """Buffers as successive parts, each at most as long as `room()` said when it was begun."""
-    part: list[Buffer] = []
-    length, limit = 0, room()
-    for buffer in buffers:
-        view = memoryview(buffer)
-        while view:
-            taken = view[: limit - length]
-            part.append(buffer if len(taken) == len(buffer) else taken)
-            length += len(taken)
-            view = view[len(taken) :]
-            if length == limit:
-                yield part, length
-                part, length, limit = [], 0, room()
-    if part:
-        yield part, length

@@ -1,0 +1,130 @@
+"""Data of shards: appending it as chunks, and reading it back across pieces.
+
+Role: cuts data into chunks that fill extents to their end, and joins pieces and holes to bytes.
+
+Invariants:
+    I1. Data is appended and referenced in one critical section: until the batch that refers to
+        it is applied, nothing else runs, so that reclamation cannot see it unreferenced.
+    I2. While a shard is read its extents are pinned: no reset comes between two pieces.
+
+Not here: which pieces a shard has (the tree), who may append (store.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from shardfs import limits
+from shardfs.engine.chunks import ChunkStore
+from shardfs.engine.dependency import Dependency
+from shardfs.engine.device import Buffer
+from shardfs.engine.extents import Extents
+from shardfs.engine.layout import Kind, Stream
+from shardfs.engine.pieces import Locator, Piece
+
+_CHUNK_BYTES_WORTH_FITTING = 16 * limits.KIB
+"""Less room than this at an extent's end is left unused rather than filled by a tiny chunk."""
+
+
+class ShardData:
+    """Chunks that hold the data of shards.
+
+    Args:
+        chunks, extents: of the store.
+    """
+
+    def __init__(self, chunks: ChunkStore, extents: Extents) -> None:
+        self._chunks = chunks
+        self._extents = extents
+        self._appended: dict[int, Dependency] = {}
+
+    def append(self, owner: bytes, offset: int, buffers: Sequence[Buffer]) -> Locator:
+        """Write one chunk, to be referenced by a batch in the same critical section.
+
+        Args:
+            owner: key of the shard it belongs to.
+            offset: where in the shard its first byte goes.
+            buffers: gathered; must not change any more. At most Identity.chunk_bytes_max.
+
+        Raises:
+            NoSpaceError: the device is full to the last reserve.
+        """
+        locator, persistent = self._chunks.put(
+            Kind.DATA, Stream.DATA, owner, offset, buffers, floor=self._extents.reserve // 2
+        )
+        self._appended[locator.sequence] = persistent
+        persistent.on_settled(partial(self._appended.pop, locator.sequence, None))
+        return locator
+
+    def append_pieces(
+        self, owner: bytes, offset: int, buffers: Sequence[Buffer]
+    ) -> tuple[Piece, ...]:
+        """Write data of any length; as `append`.
+
+        Returns:
+            Pieces that cover [offset, offset + total length) of the shard.
+        """
+        pieces = []
+        for part, length in _cut(buffers, lambda: self._payload_room(owner)):
+            pieces.append(Piece(offset, length, 0, self.append(owner, offset, part)))
+            offset += length
+        return tuple(pieces)
+
+    def take_appended(self, locator: Locator) -> Dependency | None:
+        """When the chunk is persistent, if it is not yet and no batch has referred to it."""
+        return self._appended.pop(locator.sequence, None)
+
+    @contextmanager
+    def pinned(self, pieces: Sequence[Piece]) -> Iterator[None]:
+        """Keeps the chunks of these pieces from being reclaimed while the body runs."""
+        with ExitStack() as stack:
+            for extent in {piece.locator.extent for piece in pieces}:
+                stack.enter_context(self._extents.pinned(extent))
+            yield
+
+    async def read(self, pieces: Sequence[Piece], start: int, length: int) -> bytes:
+        """Bytes [start, start+length) of a shard; holes and what lies behind it are zeros.
+
+        Raises:
+            DeviceError, CorruptionError: they cannot be read as they were written.
+        """
+        end = start + length
+        parts: list[Buffer] = []
+        at = start
+        with self.pinned(pieces):
+            for piece in pieces:
+                first, last = max(start, piece.start), min(end, piece.end)
+                if first >= last:
+                    continue
+                if first > at:
+                    parts.append(bytes(first - at))
+                skip = piece.skip + first - piece.start
+                parts.append(await self._chunks.get(piece.locator, skip, last - first))
+                at = last
+        if end > at:
+            parts.append(bytes(end - at))
+        return b"".join(parts)
+
+    def _payload_room(self, owner: bytes) -> int:
+        room = self._chunks.payload_room(Stream.DATA, len(owner))
+        return room if room >= _CHUNK_BYTES_WORTH_FITTING else self._chunks.payload_bytes_max
+
+
+def _cut(buffers: Sequence[Buffer], room: Callable[[], int]) -> Iterator[tuple[list[Buffer], int]]:
+    """Buffers as successive parts, each at most as long as `room()` said when it was begun."""
+    part: list[Buffer] = []
+    length, limit = 0, room()
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view:
+            taken = view[: limit - length]
+            part.append(buffer if len(taken) == len(buffer) else taken)
+            length += len(taken)
+            view = view[len(taken) :]
+            if length == limit:
+                yield part, length
+                part, length, limit = [], 0, room()
+    if part:
+        yield part, length
