@@ -43,6 +43,9 @@ THREADS_MAX: Final = 8
 """Requests of one device that may be with the kernel at once."""
 INLINE_READ_BYTES_MAX: Final = 256 * 1024
 """Longer reads go to a thread at once: copying them would hold up the trio thread."""
+START_BYTES: Final = 8 * 1024 * 1024
+"""After this many written bytes the kernel is told to begin writing them to the medium, so that
+a long copy keeps the disk busy and the flush at its end finds little left to do."""
 BUFFERS_PER_CALL_MAX: Final = min(os.sysconf("SC_IOV_MAX"), 1024)
 
 # linux/fs.h and linux/falloc.h
@@ -52,6 +55,9 @@ _BLKDISCARD: Final = 0x1277
 _BLKGETSIZE64: Final = 0x80081272
 _FALLOC_FL_KEEP_SIZE: Final = 0x01
 _FALLOC_FL_PUNCH_HOLE: Final = 0x02
+_SYNC_FILE_RANGE_WRITE: Final = 2
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 _UNSUPPORTED: Final = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM}
@@ -159,6 +165,7 @@ class BlockDevice:
         self._is_block_device = is_block_device
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
         self._flush_errno = 0
+        self._unstarted_bytes = 0
         self._reads_inline = True
         self._discards = True
         self._closed = False
@@ -203,7 +210,11 @@ class BlockDevice:
         self._require_writable("write", offset, length)
         self.counts.writes += 1
         self.counts.write_bytes += length
-        await self._in_thread("write", offset, length, partial(_write_all, views))
+        self._unstarted_bytes += length
+        start = self._unstarted_bytes >= START_BYTES
+        if start:
+            self._unstarted_bytes = 0
+        await self._in_thread("write", offset, length, partial(_write_all, views, start))
 
     async def flush(self) -> None:
         """See Device.flush."""
@@ -404,7 +415,7 @@ def _read_all(view: memoryview, descriptor: int, offset: int) -> None:
         done += count
 
 
-def _write_all(views: Sequence[memoryview], descriptor: int, offset: int) -> None:
+def _write_all(views: Sequence[memoryview], start: bool, descriptor: int, offset: int) -> None:
     pending = list(views)
     while pending:
         count = os.pwritev(descriptor, pending[:BUFFERS_PER_CALL_MAX], offset)
@@ -418,6 +429,10 @@ def _write_all(views: Sequence[memoryview], descriptor: int, offset: int) -> Non
         del pending[:whole]
         if count:
             pending[0] = pending[0][count:]
+    if start:
+        # A hint, and without effect on what a later flush reports: its answer says nothing.
+        everything = ctypes.c_int64(0)
+        _LIBC.sync_file_range(descriptor, everything, everything, _SYNC_FILE_RANGE_WRITE)
 
 
 def _flush(descriptor: int, _offset: int) -> None:
@@ -429,7 +444,6 @@ def _discard_blocks(length: int, descriptor: int, offset: int) -> None:
 
 
 def _punch_hole(length: int, descriptor: int, offset: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
     mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-    if libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+    if _LIBC.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
         raise OSError(ctypes.get_errno(), "fallocate")
