@@ -55,7 +55,7 @@ class ShardData:
             Kind.DATA, Stream.DATA, owner, offset, buffers, floor=self._extents.reserve // 2
         )
         self._appended[locator.sequence] = persistent
-        persistent.on_settled(partial(self._appended.pop, locator.sequence, None))
+        persistent.on_settled(partial(self._forget, locator.sequence))
         return locator
 
     def append_pieces(
@@ -106,6 +106,9 @@ class ShardData:
         if end > at:
             parts.append(bytes(end - at))
         return b"".join(parts)
+
+    def _forget(self, sequence: int) -> None:
+        self._appended.pop(sequence, None)
 
     def _payload_room(self, owner: bytes) -> int:
         room = self._chunks.payload_room(Stream.DATA, len(owner))
