@@ -16,7 +16,8 @@ Not here: who writes and flushes (scheduler.py), and which edges exist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Final
 
 import trio
@@ -98,24 +99,22 @@ class Dependency:
 
 
 class _All(Dependency):
-    """A conjunction; settles by itself when its operands do."""
+    """A conjunction of distinct operands; settles by itself when they do."""
 
-    __slots__ = ("_operands", "_pending")
+    __slots__ = ("_pending",)
 
-    def __init__(self, operands: Sequence[Dependency]) -> None:
+    def __init__(self, operands: Collection[Dependency]) -> None:
         super().__init__()
-        self._operands = operands
         self._pending = len(operands)
         for operand in operands:
-            operand.on_settled(self._operand_settled)
+            operand.on_settled(partial(self._operand_settled, operand))
 
-    def _operand_settled(self) -> None:
+    def _operand_settled(self, operand: Dependency) -> None:
         self._pending -= 1
         if self.settled:
             return
-        failure = next((each.failure for each in self._operands if each.failure), None)
-        if failure is not None:
-            self.fail(failure)
+        if operand.failure is not None:
+            self.fail(operand.failure)
         elif self._pending == 0:
             self.resolve()
 
@@ -132,7 +131,7 @@ PERSISTENT: Final = _persistent()
 
 def all_of(dependencies: Iterable[Dependency]) -> Dependency:
     """The conjunction of many; PERSISTENT for none."""
-    pending = [each for each in dependencies if not each.is_persistent()]
+    pending = {id(each): each for each in dependencies if not each.is_persistent()}
     if not pending:
         return PERSISTENT
-    return pending[0] if len(pending) == 1 else _All(pending)
+    return next(iter(pending.values())) if len(pending) == 1 else _All(pending.values())
