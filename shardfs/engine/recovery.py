@@ -81,24 +81,19 @@ async def read_superblock(device: Device) -> SuperblockState:
         DeviceError: neither copy can be read.
     """
     first = await read_copy(device, 0)
-    second = CopyState(0, trouble="its place is unknown, because the first copy is damaged")
-    if first.identity is not None:
-        second = await read_copy(device, first.identity.extent_bytes)
-    else:
-        size = limits.EXTENT_BYTES_MIN
-        while size <= limits.EXTENT_BYTES_MAX and size < device.size_bytes:
-            candidate = await read_copy(device, size)
-            if candidate.identity is not None and candidate.identity.extent_bytes == size:
-                second = candidate
-                break
-            size *= 2
+    second = await _second_copy(device, first.identity)
     copies = [first, second]
     numbers = [copy.last.number if copy.last is not None else -1 for copy in copies]
     best = copies[numbers.index(max(numbers))]
     if best.last is None or best.identity is None:
+        if first.has_magic or second.has_magic:
+            raise CorruptionError(
+                f"both superblock copies are damaged (first: {first.trouble}; "
+                f"second: {second.trouble})",
+                device.path,
+            )
         raise NotShardfsError(
-            f"{device.path} holds no shardfs (neither copy of a superblock is readable); "
-            "make one with: shardfs mkfs"
+            f"{device.path} holds no shardfs (no superblock is there); make one with: shardfs mkfs"
         )
     notes = []
     for name, copy in (("first", first), ("second", second)):
@@ -108,6 +103,21 @@ async def read_superblock(device: Device) -> SuperblockState:
             notes.append(f"the {name} superblock copy is cut short; used the other")
     worse = numbers.index(min(numbers)) if numbers[0] != numbers[1] else 0
     return SuperblockState(best.identity, best.last, best.entries, worse, tuple(notes))
+
+
+async def _second_copy(device: Device, identity: Identity | None) -> CopyState:
+    """The second copy; without an identity, looked for at every place it could have."""
+    if identity is not None:
+        return await read_copy(device, identity.extent_bytes)
+    found = CopyState(0, trouble="not found")
+    size = limits.EXTENT_BYTES_MIN
+    while size <= limits.EXTENT_BYTES_MAX and size < device.size_bytes:
+        candidate = await read_copy(device, size)
+        if candidate.identity is not None and candidate.identity.extent_bytes == size:
+            return candidate
+        found.has_magic = found.has_magic or candidate.has_magic
+        size *= 2
+    return found
 
 
 async def load_tree(

@@ -41,6 +41,7 @@ from shardfs.engine.layout import (
     FEATURES_INCOMPATIBLE,
     FEATURES_READ_ONLY_COMPATIBLE,
     FORMAT_VERSION,
+    FRAME_MAGIC,
     LOCATOR,
     SUPERBLOCK_CLEAN,
     SUPERBLOCK_RECORD,
@@ -126,6 +127,7 @@ class CopyState:
     entries: dict[int, ExtentEntry] = field(default_factory=dict)
     end: int = 0
     trouble: str = ""
+    has_magic: bool = False
 
 
 def encode_record(identity: Identity, record: Record) -> bytes:
@@ -260,6 +262,7 @@ async def read_copy(device: Device, start: int) -> CopyState:
             more = min(step, device.size_bytes - start - len(data))
             if more > 0 and is_cut_short(data, at):
                 data += bytes(await device.read(start + len(data), more))
+                copy.has_magic = data.startswith(FRAME_MAGIC)
                 step *= 2
                 continue
             if copy.last is None:
