@@ -1,0 +1,291 @@
+"""The worked example of docs/format.md: true bytes, and a document that is enough to read them.
+
+Role: `Reader` is a second, independent reader of the format. It knows the offsets and sizes that
+the document's tables give, xxh3, and int.from_bytes; it shares no code with the package. It
+follows "Finding everything from byte 0", as far as a store without runs needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import xxhash
+
+from tests.tidy.documents import code_block, documents, sections
+from tests.tidy.format_example import KEY, STORE_UUID, VALUE, examples, make_image, render_block
+
+FORMAT = documents()["docs/format.md"]
+GRANULE_BYTES = 32768
+BLOCK_BYTES = 4096
+
+
+class Field(NamedTuple):
+    offset: int
+    size: int
+
+
+def fields_of(structure: str) -> dict[str, Field]:
+    """Offsets and sizes of a structure's fields, as the document gives them."""
+    rows = sections(FORMAT)[structure].table()
+    return {name: Field(int(offset), int(size)) for offset, size, name, _ in rows}
+
+
+def number_of(enumeration: str, name: str) -> int:
+    """The stored number of a name, as the document gives it."""
+    rows = sections(FORMAT)[enumeration].table()
+    return next(int(value) for value, each, _ in rows if each == name)
+
+
+class Structure(NamedTuple):
+    """A structure of the document, laid over bytes."""
+
+    fields: dict[str, Field]
+    data: bytes
+    at: int
+
+    def bytes(self, name: str) -> bytes:
+        """A field as it is."""
+        field = self.fields[name]
+        return self.data[self.at + field.offset :][: field.size]
+
+    def __getitem__(self, name: str) -> int:
+        """A field as a number."""
+        return int.from_bytes(self.bytes(name), "little")
+
+    @property
+    def end(self) -> int:
+        """Where the structure ends."""
+        return self.at + max(field.offset + field.size for field in self.fields.values())
+
+
+class Frame(NamedTuple):
+    header: Structure
+    owner: bytes
+    digests: bytes
+    payload: bytes
+    end: int
+
+
+def structure(name: str, data: bytes, at: int) -> Structure:
+    """The structure of that name at byte `at` of `data`."""
+    return Structure(fields_of(name), data, at)
+
+
+def granules(payload: bytes) -> int:
+    return -(-len(payload) // GRANULE_BYTES)
+
+
+def digests_of(payload: bytes) -> bytes:
+    """Every granule's digest, big-endian."""
+    parts = [payload[at : at + GRANULE_BYTES] for at in range(0, len(payload), GRANULE_BYTES)]
+    return b"".join(xxhash.xxh3_64(part).intdigest().to_bytes(8, "big") for part in parts)
+
+
+def read_frame(data: bytes, at: int) -> Frame | None:
+    """The frame at byte `at`, if a valid one is there."""
+    if data[at : at + 4] != b"SHF1":
+        return None
+    header = structure("frame header", data, at)
+    owner_end = header.end + header["key_bytes"]
+    length = header["payload_bytes"]
+    start = owner_end + 8 * -(-length // GRANULE_BYTES)
+    covered = data[at : at + header.fields["checksum"].offset] + data[header.end : start]
+    frame = Frame(
+        header,
+        data[header.end : owner_end],
+        data[owner_end:start],
+        data[start : start + length],
+        -(-(start + length) // 8) * 8,
+    )
+    if header["flags"] or xxhash.xxh3_64(covered).intdigest() != header["checksum"]:
+        return None
+    return frame if frame.digests == digests_of(frame.payload) else None
+
+
+class Reader:
+    """A store, read from an image with the document in hand."""
+
+    def __init__(self, image: bytes) -> None:
+        self.image = image
+        self.entries: dict[int, Structure] = {}
+        self.record = self._read_superblock()
+        self.extent_bytes = self.record["extent_bytes"]
+        self.values: dict[bytes, bytes] = {}
+        for delta in self._read_deltas():
+            self._replay(delta)
+
+    def _log(self, start: int) -> list[Frame]:
+        """Step 1, one copy."""
+        frames: list[Frame] = []
+        at = start
+        while (frame := read_frame(self.image, at)) is not None:
+            is_newer = not frames or frame.header["sequence"] > frames[-1].header["sequence"]
+            if frame.header["kind"] != number_of("Kind", "SUPERBLOCK") or not is_newer:
+                break
+            frames.append(frame)
+            at = start + -(-(frame.end - start) // BLOCK_BYTES) * BLOCK_BYTES
+        return frames
+
+    def _read_superblock(self) -> Structure:
+        """Steps 1 to 4."""
+        first = self._log(0)
+        record = structure("superblock record", first[0].payload, 0)
+        second = self._log(record["extent_bytes"])
+        chosen = max(first, second, key=lambda log: _number(log[-1]))
+        assert structure("superblock record", chosen[0].payload, 0)["record_kind"] == number_of(
+            "RecordKind", "SNAPSHOT"
+        )
+        for frame in chosen:
+            record = structure("superblock record", frame.payload, 0)
+            assert record["format_version"] == 1
+            assert not record["incompatible"]
+            assert not record["manifest_bytes"], "this reader knows no runs"
+            at = record.end
+            for _ in range(record["entry_count"]):
+                entry = structure("extent entry", frame.payload, at)
+                self.entries[entry["extent"]] = entry
+                at = entry.end
+            assert at == len(frame.payload)
+        return record
+
+    def _read_deltas(self) -> Iterator[bytes]:
+        """Step 6: payloads of the delta log, in order."""
+        meta = number_of("Stream", "META")
+        logs = [entry for entry in self.entries.values() if entry["stream"] == meta]
+        expected = self.record["checkpoint"] + 1
+        for entry in sorted(logs, key=lambda entry: entry["order"]):
+            at = start = entry["extent"] * self.extent_bytes
+            while at < start + self.extent_bytes:
+                frame = read_frame(self.image, at)
+                if frame is None:
+                    if at % BLOCK_BYTES == 0:
+                        break
+                    at += -at % BLOCK_BYTES
+                    continue
+                delta = structure("delta", frame.payload, 0)
+                fits = delta["number"] == expected and delta["parts"] == 1
+                if frame.header["epoch"] != entry["epoch"] or not fits:
+                    break
+                yield frame.payload
+                expected += 1
+                at = frame.end
+
+    def _replay(self, payload: bytes) -> None:
+        """Step 7, and an entry block."""
+        delta = structure("delta", payload, 0)
+        at = delta.end
+        for _ in range(delta["tail_count"]):
+            at = structure("tail", payload, at).end
+        for _ in range(delta["rider_count"]):
+            rider = structure("rider", payload, at)
+            frame = read_frame(self.image, rider["extent"] * self.extent_bytes + rider["offset"])
+            assert frame is not None
+            assert frame.header["sequence"] == rider["sequence"]
+            assert frame.header["epoch"] == rider["epoch"]
+            at = rider.end
+        block = structure("entry block", payload, at)
+        count = block["entry_count"]
+        lengths = []
+        at = block.end
+        for size in (2, 4):
+            for _ in range(count):
+                lengths.append(int.from_bytes(payload[at : at + size], "little"))
+                at += size
+        fields = []
+        for length in lengths:
+            fields.append(payload[at : at + length])
+            at += length
+        assert at == len(payload)
+        self.values.update(zip(fields[:count], fields[count:], strict=True))
+
+    def get(self, key: bytes) -> bytes:
+        """Steps 8 and 9: the value of a key that holds a shard."""
+        value = self.values[key]
+        assert value[0] == number_of("Tag", "SHARD")
+        shard = structure("shard", value, 1)
+        at = shard.end
+        content = b""
+        for _ in range(shard["piece_count"]):
+            piece = structure("piece", value, at)
+            locator = structure("locator", value, piece.end)
+            at = locator.end + 8 * -(-locator["length"] // GRANULE_BYTES)
+            chunk = self._chunk(locator, value[locator.end : at])
+            content = content.ljust(piece["start"], b"\0")
+            content += chunk[piece["skip"] :][: piece["length"]]
+        assert at == len(value)
+        return content
+
+    def _chunk(self, locator: Structure, digests: bytes) -> bytes:
+        """A payload, found without its header and checked by the locator's digests."""
+        at = locator["extent"] * self.extent_bytes + locator["offset"]
+        at += structure("frame header", b"", 0).end + locator["key_bytes"] + len(digests)
+        payload = self.image[at : at + locator["length"]]
+        assert digests_of(payload) == digests
+        return payload
+
+
+def _number(frame: Frame) -> int:
+    return structure("superblock record", frame.payload, 0)["record_number"]
+
+
+def shown(name: str) -> bytes:
+    """The bytes of a frame as the document shows them."""
+    data = b""
+    for line in code_block(FORMAT, name):
+        offset, digits, *_ = line.split()
+        assert int(offset, 16) == len(data), f"{name}: {line}"
+        data += bytes.fromhex(digits)
+    return data
+
+
+async def test_the_document_shows_the_bytes_of_the_store() -> None:
+    image = await make_image()
+    for example in examples(image):
+        assert code_block(FORMAT, example.name) == render_block(example), (
+            "print the example anew: python -m tests.tidy.format_example"
+        )
+        assert shown(example.name) == example.data
+        where = f"(device byte {example.offset}: "
+        assert where in FORMAT, f"{example.name} is at device byte {example.offset}"
+
+
+async def test_the_store_is_the_same_each_time() -> None:
+    assert await make_image() == await make_image()
+
+
+async def test_the_document_is_enough_to_read_the_store() -> None:
+    reader = Reader(await make_image())
+    assert reader.record.bytes("uuid") == STORE_UUID.bytes
+    assert reader.record.bytes("label").rstrip(b"\0") == b"example"
+    assert reader.values.keys() == {KEY}
+    assert reader.get(KEY) == VALUE
+
+
+def test_the_document_is_enough_to_read_what_it_shows() -> None:
+    superblock = read_frame(shown("superblock"), 0)
+    data = read_frame(shown("data"), 0)
+    delta = read_frame(shown("delta"), 0)
+    assert superblock is not None and data is not None and delta is not None
+    record = structure("superblock record", superblock.payload, 0)
+    assert record["durable_delta"] == structure("delta", delta.payload, 0)["number"] == 1
+    assert record["flags"] == 1, "closed in order"
+    assert (data.owner, data.payload) == (KEY, VALUE)
+    store_id = int.from_bytes(record.bytes("uuid")[:8], "little")
+    for frame in (superblock, data, delta):
+        assert frame.header["store_id"] == store_id
+    assert data.digests in delta.payload, "the digests are kept with the reference"
+    for name in ("superblock", "data", "delta"):
+        assert granules(shown(name)) == 1
+
+
+@pytest.mark.parametrize("name", ["superblock", "data", "delta"])
+def test_a_changed_bit_is_found(name: str) -> None:
+    good = shown(name)
+    frame = read_frame(good, 0)
+    assert frame is not None
+    covered = len(frame.payload) + frame.header.end + len(frame.owner) + len(frame.digests)
+    for at in range(covered):
+        bad = good[:at] + bytes([good[at] ^ 0x04]) + good[at + 1 :]
+        assert read_frame(bad, 0) is None, f"byte {at}"
