@@ -79,7 +79,7 @@ class StoreDoor(Protocol):
         """What lies in [start, end), ascending."""
 
     def batch(self, *, essential: bool = False) -> BatchDoor:
-        """An empty batch; an `essential` one frees space or keeps a promise: it may use the last."""
+        """An empty batch. An `essential` one keeps a promise, and may use the reserve."""
 
     def apply(self, batch: Any) -> Dependency:
         """Make a batch (one that `batch` gave) visible.

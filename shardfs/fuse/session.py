@@ -23,7 +23,7 @@ import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,9 @@ import pyfuse3
 import trio
 
 from shardfs import limits
-from shardfs.errors import ShardfsError, UsageError
+from shardfs.engine.device import Device
+from shardfs.engine.store import Store, StoreOptions
+from shardfs.errors import UsageError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.operations import Operations
@@ -92,6 +94,29 @@ class Mount:
 
 Service = Callable[[Mount], Awaitable[None]]
 """Runs beside the mount; cancelled when it ends."""
+
+
+async def serve(
+    device: Device,
+    mountpoint: str,
+    options: MountOptions,
+    *,
+    ready: Callable[[], None] | None = None,
+    services: Sequence[Service] = (),
+) -> None:
+    """Open the store on a device and serve it at a mountpoint until the mount ends.
+
+    When this returns, everything is durable and the store is closed in order; the device is
+    still the caller's to close. Arguments and errors are those of `serve_store`; besides:
+
+    Raises:
+        NotShardfsError, IncompatibleError, CorruptionError, DeviceError: the store cannot be
+            opened.
+    """
+    read_only = options.read_only or device.read_only
+    options = replace(options, read_only=read_only)
+    async with Store.open(device, options=StoreOptions(read_only=read_only)) as store:
+        await serve_store(store, device.path, mountpoint, options, ready=ready, services=services)
 
 
 async def serve_store(
@@ -237,22 +262,3 @@ async def _unmount(mountpoint: str, *flags: str) -> bool:
         _log.error("%s: %s", " ".join(command), error)
         return False
     return result.returncode == 0
-
-
-async def serve(
-    device: object,
-    mountpoint: str,
-    options: MountOptions,
-    *,
-    ready: Callable[[], None] | None = None,
-    services: Sequence[Service] = (),
-) -> None:
-    """Open the store on a device and serve it at a mountpoint until the mount ends.
-
-    See `serve_store`. When this returns, everything is durable and the store is closed in order;
-    the device is still the caller's to close.
-
-    Raises:
-        ShardfsError: the store cannot be opened, mounted, or closed in order.
-    """
-    raise ShardfsError("not yet")

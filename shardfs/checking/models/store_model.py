@@ -198,11 +198,8 @@ class ModelStore:
 
     def space(self) -> ModelSpace:
         """How full the store is."""
-        live = {
-            p.locator.sequence for v in self.state.values() if isinstance(v, Shard) for p in v[0]
-        }
-        used = sum(len(self.chunks[sequence]) for sequence in live)
-        return ModelSpace(self.total_bytes, max(0, self.total_bytes - used - self.reserved_bytes))
+        free = self.total_bytes - self.used_bytes - self.reserved_bytes
+        return ModelSpace(self.total_bytes, max(0, free))
 
     def fail_device(self) -> None:
         """From now on nothing can be written or made persistent."""
