@@ -34,7 +34,7 @@ from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import Root, Superblock
-from shardfs.errors import ShardfsError
+from shardfs.errors import ReadOnlyError, ShardfsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,7 @@ class Committer:
         self.persistent_checkpoint = root.checkpoint
         self._freeze_wanted = False
         self.frozen: Freeze | None = None
+        health.on_change(self._give_up)
 
     @property
     def next_number(self) -> int:
@@ -128,6 +129,13 @@ class Committer:
     def applied(self) -> Dependency:
         """Persistent once every batch applied so far is durable."""
         return self._next if self._pending else self._last
+
+    def is_durable(self, key: bytes) -> bool:
+        """Whether every change of a key is durable. While a delta is on its way, what is in the
+        memtable may be part of it, and counts as not durable."""
+        if key in self._pending:
+            return False
+        return self._last.is_persistent() or key not in self._tree.memtable.entries
 
     async def commit(self) -> None:
         """Make every batch applied before the call durable; shared among callers.
@@ -212,6 +220,11 @@ class Committer:
             self._committing = False
             event, self._changed = self._changed, trio.Event()
             event.set()
+
+    def _give_up(self) -> None:
+        """The store has turned read-only: nobody shall wait for what is in no delta yet."""
+        if not self._next.settled:
+            self._next.fail(ReadOnlyError(self._health.reason))
 
     def _cut_delta(self) -> tuple[int, Dependency]:
         """Put everything pending into one delta; its bytes, and when it is durable."""

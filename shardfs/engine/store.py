@@ -78,6 +78,7 @@ class Store:
         self.identity: Identity = parts.identity
         self.health: Health = parts.health
         self.notes: tuple[str, ...] = parts.notes
+        self.damage: str = parts.replayed.damage
         self._device = parts.device
         self._scheduler = parts.scheduler
         self._extents: Extents = parts.extents
@@ -304,6 +305,10 @@ class Store:
             DeviceError, CorruptionError: they cannot be read as they were written.
         """
         return await self._shards.read(shard.pieces, start, length)
+
+    def is_durable(self, key: bytes) -> bool:
+        """Whether the present value of a key would survive a power cut; True if it has none."""
+        return self._committer.is_durable(key)
 
     # --- durability and space ---------------------------------------------------------------
 

@@ -1,0 +1,75 @@
+"""The `shardfs` command: the group, logging, and the one place where errors end.
+
+Role: assembles the commands; turns whatever they raise into one line and an exit status.
+
+Not here: what the commands do, one module each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from shardfs import __version__
+from shardfs.cli.errors import SUCCESS, report
+from shardfs.cli.info import info
+from shardfs.cli.mkfs import mkfs
+from shardfs.cli.mount import mount
+from shardfs.cli.stat import stat
+from shardfs.cli.sync import sync
+from shardfs.cli.umount import umount
+
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("-v", "--verbose", count=True, help="Say more; twice for everything.")
+@click.version_option(__version__, message="shardfs %(version)s")
+@click.pass_context
+def group(context: click.Context, verbose: int) -> None:
+    """A disk as a directory: files kept as shards in a crash-consistent store.
+
+    Exit status: 0 success, 1 a finding or damage, 2 misuse.
+    """
+    context.obj = verbose
+    logging.basicConfig(
+        level=_LEVELS[min(verbose, len(_LEVELS) - 1)], format=_FORMAT, stream=sys.stderr
+    )
+
+
+for command in (mkfs, mount, umount, info, sync, stat):
+    group.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: run one command line and exit."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; its exit status. Never raises."""
+    try:
+        outcome = group.main(args=list(arguments), prog_name="shardfs", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read the output has read enough; the rest has nowhere to go.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SUCCESS
+    except click.exceptions.Abort:
+        return report(KeyboardInterrupt(), verbose=False)
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        return report(error, verbose=any(each.startswith("-v") for each in arguments))
+    return outcome if isinstance(outcome, int) else SUCCESS

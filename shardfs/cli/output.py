@@ -1,0 +1,76 @@
+"""How commands print: text for people, or JSON for programs.
+
+Role: one place for tables, sizes and times, so that every command looks alike.
+
+Invariants:
+    I1. With --json, standard output is JSON and nothing else; keys are never renamed lightly.
+
+Not here: errors (cli/errors.py), logging (cli/main.py).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def print_json(value: Any) -> None:
+    """A value as one JSON document."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def print_json_line(value: Any) -> None:
+    """A value as one line of JSON, for long lists."""
+    click.echo(json.dumps(value, ensure_ascii=True))
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Names and values, one pair a line, the values below each other."""
+    pairs = list(facts)
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        click.echo(f"{name:<{width}}  {value}".rstrip())
+
+
+def print_row(cells: Sequence[str], widths: Sequence[int]) -> None:
+    """One line of a table; a negative width means right-aligned, the last cell is as it is."""
+    *first, last = cells
+    parts = [
+        cell.rjust(-width) if width < 0 else cell.ljust(width)
+        for cell, width in zip(first, widths, strict=False)
+    ]
+    click.echo("  ".join([*parts, last]).rstrip())
+
+
+def size_text(length: int) -> str:
+    """A number of bytes for people: 1536 is "1.5 KiB"."""
+    if length < 1024:
+        return f"{length} B"
+    value = float(length)
+    for unit in _UNITS:
+        value /= 1024
+        if value < 1024 or unit == _UNITS[-1]:
+            break
+    return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
+
+
+def time_text(time_ns: int) -> str:
+    """A moment for people, in UTC.
+
+    Args:
+        time_ns: nanoseconds since 1970.
+    """
+    moment = datetime.datetime.fromtimestamp(time_ns // 10**9, tz=datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def printable(text: str) -> str:
+    """A path or label as one line that no terminal takes for a command."""
+    raw = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in raw)

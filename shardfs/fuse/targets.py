@@ -1,0 +1,123 @@
+"""What a command line's TARGET is: a device or image, a mount point, or a path in a mount.
+
+Role: opens whatever the user named, for looking at it: an unmounted device read-only and by this
+process itself, a mounted one through its control socket. Both answer the same requests
+(inspection.py).
+
+Invariants:
+    I1. A device is opened read-only; nothing is written to it, not even by recovery.
+    I2. A device that is mounted as shardfs is not opened at all: its mount is asked.
+
+Not here: the requests (inspection.py), the socket (control.py).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from shardfs.engine.device import open_device
+from shardfs.engine.recovery import read_superblock
+from shardfs.engine.store import Store, StoreOptions
+from shardfs.errors import UsageError
+from shardfs.fuse.control import connect
+from shardfs.fuse.inspection import Answer, Inspection
+from shardfs.fuse.mounts import MountEntry, find_mount, mount_around, mounts_of
+
+
+class Questions(Protocol):
+    """Whoever answers: this process, or a mount over its socket."""
+
+    async def answer(self, request: Answer) -> Answer:
+        """The result of one request; see inspection.py.
+
+        Raises:
+            ShardfsError: it cannot be answered.
+        """
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something open for questions.
+
+    name: what the user called it.
+    inner_path: for a path in a mount, where in the file system it is; else empty.
+    mount: the mount, or None for a device.
+    """
+
+    name: str
+    inner_path: str
+    mount: MountEntry | None
+    conversation: Questions
+
+
+def require_mount(name: str) -> MountEntry:
+    """The shardfs mount at a mount point.
+
+    Raises:
+        UsageError: there is none.
+    """
+    entry = find_mount(name) or find_mount(os.path.realpath(name))
+    if entry is None:
+        raise UsageError(f"{name} is not a mount point; see what is mounted with: findmnt")
+    if not entry.is_shardfs:
+        raise UsageError(f"{name} is a {entry.kind} mount, not a shardfs one")
+    return entry
+
+
+@asynccontextmanager
+async def open_target(name: str) -> AsyncIterator[Target]:
+    """Open what the user named.
+
+    Raises:
+        UsageError, NotShardfsError, IncompatibleError, CorruptionError, DeviceBusyError
+    """
+    entry, inner_path = _find_entry(name)
+    if entry is not None:
+        async with connect(entry) as client:
+            yield Target(name, inner_path, entry, client)
+        return
+    path = await trio.Path(name).resolve()
+    device = open_device(path, read_only=True)
+    try:
+        record = (await read_superblock(device)).record
+        clean = record.clean or record.incarnation == 0
+        options = StoreOptions(read_only=True, background=False)
+        async with Store.open(device, options=options) as store:
+            facts = {
+                "clean": clean,
+                "health": "damaged" if store.damage else "healthy",
+                "reason": store.damage,
+            }
+            inspection = Inspection(store, device.path, facts=facts)
+            try:
+                yield Target(name, "", None, inspection)
+            finally:
+                with trio.move_on_after(1, shield=True):
+                    await inspection.aclose()
+    finally:
+        device.close()
+
+
+def _find_entry(name: str) -> tuple[MountEntry | None, str]:
+    """The mount to ask and the path in it; None for a device to open."""
+    around = mount_around(name)
+    if around is not None:
+        return around
+    try:
+        mode = os.stat(name).st_mode
+    except OSError as error:
+        raise UsageError(f"cannot open {name}: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        raise UsageError(
+            f"{name} is a directory and no shardfs is mounted there; name a device, an image "
+            "file or a mount point"
+        )
+    mounted = mounts_of(name)
+    return (mounted[0], "") if mounted else (None, "")
