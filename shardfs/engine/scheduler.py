@@ -11,7 +11,9 @@ Invariants:
     I3. A write's `persistent` resolves only after a flush that started after the write
         completed, and has itself succeeded.
     I4. A failed write or flush is never retried as if clean: the store turns read-only, and
-        everything behind the failure fails with it.
+        everything that is not persistent by then fails, so that nobody waits for ever.
+    I5. A write that has begun is finished even if the nursery is cancelled: closing in order
+        still has to write.
 
 Ordering: a power cut may lose any write that has been issued and not flushed, in part or in
 whole. At every await below, that is all that may be lost; nothing is reported persistent early.
@@ -49,7 +51,7 @@ class _Write:
 
 @dataclass(slots=True, eq=False)
 class _Queue:
-    """Writes of one extent, oldest first; `in_flight` is the newest number being written."""
+    """Writes of one extent, oldest first; `in_flight` is the oldest number being written."""
 
     writes: deque[_Write] = field(default_factory=deque)
     in_flight: int = 0
@@ -78,6 +80,7 @@ class Scheduler:
         self._flushes_finished = 0
         self._flush_running = False
         self.queued_bytes = 0
+        health.on_change(self._fail_everything)
 
     def submit(
         self,
@@ -126,7 +129,8 @@ class Scheduler:
         self._health.require_writable()
         if not self._written and not self._flush_running:
             return
-        wanted = self._flushes_started + 1
+        # A flush that is running covers all that was written, unless more has come since.
+        wanted = self._flushes_started + (1 if self._written else 0)
         while self._flushes_finished < wanted:
             self._health.require_writable()
             if self._flush_running:
@@ -180,7 +184,7 @@ class Scheduler:
         for dependency in batch:
             if failure is None:
                 dependency.resolve()
-            else:
+            elif not dependency.settled:
                 dependency.fail(failure)
         self._flushes_finished = number
         self._made_progress()
@@ -192,9 +196,10 @@ class Scheduler:
             ticket = self._submitted
         for queue in self._queues.values():
             if queue.in_flight:
-                return True
-            head = queue.writes[0]
-            if head.number <= ticket and head.before.settled:
+                # Writes that others keep submitting meanwhile do not count.
+                if queue.in_flight <= ticket:
+                    return True
+            elif queue.writes[0].number <= ticket and queue.writes[0].before.settled:
                 return True
         return False
 
@@ -202,6 +207,7 @@ class Scheduler:
         for extent, queue in list(self._queues.items()):
             if self._writing >= limits.WRITES_IN_FLIGHT_MAX:
                 return
+            # Failing one queue may have come back here and dealt with this one.
             if queue.in_flight or not queue.writes:
                 continue
             head = queue.writes[0]
@@ -215,7 +221,7 @@ class Scheduler:
                 self._drop_queue(extent, failure)
                 continue
             group = self._take_group(queue)
-            queue.in_flight = group[-1].number
+            queue.in_flight = group[0].number
             self._writing += 1
             self._nursery.start_soon(self._write_group, extent, group)
 
@@ -247,32 +253,50 @@ class Scheduler:
         buffers = [buffer for write in group for buffer in write.buffers]
         failure: Exception | None = None
         try:
-            await self._device.write(group[0].offset, buffers)
+            with trio.CancelScope(shield=True):
+                await self._device.write(group[0].offset, buffers)
         except DeviceError as error:
             failure = error
-            self._health.make_read_only(str(error))
         finally:
             self._writing -= 1
             queue.in_flight = 0
             self.queued_bytes -= length
+            if not queue.writes:
+                del self._queues[extent]
+        if failure is not None:
+            self._health.make_read_only(str(failure))
+        blocked = failure or self._blocked()
         for write in group:
             if failure is None:
                 write.on_written()
+            if blocked is None:
                 self._written.append(write.persistent)
             else:
-                write.persistent.fail(failure)
-        if failure is not None:
-            self._drop_queue(extent, failure)
-        elif not queue.writes:
-            del self._queues[extent]
+                write.persistent.fail(blocked)
         self._issue_ready()
         self._made_progress()
 
     def _drop_queue(self, extent: int, failure: Exception) -> None:
         """Fail what can no longer be written in order."""
-        for write in self._queues.pop(extent).writes:
+        queue = self._queues.pop(extent)
+        writes, queue.writes = queue.writes, deque()
+        for write in writes:
             self.queued_bytes -= write.length
             write.persistent.fail(failure)
+        self._made_progress()
+
+    def _fail_everything(self) -> None:
+        """The store has turned read-only: what is not persistent now never will be (I4)."""
+        failure = ReadOnlyError(self._health.reason)
+        lost, self._written = self._written, []
+        for extent, queue in list(self._queues.items()):
+            lost += [write.persistent for write in queue.writes]
+            self.queued_bytes -= sum(write.length for write in queue.writes)
+            queue.writes.clear()
+            if not queue.in_flight:
+                del self._queues[extent]
+        for dependency in lost:
+            dependency.fail(failure)
         self._made_progress()
 
     def _made_progress(self) -> None:
