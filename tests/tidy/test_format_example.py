@@ -8,6 +8,7 @@ follows "Finding everything from byte 0", as far as a store without runs needs i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
@@ -38,21 +39,22 @@ def number_of(enumeration: str, name: str) -> int:
     return next(int(value) for value, each, _ in rows if each == name)
 
 
-class Structure(NamedTuple):
+@dataclass(frozen=True)
+class Structure:
     """A structure of the document, laid over bytes."""
 
     fields: dict[str, Field]
     data: bytes
     at: int
 
-    def bytes(self, name: str) -> bytes:
+    def raw(self, name: str) -> bytes:
         """A field as it is."""
         field = self.fields[name]
         return self.data[self.at + field.offset :][: field.size]
 
     def __getitem__(self, name: str) -> int:
         """A field as a number."""
-        return int.from_bytes(self.bytes(name), "little")
+        return int.from_bytes(self.raw(name), "little")
 
     @property
     def end(self) -> int:
@@ -257,8 +259,8 @@ async def test_the_store_is_the_same_each_time() -> None:
 
 async def test_the_document_is_enough_to_read_the_store() -> None:
     reader = Reader(await make_image())
-    assert reader.record.bytes("uuid") == STORE_UUID.bytes
-    assert reader.record.bytes("label").rstrip(b"\0") == b"example"
+    assert reader.record.raw("uuid") == STORE_UUID.bytes
+    assert reader.record.raw("label").rstrip(b"\0") == b"example"
     assert reader.values.keys() == {KEY}
     assert reader.get(KEY) == VALUE
 
@@ -272,7 +274,7 @@ def test_the_document_is_enough_to_read_what_it_shows() -> None:
     assert record["durable_delta"] == structure("delta", delta.payload, 0)["number"] == 1
     assert record["flags"] == 1, "closed in order"
     assert (data.owner, data.payload) == (KEY, VALUE)
-    store_id = int.from_bytes(record.bytes("uuid")[:8], "little")
+    store_id = int.from_bytes(record.raw("uuid")[:8], "little")
     for frame in (superblock, data, delta):
         assert frame.header["store_id"] == store_id
     assert data.digests in delta.payload, "the digests are kept with the reference"
