@@ -25,7 +25,7 @@ from shardfs.engine.health import Health
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import ExtentEntry, Identity, Root, Superblock, record_bytes_max
-from shardfs.errors import DeviceTooSmallError, LimitError
+from shardfs.errors import DeviceError, DeviceTooSmallError, LimitError
 
 _ERASED_BYTES = 1 * limits.MIB
 
@@ -109,11 +109,17 @@ async def format_device(device: Device, identity: Identity) -> None:
         DeviceError: the device could not be written.
     """
     await _erase_signatures(device, identity)
+    failure: DeviceError | None = None
     async with trio.open_nursery() as nursery:
         health = Health()
         scheduler = Scheduler(device, health, nursery)
         superblock = Superblock(identity, scheduler, device, 0, 0, itertools.count())
-        await superblock.start_logs(Root(), lambda: _first_entries(identity), 0)
+        try:
+            await superblock.start_logs(Root(), lambda: _first_entries(identity), 0)
+        except DeviceError as error:
+            failure = error
+    if failure is not None:
+        raise failure  # out here, where no nursery wraps it into a group
     await device.flush()
 
 

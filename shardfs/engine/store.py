@@ -111,22 +111,33 @@ class Store:
             DeviceError: the device could not be read or written.
         """
         options = options or StoreOptions()
+        failure: Exception | None = None
         async with trio.open_nursery() as writes:
-            parts = await open_parts(
-                device, writes, read_only=options.read_only, cache_bytes=options.cache_bytes
-            )
-            store = cls(parts, options)
-            writable = store.health.state is HealthState.HEALTHY
             try:
-                async with trio.open_nursery() as background:
-                    if options.background and writable:
-                        background.start_soon(store._run, store._commit_regularly)
-                        background.start_soon(store._run, store._maintain)
-                    yield store
-                    background.cancel_scope.cancel()
-            finally:
-                with trio.CancelScope(shield=True):
-                    await store._close(writable)
+                parts = await open_parts(
+                    device, writes, read_only=options.read_only, cache_bytes=options.cache_bytes
+                )
+            except Exception as error:
+                failure = error
+            else:
+                store = cls(parts, options)
+                writable = store.health.state is HealthState.HEALTHY
+                try:
+                    async with trio.open_nursery() as background:
+                        if options.background and writable:
+                            background.start_soon(store._run, store._commit_regularly)
+                            background.start_soon(store._run, store._maintain)
+                        try:
+                            yield store
+                        except Exception as error:
+                            failure = error
+                        background.cancel_scope.cancel()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await store._close(writable)
+        if failure is not None:
+            # Out here, where no nursery wraps it into a group: callers catch it by its class.
+            raise failure
 
     # --- key-value door ---------------------------------------------------------------------
 

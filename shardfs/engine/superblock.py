@@ -254,7 +254,9 @@ async def read_copy(device: Device, start: int) -> CopyState:
     while True:
         found = False
         try:
-            frame, payload = decode_frame(data, at)
+            # Behind a fresh log there may be records of an earlier store, with higher numbers.
+            store_id = copy.identity.store_id if copy.identity is not None else None
+            frame, payload = decode_frame(data, at, store_id=store_id)
             found = frame.kind is Kind.SUPERBLOCK and frame.sequence > sequence
             if found:
                 identity, record = decode_record(payload)
