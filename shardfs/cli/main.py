@@ -20,6 +20,7 @@ from shardfs.cli.errors import SUCCESS, report
 from shardfs.cli.info import info
 from shardfs.cli.mkfs import mkfs
 from shardfs.cli.mount import mount
+from shardfs.cli.shards import shards
 from shardfs.cli.stat import stat
 from shardfs.cli.sync import sync
 from shardfs.cli.umount import umount
@@ -43,7 +44,7 @@ def group(context: click.Context, verbose: int) -> None:
     )
 
 
-for command in (mkfs, mount, umount, info, sync, stat):
+for command in (mkfs, mount, umount, info, shards, sync, stat):
     group.add_command(command)
 
 

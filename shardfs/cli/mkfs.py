@@ -1,4 +1,4 @@
-"""The `shardfs mkfs` command: makes an empty store on a device or image file, after asking whose it is.
+"""The `shardfs mkfs` command: makes an empty store, after asking whose the device is.
 
 Role: every reason not to overwrite something, before the first byte is written.
 

@@ -1,4 +1,4 @@
-"""The `shardfs mount` command: serves a store at a directory, in the background unless told otherwise.
+"""The `shardfs mount` command: serves a store at a directory, in the background or not.
 
 Role: checks what can be checked before anything is opened, becomes a daemon, opens the device and
 serves it, and tells the caller when the mount answers or why it does not.

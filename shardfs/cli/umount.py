@@ -1,4 +1,4 @@
-"""The `shardfs umount` command: unmounts, and returns when everything is durable and the server has gone.
+"""The `shardfs umount` command: returns when all is durable and the server has gone.
 
 Role: finds the server, takes the mount away, waits for the server's end, and says how it was.
 

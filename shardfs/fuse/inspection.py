@@ -265,6 +265,7 @@ class Inspection:
             raise UsageError(f"there is no shard {ino}.{index}; see: shardfs shards ls")
         answer = self._describe(key, ino, index, shard)
         answer["start"] = index * limits.SHARD_BYTES
+        answer["shard_bytes"] = limits.SHARD_BYTES
         answer["pieces"] = [_describe_piece(piece) for piece in shard.pieces]
         return answer
 

@@ -1,0 +1,194 @@
+"""The `shardfs shards` commands: which shards there are, where they lie, and what is in them.
+
+Role: asks a device or a mount, and prints. A shard is named INODE.INDEX, such as 12.0: the first
+4 MiB of the file with inode 12 are its shard 0. In place of a shard, a path names all of a file.
+
+Invariants:
+    I1. `cat` writes the bytes as they are, holes as zeros, and fails at the first byte that does
+        not match its checksum; what it has written before is right.
+
+Not here: where the answers come from (fuse/inspection.py).
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import click
+import trio
+
+from shardfs.cli.options import PATH, json_option
+from shardfs.cli.output import print_json, print_json_line, print_row, printable, size_text
+from shardfs.errors import UsageError
+from shardfs.fuse.inspection import READ_BYTES_MAX, parse_shard_id
+from shardfs.fuse.targets import Target, open_target
+
+_LIST_WIDTHS = (12, -10, -6, 10)
+_PIECE_WIDTHS = (-9, -9, -6, -6, -10, -9, -9, 16)
+
+_TARGET_HELP = """TARGET is a device or image file, a mount point, or a path in a mount."""
+
+
+@click.group(short_help="List, explain and print shards.")
+def shards() -> None:
+    """List, explain and print shards, the pieces that files are kept in."""
+
+
+@shards.command("ls", epilog=_TARGET_HELP)
+@click.argument("target", type=PATH)
+@click.argument("path", type=PATH, required=False)
+@click.option("--path", "path_option", type=PATH, help="The same as PATH.")
+@json_option
+def list_shards(target: str, path: str | None, path_option: str | None, as_json: bool) -> None:
+    """List the shards of the file or directory PATH; without it, all of them.
+
+    With --json, each shard is one line.
+    """
+    trio.run(partial(_list, target, path if path is not None else path_option, as_json))
+
+
+async def _list(name: str, path: str | None, as_json: bool) -> None:
+    async with open_target(name) as target:
+        if not as_json:
+            print_row(("SHARD", "BYTES", "PIECES", "STATE", "PATH"), _LIST_WIDTHS)
+        async for shard in _shards_below(target, _inner_path(target, path)):
+            if as_json:
+                print_json_line(shard)
+                continue
+            where = "(no name)" if shard["path"] is None else "/" + printable(shard["path"])
+            cells = (shard["id"], str(shard["bytes"]), str(shard["pieces"]), _state(shard), where)
+            print_row(cells, _LIST_WIDTHS)
+
+
+@shards.command("show", epilog=_TARGET_HELP)
+@click.argument("target", type=PATH)
+@click.argument("shard", metavar="[SHARD_ID|PATH]", required=False)
+@json_option
+def show_shard(target: str, shard: str | None, as_json: bool) -> None:
+    """Say where the pieces of a shard lie on the device; of each shard, if a file is named."""
+    trio.run(partial(_show, target, shard, as_json))
+
+
+async def _show(name: str, what: str | None, as_json: bool) -> None:
+    async with open_target(name) as target:
+        found = []
+        async for ino, index in _named_shards(target, what):
+            request = {"request": "shard", "ino": ino, "index": index}
+            shard = await target.conversation.answer(request)
+            if as_json:
+                found.append(shard)
+            else:
+                _print_shard(shard)
+        if as_json:
+            print_json(found)
+
+
+def _print_shard(shard: dict[str, Any]) -> None:
+    click.echo(
+        f"shard {shard['id']}: bytes {shard['start']} and on of inode {shard['ino']}, "
+        f"{size_text(shard['bytes'])} in {len(shard['pieces'])} pieces, {_state(shard)}"
+    )
+    header = ("START", "LENGTH", "EXTENT", "EPOCH", "OFFSET", "CHUNK", "SKIP", "SEQUENCE")
+    print_row((*header, "CHECKSUMS"), _PIECE_WIDTHS)
+    for piece in shard["pieces"]:
+        chunk = piece["chunk"]
+        numbers = (
+            piece["start"],
+            piece["length"],
+            chunk["extent"],
+            chunk["epoch"],
+            chunk["offset"],
+            chunk["length"],
+            piece["skip"],
+            f"{chunk['sequence']:#x}",
+        )
+        digests = chunk["checksums"]
+        more = f" and {len(digests) - 1} more" if len(digests) > 1 else ""
+        cells = (*(str(number) for number in numbers), f"{digests[0]}{more}" if digests else "-")
+        print_row(cells, _PIECE_WIDTHS)
+
+
+@shards.command("cat", epilog=_TARGET_HELP)
+@click.argument("target", type=PATH)
+@click.argument("shard", metavar="[SHARD_ID|PATH]", required=False)
+def cat_shard(target: str, shard: str | None) -> None:
+    """Write the bytes of a shard, or of a whole file, to standard output."""
+    trio.run(partial(_cat, target, shard))
+
+
+async def _cat(name: str, what: str | None) -> None:
+    async with open_target(name) as target:
+        shard_id = _shard_id(target, what)
+        if shard_id is not None:
+            ino, index = shard_id
+            found = await target.conversation.answer(
+                {"request": "shard", "ino": ino, "index": index}
+            )
+            await _write_out(target, ino, index, found["shard_bytes"])
+            return
+        request = {"request": "file", "path": _inner_path(target, what)}
+        file = await target.conversation.answer(request)
+        for index in range(-(-file["size"] // file["shard_bytes"])):
+            await _write_out(target, file["ino"], index, file["shard_bytes"])
+
+
+async def _write_out(target: Target, ino: int, index: int, length: int) -> None:
+    """The bytes of one shard to standard output, up to the end of its file."""
+    start = 0
+    while start < length:
+        request = {
+            "request": "read",
+            "ino": ino,
+            "index": index,
+            "start": start,
+            "length": min(READ_BYTES_MAX, length - start),
+        }
+        data = base64.b64decode((await target.conversation.answer(request))["data"])
+        if not data:
+            break
+        sys.stdout.buffer.write(data)
+        start += len(data)
+    sys.stdout.buffer.flush()
+
+
+def _state(shard: dict[str, Any]) -> str:
+    return "persistent" if shard["persistent"] else "pending"
+
+
+def _inner_path(target: Target, path: str | None) -> str:
+    """The path in the file system; a TARGET in a mount names one itself."""
+    if path is None:
+        return target.inner_path
+    return f"{target.inner_path}/{path.lstrip('/')}".lstrip("/")
+
+
+def _shard_id(target: Target, what: str | None) -> tuple[int, int] | None:
+    if what is None and not target.inner_path:
+        raise UsageError(f"say which shard of {target.name}: an id like 12.0, or a path")
+    return parse_shard_id(what) if what is not None else None
+
+
+async def _named_shards(target: Target, what: str | None) -> AsyncIterator[tuple[int, int]]:
+    """(inode, index) of the one shard, or of the shards of the file, that the user named."""
+    shard_id = _shard_id(target, what)
+    if shard_id is not None:
+        yield shard_id
+        return
+    path = _inner_path(target, what)
+    await target.conversation.answer({"request": "file", "path": path})
+    async for shard in _shards_below(target, path):
+        yield shard["ino"], shard["index"]
+
+
+async def _shards_below(target: Target, path: str) -> AsyncIterator[dict[str, Any]]:
+    await target.conversation.answer({"request": "shards-begin", "path": path})
+    while True:
+        page = await target.conversation.answer({"request": "shards-more"})
+        for shard in page["shards"]:
+            yield shard
+        if page["end"]:
+            return
