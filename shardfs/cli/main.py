@@ -17,6 +17,7 @@ import click
 
 from shardfs import __version__
 from shardfs.cli.errors import SUCCESS, report
+from shardfs.cli.fsck import fsck
 from shardfs.cli.info import info
 from shardfs.cli.mkfs import mkfs
 from shardfs.cli.mount import mount
@@ -44,7 +45,7 @@ def group(context: click.Context, verbose: int) -> None:
     )
 
 
-for command in (mkfs, mount, umount, info, shards, sync, stat):
+for command in (mkfs, mount, umount, info, shards, fsck, sync, stat):
     group.add_command(command)
 
 
