@@ -67,9 +67,13 @@ class Checkpointer:
         self._usage = usage
         self._next_run_id = 1 + max((run.run_id for run in tree.runs), default=0)
         self._lock = trio.Lock()
+        extents.reserve_for_merging(sum(run.total_bytes for run in tree.runs))
 
-    async def checkpoint(self) -> None:
+    async def checkpoint(self, *, only_if_due: bool = False) -> None:
         """Write everything in the memtable as a run; the delta log starts anew behind it.
+
+        Args:
+            only_if_due: nothing is done unless `Committer.is_due`, once its turn has come.
 
         Durable when: returned, all batches applied before the call are.
 
@@ -77,6 +81,8 @@ class Checkpointer:
             DeviceError, ReadOnlyError, NoSpaceError: it failed; the old tree is in force.
         """
         async with self._lock:
+            if only_if_due and not self._committer.is_due:
+                return
             freeze = await self._committer.freeze()
             frozen = self._tree.frozen
             assert frozen is not None
@@ -92,7 +98,7 @@ class Checkpointer:
             _log.debug("checkpoint at delta %d: %d entries", freeze.number, len(frozen))
 
     async def compact(self) -> bool:
-        """Merge one set of runs, if any level is full.
+        """Merge one set of runs, if any level is full and the device has room for the result.
 
         Returns:
             Whether something was merged: call again until False.
@@ -102,7 +108,8 @@ class Checkpointer:
         """
         async with self._lock:
             chosen = choose_runs(self._tree.runs)
-            if not chosen:
+            merged_bytes = sum(run.total_bytes for run in chosen)
+            if not chosen or merged_bytes > self._extents.free_bytes:
                 return False
             level = chosen[0].level + 1
             is_oldest = chosen[0] is self._tree.runs[0]
@@ -149,6 +156,7 @@ class Checkpointer:
             await self._scheduler.settle(await self._committer.write_record())
             self._committer.persistent_checkpoint = checkpoint
             self._tree.install(runs, drop_frozen=freeze is not None)
+            self._extents.reserve_for_merging(sum(run.total_bytes for run in runs))
             self._usage = usage
             writer.credited.clear()
             if root.manifest is not None:

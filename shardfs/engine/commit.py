@@ -27,6 +27,7 @@ from shardfs import limits
 from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.dependency import PERSISTENT, Dependency, all_of
 from shardfs.engine.extents import Extents, Usage
+from shardfs.engine.framing import frame_bytes
 from shardfs.engine.health import Health
 from shardfs.engine.layout import Kind, Stream
 from shardfs.engine.lsm.delta import Rider, Tail, encode_delta
@@ -35,6 +36,9 @@ from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import Root, Superblock
 from shardfs.errors import ReadOnlyError, ShardfsError
+
+_RESERVE_SHARE = 4
+"""The memtable, and the delta log, may each grow to this part of the reserve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,10 @@ class Committer:
         self.persistent_checkpoint = root.checkpoint
         self._freeze_wanted = False
         self.frozen: Freeze | None = None
+        # On a small device both have to fit into a part of the reserve.
+        share = extents.reserve * extents.extent_bytes // _RESERVE_SHARE
+        self._memtable_bytes_max = min(limits.MEMTABLE_BYTES_MAX, share)
+        self._log_bytes_max = min(limits.DELTA_LOG_BYTES_MAX, share)
         health.on_change(self._give_up)
 
     @property
@@ -114,8 +122,16 @@ class Committer:
     def is_due(self) -> bool:
         """The memtable or the delta log has outgrown its bound: a checkpoint should run."""
         return (
-            self._tree.memtable.bytes_held >= limits.MEMTABLE_BYTES_MAX
-            or self._log_bytes >= limits.DELTA_LOG_BYTES_MAX
+            self._tree.memtable.bytes_held >= self._memtable_bytes_max
+            or self._log_bytes >= self._log_bytes_max
+        )
+
+    @property
+    def is_overdue(self) -> bool:
+        """They have outgrown it so far that who adds to them should wait."""
+        return (
+            self._tree.memtable.bytes_held >= 2 * self._memtable_bytes_max
+            or self._log_bytes >= 2 * self._log_bytes_max
         )
 
     def add(self, changes: dict[bytes, bytes], riders: list[tuple[Locator, Dependency]]) -> None:
@@ -207,6 +223,9 @@ class Committer:
             target = self._next
             number = self._next_number
             log_bytes, written = self._cut_delta()
+            if self._extents.needs_declaring:
+                # The delta was larger than the extents that had been declared ahead.
+                await self.write_record()
             await self._scheduler.settle(written)
             self._root = self._root._replace(durable_delta=number)
             self._log_bytes += log_bytes
@@ -265,7 +284,7 @@ class Committer:
         self._last, self._next = self._next, Dependency()
         self._next_number = number + 1
         self._freeze_if_wanted(number, locator)
-        return sum(len(payload) for payload in payloads), all_of(written)
+        return sum(_log_bytes(len(payload)) for payload in payloads), all_of(written)
 
     def _freeze_if_wanted(self, number: int, last: Locator) -> None:
         if not self._freeze_wanted or self._tree.frozen is not None:
@@ -277,3 +296,9 @@ class Committer:
         self.frozen = Freeze(
             number, extent.index, extent.write_pointer, self._extents.usage(), self._last
         )
+
+
+def _log_bytes(payload_bytes: int) -> int:
+    """What a part of a delta takes in the log, where every commit takes whole blocks."""
+    blocks = -(-frame_bytes(0, payload_bytes) // limits.BLOCK_BYTES)
+    return blocks * limits.BLOCK_BYTES

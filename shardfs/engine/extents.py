@@ -118,6 +118,8 @@ class Extents:
         self._free: deque[Extent] = deque()
         self._current: dict[Stream, Extent] = {}
         self._spares: deque[Extent] = deque()
+        self._declared_by: Dependency | None = None
+        self._merge_reserve = 0
         self._unwritten: dict[tuple[int, int], Sequence[Buffer]] = {}
         self._changed: dict[int, None] = {}
         self._touched: dict[int, None] = {}
@@ -355,6 +357,11 @@ class Extents:
         """True when a superblock record is due for the sake of the extents."""
         return bool(self._changed)
 
+    @property
+    def needs_declaring(self) -> bool:
+        """True when an extent of the META stream waits for a record that nobody has begun."""
+        return self._declared_by is self._superblock.next_record()
+
     def entries(self) -> list[ExtentEntry]:
         """Entries of all extents, for a snapshot."""
         return [extent.entry() for extent in self.all]
@@ -404,10 +411,19 @@ class Extents:
         """Extents that can be handed out, the reserve included."""
         return len(self._free)
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the extents that can be handed out, the reserve included."""
+        return len(self._free) * self.extent_bytes
+
+    def reserve_for_merging(self, tree_bytes: int) -> None:
+        """Keep room for the runs to be written once more: merging must work on a full device."""
+        self._merge_reserve = -(-tree_bytes // self.extent_bytes)
+
     def free_user_bytes(self) -> int:
         """Bytes that user data may still append, frame overhead included."""
-        free = max(0, len(self._free) - self.reserve) * self.extent_bytes
-        return free + self.room(Stream.DATA)
+        free = len(self._free) - self.reserve - self._merge_reserve
+        return max(0, free) * self.extent_bytes + self.room(Stream.DATA)
 
     def _open_next(self, stream: Stream, floor: int) -> Extent:
         if stream is Stream.META and self._spares:
@@ -426,7 +442,9 @@ class Extents:
         extent.live_change = 0
         # Only the delta log is found through the superblock; other streams are found through
         # the deltas and runs that refer to them (I5).
-        is_meta = stream is Stream.META
-        extent.declared = self._superblock.next_record() if is_meta else PERSISTENT
+        if stream is Stream.META:
+            extent.declared = self._declared_by = self._superblock.next_record()
+        else:
+            extent.declared = PERSISTENT
         self._changed[extent.index] = None
         return extent

@@ -22,7 +22,7 @@ import trio
 from shardfs import clock, limits
 from shardfs.engine.device import Device
 from shardfs.engine.health import Health
-from shardfs.engine.layout import ExtentState, Stream
+from shardfs.engine.layout import USAGE, ExtentState, Stream
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import ExtentEntry, Identity, Root, Superblock, record_bytes_max
 from shardfs.errors import DeviceError, DeviceTooSmallError, LimitError
@@ -73,6 +73,11 @@ def plan(
     log_bytes = min(limits.SUPERBLOCK_LOG_BYTES_MAX, extent_bytes)
     if extent_count > limits.EXTENT_COUNT_MAX or 2 * record_bytes_max(extent_count) > log_bytes:
         raise LimitError(f"{extent_count} extents of {extent_bytes} bytes are too many")
+    chunk_bytes_max = min(limits.CHUNK_BYTES_MAX, extent_bytes // limits.CHUNKS_PER_EXTENT_MIN)
+    if 2 * extent_count * USAGE.size > chunk_bytes_max:
+        raise LimitError(
+            f"{extent_count} extents of {extent_bytes} bytes are too many for one manifest"
+        )
     return Identity(
         store_uuid or uuid.uuid4(),
         label,
@@ -80,7 +85,7 @@ def plan(
         sector_bytes,
         extent_bytes,
         extent_count,
-        min(limits.CHUNK_BYTES_MAX, extent_bytes // limits.CHUNKS_PER_EXTENT_MIN),
+        chunk_bytes_max,
         clock.now_ns(),
     )
 

@@ -16,6 +16,8 @@ Not here: counting what is live (store.py, checkpoint.py).
 
 from __future__ import annotations
 
+import trio
+
 from shardfs.engine.commit import Committer
 from shardfs.engine.extents import Extents
 from shardfs.engine.scheduler import Scheduler
@@ -37,9 +39,11 @@ async def reclaim_dead(extents: Extents, committer: Committer, scheduler: Schedu
     )
     if not dead:
         return 0
-    for extent in dead:
-        extents.mark_free(extent)
-    await scheduler.settle(await committer.write_record())
-    for extent in dead:
-        await extents.release(extent)
+    with trio.CancelScope(shield=True):
+        # A cancellation half-way would lose the extents until the next open.
+        for extent in dead:
+            extents.mark_free(extent)
+        await scheduler.settle(await committer.write_record())
+        for extent in dead:
+            await extents.release(extent)
     return len(dead)

@@ -19,10 +19,9 @@ Not here: files (fuse/), one module each for everything this one composes.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import trio
 
@@ -35,9 +34,9 @@ from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health, HealthState
 from shardfs.engine.layout import ExtentState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
+from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.opening import Parts, open_parts
 from shardfs.engine.pieces import Locator, Piece, Shard, locators
-from shardfs.engine.reclaim import reclaim_dead
 from shardfs.engine.shards import ShardData
 from shardfs.engine.stats import Space, StoreStatistics
 from shardfs.engine.superblock import Identity
@@ -91,8 +90,14 @@ class Store:
         self._closed = False
         self._reserved_bytes = 0
         self._shards = ShardData(parts.chunks, parts.extents)
-        self._work = trio.Event()
-        self._reclaiming = trio.Lock()
+        self._maintenance = Maintenance(
+            parts.committer,
+            parts.checkpointer,
+            parts.extents,
+            parts.scheduler,
+            parts.health,
+            options.commit_interval_s,
+        )
         self._record_bytes_max = min(limits.RECORD_BYTES_MAX, self.identity.chunk_bytes_max // 2)
 
     @classmethod
@@ -125,8 +130,7 @@ class Store:
                 try:
                     async with trio.open_nursery() as background:
                         if options.background and writable:
-                            background.start_soon(store._run, store._commit_regularly)
-                            background.start_soon(store._run, store._maintain)
+                            store._maintenance.start(background)
                         try:
                             yield store
                         except Exception as error:
@@ -271,8 +275,7 @@ class Store:
         for key, value in batch.changes.items():
             self._tree.set(key, value)
         self._committer.add(batch.changes, riders)
-        if self._committer.pending_bytes >= limits.DELTA_BYTES_MAX:
-            self._work.set()
+        self._maintenance.notice()
         return self._committer.applied()
 
     def append(self, owner: bytes, offset: int, buffers: Sequence[Buffer]) -> Locator:
@@ -336,11 +339,19 @@ class Store:
         if not dependency.is_persistent():
             await self._committer.commit()
             await self._scheduler.settle(dependency)
+        self._maintenance.notice()
 
     async def admit(self) -> None:
-        """Wait while too much is queued for the device. Checkpoints: only then."""
+        """Wait while too much is queued for the device, or is behind the last checkpoint.
+
+        Checkpoints: only then.
+
+        Raises:
+            DeviceError, ReadOnlyError: what is queued cannot be written.
+        """
         if self._scheduler.queued_bytes > limits.QUEUED_BYTES_MAX:
             await self._scheduler.admit()
+        await self._maintenance.admit()
 
     def reserve(self, length: int) -> None:
         """Set space aside for `length` bytes that will be appended later.
@@ -409,34 +420,7 @@ class Store:
 
     async def reclaim(self) -> int:
         """Free the extents that are wholly dead; how many."""
-        async with self._reclaiming:
-            return await reclaim_dead(self._extents, self._committer, self._scheduler)
-
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Keeps a background task's bug from ending the store (promise 6)."""
-        try:
-            await work()
-        except ShardfsError as error:
-            self.health.make_read_only(str(error))
-        except Exception:
-            _log.exception("a background task of the store failed")
-            self.health.make_read_only("an unexpected error in the background; see the log")
-
-    async def _commit_regularly(self) -> None:
-        while True:
-            with trio.move_on_after(self._options.commit_interval_s):
-                await self._work.wait()
-            self._work = trio.Event()
-            await self.sync()
-
-    async def _maintain(self) -> None:
-        while True:
-            await trio.sleep(self._options.commit_interval_s / 4)
-            if self._committer.is_due:
-                await self.checkpoint()
-                while await self.compact():
-                    await trio.lowlevel.checkpoint()
-            await self.reclaim()
+        return await self._maintenance.reclaim()
 
     async def _close(self, opened_writable: bool) -> None:
         self._closed = True
@@ -445,8 +429,7 @@ class Store:
         try:
             self.health.require_writable()
             await self._committer.commit()
-            if self._committer.is_due:
-                await self.checkpoint()
+            await self._maintenance.checkpoint_if_due()
             await self._scheduler.settle(await self._committer.write_record(clean=True))
         except ShardfsError as error:
             self.health.make_read_only(str(error))

@@ -46,8 +46,10 @@ async def opened(device: SimulatedDevice, options: StoreOptions = MANUAL) -> Asy
 async def content(store: Store) -> dict[bytes, bytes]:
     """Every key and its value, through the ordered scan."""
     found: dict[bytes, bytes] = {}
+    last = b""
     async for key, value in store.scan(b"\0", b"\xff" * 1025):
-        assert not found or key > max(found), "keys rise"
+        assert key > last, "keys rise"
+        last = key
         if isinstance(value, bytes):
             found[key] = value
         else:

@@ -55,6 +55,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("batch", "shards"),
     ("commit",),
     ("checkpoint", "reclaim", "scrub"),
+    ("maintenance",),
     ("recovery",),
     ("opening",),
     ("store",),

@@ -19,10 +19,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shardfs.engine.layout import DELTA_HEADER, RIDER, TAIL, Bytes, Stream
-from shardfs.engine.lsm.entry import Block, decode_block, encode_block
+from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, Block, decode_block, encode_block
 from shardfs.errors import CorruptionError
-
-_ENTRY_FIXED_BYTES = 6
 
 
 class Tail(NamedTuple):
@@ -82,7 +80,7 @@ def encode_delta(
     for rider in riders:
         take(RIDER.size)[1].append(rider)
     for key, value in entries:
-        take(len(key) + len(value) + _ENTRY_FIXED_BYTES)[2].append((key, value))
+        take(len(key) + len(value) + ENTRY_FIXED_BYTES)[2].append((key, value))
     return [
         b"".join(
             (

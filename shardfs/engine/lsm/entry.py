@@ -23,6 +23,8 @@ from shardfs.errors import CorruptionError
 TOMBSTONE: Final = bytes([Tag.TOMBSTONE])
 _RECORD: Final = bytes([Tag.RECORD])
 _SHARD: Final = bytes([Tag.SHARD])
+ENTRY_FIXED_BYTES: Final = 6
+"""What a block holds for each entry besides key and value: their lengths."""
 
 
 class Block(NamedTuple):
@@ -61,6 +63,11 @@ def decode_value(value: bytes, generation: int = 0) -> bytes | Shard | None:
     if value == TOMBSTONE:
         return None
     raise CorruptionError(f"unknown tag {tag} of an entry", "tree")
+
+
+def block_bytes(count: int, entry_bytes: int) -> int:
+    """Bytes of an encoded block of `count` entries whose keys and values add up to the second."""
+    return BLOCK_HEADER.size + count * ENTRY_FIXED_BYTES + entry_bytes
 
 
 def encode_block(entries: list[tuple[bytes, bytes]]) -> bytes:

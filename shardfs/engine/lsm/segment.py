@@ -26,7 +26,7 @@ from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.extents import Extents
 from shardfs.engine.layout import BLOCK_REFERENCE, RUN_INDEX_HEADER, Bytes, Kind, Stream
-from shardfs.engine.lsm.entry import Block, decode_block, encode_block
+from shardfs.engine.lsm.entry import Block, block_bytes, decode_block, encode_block
 from shardfs.engine.lsm.filter import Filter
 from shardfs.engine.pieces import Locator, decode_locator, encode_locator
 from shardfs.errors import CorruptionError
@@ -197,11 +197,7 @@ class SegmentWriter:
 
     def add(self, key: bytes, value: bytes) -> None:
         """Append one entry; keys must rise."""
-        prefix = limits.CLUSTER_PREFIX_BYTES
-        if self._entry_bytes >= self._block_bytes_target and (
-            self._entry_bytes >= 2 * self._block_bytes_target
-            or self._entries[-1][0][:prefix] != key[:prefix]
-        ):
+        if self._entries and self._block_is_full(key, value):
             self._end_block()
             if (
                 self._segment_bytes >= limits.SEGMENT_BYTES_MAX
@@ -210,6 +206,17 @@ class SegmentWriter:
                 self._end_segment()
         self._entries.append((key, value))
         self._entry_bytes += len(key) + len(value)
+
+    def _block_is_full(self, key: bytes, value: bytes) -> bool:
+        count = len(self._entries) + 1
+        size = self._entry_bytes + len(key) + len(value)
+        if block_bytes(count, size) > self._chunks.payload_bytes_max:
+            return True
+        prefix = limits.CLUSTER_PREFIX_BYTES
+        return self._entry_bytes >= self._block_bytes_target and (
+            self._entry_bytes >= 2 * self._block_bytes_target
+            or self._entries[-1][0][:prefix] != key[:prefix]
+        )
 
     def finish(self) -> None:
         """Write what is left; `segments` is complete afterwards."""

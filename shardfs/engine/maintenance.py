@@ -1,0 +1,125 @@
+"""The background work of an open store: commits, checkpoints, merges, reclamation.
+
+Role: two endless tasks for a store's nursery, and the same steps by hand. Everything here may
+be cancelled between its steps and leaves nothing half-done.
+
+Invariants:
+    I1. An error in the background ends neither the store nor its caller: the store turns
+        read-only, with the reason.
+    I2. A full device is no error: what cannot be written yet is tried again later.
+    I3. The memtable and the delta log do not outgrow their bounds for long: who adds to them
+        waits (`admit`) for the checkpoint that empties them.
+
+Not here: what the steps do (commit.py, checkpoint.py, reclaim.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import trio
+
+from shardfs import limits
+from shardfs.engine.checkpoint import Checkpointer
+from shardfs.engine.commit import Committer
+from shardfs.engine.extents import Extents
+from shardfs.engine.health import Health
+from shardfs.engine.reclaim import reclaim_dead
+from shardfs.engine.scheduler import Scheduler
+from shardfs.errors import NoSpaceError, ShardfsError
+
+_log = logging.getLogger(__name__)
+
+
+class Maintenance:
+    """The background work of one open store.
+
+    Args:
+        committer, checkpointer, extents, scheduler, health: of the store.
+        interval_s: applied batches are committed after this long.
+    """
+
+    def __init__(
+        self,
+        committer: Committer,
+        checkpointer: Checkpointer,
+        extents: Extents,
+        scheduler: Scheduler,
+        health: Health,
+        interval_s: float,
+    ) -> None:
+        self._committer = committer
+        self._checkpointer = checkpointer
+        self._extents = extents
+        self._scheduler = scheduler
+        self._health = health
+        self._interval_s = interval_s
+        self._commit_due = trio.Event()
+        self._checkpoint_due = trio.Event()
+        self._reclaiming = trio.Lock()
+        self._started = False
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Run until the nursery is cancelled."""
+        self._started = True
+        nursery.start_soon(self._guard, self._commit_regularly)
+        nursery.start_soon(self._guard, self._maintain)
+
+    def notice(self) -> None:
+        """Something was applied or committed: wake who has to do something about it."""
+        if self._committer.pending_bytes >= limits.DELTA_BYTES_MAX:
+            self._commit_due.set()
+        if self._committer.is_due:
+            self._checkpoint_due.set()
+
+    async def admit(self) -> None:
+        """Wait while far too much is behind the last checkpoint (I3). Checkpoints: only then."""
+        if self._started and self._committer.is_overdue:
+            await self.checkpoint_if_due()
+
+    async def checkpoint_if_due(self) -> bool:
+        """False: it is due, and there is no room for it until something is deleted.
+
+        Raises:
+            DeviceError, ReadOnlyError: it failed; the old tree is in force.
+        """
+        try:
+            await self._checkpointer.checkpoint(only_if_due=True)
+        except NoSpaceError:
+            return False
+        return True
+
+    async def reclaim(self) -> int:
+        """Free the extents that are wholly dead; how many."""
+        async with self._reclaiming:
+            return await reclaim_dead(self._extents, self._committer, self._scheduler)
+
+    async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await work()
+        except ShardfsError as error:
+            self._health.make_read_only(str(error))
+        except Exception:
+            _log.exception("a background task of the store failed")
+            self._health.make_read_only("an unexpected error in the background; see the log")
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            with trio.move_on_after(self._interval_s):
+                await self._commit_due.wait()
+            self._commit_due = trio.Event()
+            await self._committer.commit()
+            self.notice()
+
+    async def _maintain(self) -> None:
+        while True:
+            with trio.move_on_after(self._interval_s / 4):
+                await self._checkpoint_due.wait()
+            self._checkpoint_due = trio.Event()
+            if not await self.checkpoint_if_due():
+                await trio.sleep(self._interval_s)
+            while await self._checkpointer.compact():
+                await trio.lowlevel.checkpoint()
+            await self.reclaim()
