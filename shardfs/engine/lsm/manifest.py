@@ -7,7 +7,7 @@ Invariants:
     I1. Everything a manifest names is persistent before the manifest is.
     I2. `usage` is exact as of delta number `checkpoint`; deltas behind it carry the changes.
 
-Not here: installing a manifest (compaction.py).
+Not here: installing a manifest (checkpoint.py).
 """
 
 from __future__ import annotations

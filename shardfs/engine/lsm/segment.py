@@ -10,7 +10,7 @@ Invariants:
         block is under twice its target size.
 
 Ordering: nothing refers to a segment before the manifest does, and the manifest waits for every
-chunk of it (compaction.py).
+chunk of it (checkpoint.py).
 
 Not here: choosing what to merge (compaction.py), which segment to ask (tree.py).
 """
