@@ -23,6 +23,7 @@ import logging
 
 import trio
 
+from shardfs import limits
 from shardfs.engine.cache import Cache
 from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.commit import Committer, Freeze
@@ -107,11 +108,14 @@ class Checkpointer:
             DeviceError, CorruptionError, ReadOnlyError, NoSpaceError: the old runs stay.
         """
         async with self._lock:
-            chosen = choose_runs(self._tree.runs)
-            merged_bytes = sum(run.total_bytes for run in chosen)
-            if not chosen or merged_bytes > self._extents.free_bytes:
+            short = self._extents.is_short_of_space
+            chosen = choose_runs(self._tree.runs, short_of_space=short)
+            room = self._extents.free_bytes - 2 * self._extents.extent_bytes
+            if not chosen or sum(run.total_bytes for run in chosen) > room:
                 return False
-            level = chosen[0].level + 1
+            # Levels fall along the sequence: what is merged across levels stays at the oldest's.
+            level = chosen[0].level + (chosen[-1].level == chosen[0].level)
+            level = min(level, limits.LEVEL_COUNT_MAX - 1)
             is_oldest = chosen[0] is self._tree.runs[0]
             writer = self._writer(level=level)
             try:

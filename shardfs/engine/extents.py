@@ -38,6 +38,7 @@ from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import ExtentEntry, Identity, Superblock
 from shardfs.errors import NoSpaceError
 
+_SHORT_OF_SPACE_SHARE = 8
 _DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS)
 
 
@@ -419,6 +420,11 @@ class Extents:
     def reserve_for_merging(self, tree_bytes: int) -> None:
         """Keep room for the runs to be written once more: merging must work on a full device."""
         self._merge_reserve = -(-tree_bytes // self.extent_bytes)
+
+    @property
+    def is_short_of_space(self) -> bool:
+        """Less than a part of the device is left for user data."""
+        return self.free_user_bytes() < len(self.all) * self.extent_bytes // _SHORT_OF_SPACE_SHARE
 
     def free_user_bytes(self) -> int:
         """Bytes that user data may still append, frame overhead included."""

@@ -49,6 +49,11 @@ class Health:
         """Neither changes nor reads make sense any more."""
         self._worsen(HealthState.FAILED, reason, False)
 
+    @property
+    def is_writable(self) -> bool:
+        """The store takes changes."""
+        return self.state is HealthState.HEALTHY
+
     def require_writable(self) -> None:
         """Raises:
         ReadOnlyError: the store takes no changes.

@@ -32,6 +32,8 @@ from shardfs.errors import NoSpaceError, ShardfsError
 
 _log = logging.getLogger(__name__)
 
+_SCARCE_EXTENTS = 2
+
 
 class Maintenance:
     """The background work of one open store.
@@ -75,9 +77,17 @@ class Maintenance:
             self._checkpoint_due.set()
 
     async def admit(self) -> None:
-        """Wait while far too much is behind the last checkpoint (I3). Checkpoints: only then."""
-        if self._started and self._committer.is_overdue:
+        """Wait while far too much is behind the last checkpoint (I3), or nearly all is taken.
+
+        Checkpoints: only then.
+        """
+        if not self._started or not self._health.is_writable:
+            return
+        if self._committer.is_overdue:
             await self.checkpoint_if_due()
+        if self._extents.free_user_bytes() <= _SCARCE_EXTENTS * self._extents.extent_bytes:
+            # Nobody shall be told that the device is full while dead extents wait for their turn.
+            await self.reclaim()
 
     async def checkpoint_if_due(self) -> bool:
         """False: it is due, and there is no room for it until something is deleted.
@@ -118,8 +128,15 @@ class Maintenance:
             with trio.move_on_after(self._interval_s / 4):
                 await self._checkpoint_due.wait()
             self._checkpoint_due = trio.Event()
-            if not await self.checkpoint_if_due():
+            if not (await self.checkpoint_if_due() and await self._merge()):
                 await trio.sleep(self._interval_s)
+            await self.reclaim()
+
+    async def _merge(self) -> bool:
+        """False: there was no room for it."""
+        try:
             while await self._checkpointer.compact():
                 await trio.lowlevel.checkpoint()
-            await self.reclaim()
+        except NoSpaceError:
+            return False
+        return True

@@ -31,6 +31,11 @@ class Run(NamedTuple):
         """Bytes of the run on the device."""
         return sum(segment.meta.total_bytes for segment in self.segments)
 
+    @property
+    def entry_count(self) -> int:
+        """Entries of the run, tombstones included."""
+        return sum(segment.meta.entry_count for segment in self.segments)
+
     def segment_number(self, key: bytes) -> int:
         """The segment that holds `key` if any does, or the first one behind it."""
         return bisect_left(self.segments, key, key=lambda segment: segment.meta.last_key)
