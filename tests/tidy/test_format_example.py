@@ -58,7 +58,8 @@ class Structure:
     def raw(self, name: str) -> bytes:
         """A field as it is."""
         field = self.fields[name]
-        return self.data[self.at + field.offset :][: field.size]
+        start = self.at + field.offset
+        return self.data[start : start + field.size]
 
     def __getitem__(self, name: str) -> int:
         """A field as a number."""
