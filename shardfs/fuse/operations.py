@@ -46,7 +46,6 @@ class Operations(pyfuse3.Operations):
     Args:
         file_system: what is mounted.
         sync: every change is durable before it is answered (the mount option).
-        initialized: called when the kernel has begun to talk to the mount.
     """
 
     supports_dot_lookup = True
