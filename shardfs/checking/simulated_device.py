@@ -108,6 +108,7 @@ class SimulatedDevice:
         self._faults = FaultPlan()
         self._flush_errno = 0
         self._cut_step: int | None = None
+        self._steps_before = 0
         self._powered = True
         self._closed = False
 
@@ -200,12 +201,18 @@ class SimulatedDevice:
         """Undoes close(): the same disk, opened by the next process."""
         self._closed = False
 
+    def reseed(self, seed: int, checkpoints_max: int = 1) -> None:
+        """Decides anew what the protocol leaves open, for a copy that shall live differently."""
+        self._seed = seed
+        self._rng = random.Random(seed)
+        self._checkpoints_max = checkpoints_max
+
     # --- power --------------------------------------------------------------------------------
 
     @property
     def step(self) -> int:
         """Operations (writes, flushes, resets, discards) submitted so far."""
-        return len(self.trace)
+        return self._steps_before + len(self.trace)
 
     def power_cut_point(self) -> PowerCutPoint:
         """This moment, to be cut at later and as often as wanted. Cheap."""
@@ -229,6 +236,17 @@ class SimulatedDevice:
         device._pages, device._pointers = point.after(choice)
         device._durable_pages = dict(device._pages)
         device._durable_pointers = dict(device._pointers)
+        return device
+
+    def after_kill(self, point: PowerCutPoint) -> SimulatedDevice:
+        """The device as the next process finds it when one was killed at an earlier moment.
+
+        The power stayed on: everything submitted is read back, and is as unflushed as before.
+        """
+        device = self.after_power_cut(point, point.everything())
+        device._durable_pages, device._durable_pointers = dict(point.pages), dict(point.pointers)
+        device._unflushed = list(point.unflushed)
+        device._steps_before = point.step
         return device
 
     def cut_at(self, step: int) -> None:

@@ -245,6 +245,22 @@ async def test_zones_tear_at_blocks() -> None:
     assert pointers == {0, PAGE_BYTES, 2 * PAGE_BYTES, 3 * PAGE_BYTES}
 
 
+async def test_a_killed_process_leaves_its_writes_readable_and_unflushed() -> None:
+    device = SimulatedDevice(SIZE_BYTES)
+    await device.write(0, [block("a")])
+    await device.flush()
+    await device.write(0, [block("b")])
+    point = device.power_cut_point()
+    await device.flush()
+    killed = device.after_kill(point)
+    assert await killed.read(0, 1) == b"b"
+    assert killed.power_cut().image()[:1] == b"a"
+    await killed.write(PAGE_BYTES, [block("c")])
+    assert [each.step for each in killed.power_cut_point().unflushed] == [3, 4]
+    await killed.flush()
+    assert killed.power_cut().image()[:1] == b"b"
+
+
 @pytest.mark.parametrize("cut_step", [1, 2, 3])
 async def test_cut_at_stops_everything(cut_step: int) -> None:
     device = SimulatedDevice(SIZE_BYTES)
