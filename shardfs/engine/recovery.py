@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from shardfs import limits
 from shardfs.engine.cache import Cache
@@ -160,21 +161,26 @@ async def replay_log(record: Record, chunks: ChunkStore, extents: Extents, tree:
     Raises:
         DeviceError: the log cannot be read.
     """
-    found = await _read_log(record, extents)
-    known_durable = max([record.root.durable_delta, *(parts[-1].durable for _, parts in found)])
+    chain = _log_chain(record, extents)
+    found = await _read_log(record, extents, chain)
+    known_durable = max([record.root.durable_delta, *(each.parts[-1].durable for each in found)])
     result = Replayed(record.root.checkpoint)
-    for sequence, parts in found:
+    accepted = []
+    for delta in found:
+        parts = delta.parts
         number = parts[0].number
         if number > known_durable and not await _riders_whole(parts, chunks):
             result.notes.append(f"delta {number} was cut off by a crash: its data is not whole")
             break
         for part in parts:
-            _apply(part, sequence, extents, tree)
+            _apply(part, delta.sequence, extents, tree)
+        accepted.append(delta)
         result.durable = number
         for part in parts:
             # At least a block each, as commit.py counts them; close enough for a bound.
             keys, values = part.block
             result.log_bytes += sum(map(len, keys)) + sum(map(len, values)) + limits.BLOCK_BYTES
+    _end_log(record, extents, chain, accepted)
     if result.durable < record.root.durable_delta:
         result.damage = (
             f"the delta log ends at {result.durable}, but {record.root.durable_delta} was durable: "
@@ -207,27 +213,38 @@ def _apply(part: DeltaPart, sequence: int, extents: Extents, tree: Tree) -> None
         tree.set(key, value)
 
 
-async def _read_log(record: Record, extents: Extents) -> list[tuple[int, list[DeltaPart]]]:
-    """Whole, consecutive deltas behind the checkpoint: (first sequence number, parts).
+class _Delta(NamedTuple):
+    """A whole delta: its first sequence number, its parts, and where it ends in each extent."""
 
-    Sets the write pointer of the log's last extent behind the last whole delta.
-    """
+    sequence: int
+    parts: list[DeltaPart]
+    ends: dict[int, int]
+
+
+def _log_chain(record: Record, extents: Extents) -> list[Extent]:
+    """The extents of the delta log in the order written, from where reading starts."""
     chain = sorted(
         (each for each in extents.all if each.stream is Stream.META), key=lambda each: each.order
     )
     start = next(
         (index for index, each in enumerate(chain) if each.index == record.root.log_extent), 0
     )
-    found: list[tuple[int, list[DeltaPart]]] = []
+    return chain[start:]
+
+
+def _log_start(record: Record, extent: Extent) -> int:
+    return record.root.log_offset if extent.index == record.root.log_extent else 0
+
+
+async def _read_log(record: Record, extents: Extents, chain: list[Extent]) -> list[_Delta]:
+    """Whole, consecutive deltas behind the checkpoint, riders not yet looked at."""
+    found: list[_Delta] = []
     open_parts: list[DeltaPart] = []
     open_ends: dict[int, int] = {}
-    last = chain[start] if chain else None
     number = record.root.checkpoint + 1
-    for extent in chain[start:]:
-        offset = record.root.log_offset if extent.index == record.root.log_extent else 0
+    for extent in chain:
         limit = extent.write_pointer if extent.state is ExtentState.SEALED else None
-        reader = _LogReader(extents, extent, offset, limit)
-        extent.write_pointer = offset
+        reader = _LogReader(extents, extent, _log_start(record, extent), limit)
         while (taken := await reader.next()) is not None:
             frame, part = taken
             fits = part.number == number and part.part == len(open_parts)
@@ -242,17 +259,30 @@ async def _read_log(record: Record, extents: Extents) -> list[tuple[int, list[De
             open_parts.append(part)
             open_ends[extent.index] = reader.offset
             if len(open_parts) == part.parts:
-                found.append((sequence, open_parts))
-                for index, end in open_ends.items():
-                    extents.all[index].write_pointer = end
-                    extents.all[index].last_delta = part.number
+                found.append(_Delta(sequence, open_parts, open_ends))
                 open_parts, open_ends = [], {}
                 number += 1
-                last = extent
-    for extent in chain:
-        if last is not None and extent.order < last.order and extent.state is ExtentState.OPEN:
-            extents.seal(extent)
     return found
+
+
+def _end_log(record: Record, extents: Extents, chain: list[Extent], accepted: list[_Delta]) -> None:
+    """Writing goes on right behind the last accepted delta.
+
+    What stands there, be it a torn delta or a whole one that was refused, must not be left in
+    front of the deltas to come: the next recovery would end at it.
+    """
+    for extent in chain:
+        extent.write_pointer = _log_start(record, extent)
+    last = chain[0] if chain else None
+    for delta in accepted:
+        for index, end in delta.ends.items():
+            last = extents.all[index]
+            last.write_pointer = end
+            last.last_delta = delta.parts[0].number
+    for extent in extents.all:
+        in_log = extent.stream is Stream.META and extent.state is ExtentState.OPEN
+        if last is not None and in_log and extent.order < last.order:
+            extents.seal(extent)
 
 
 class _LogReader:
