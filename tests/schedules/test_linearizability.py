@@ -95,7 +95,8 @@ def histories(draw: st.DrawFn) -> Calls:
     calls: Calls = []
     for number in range(count):
         began, ended = sorted(times[2 * number : 2 * number + 2])
-        operation = draw(st.sampled_from([Put(A, ONE), Put(A, TWO), Get(A), Delete(A)]))
+        operations: list[OneKeyOperation] = [Put(A, ONE), Put(A, TWO), Get(A), Delete(A)]
+        operation = draw(st.sampled_from(operations))
         result = draw(st.sampled_from([None, ONE, TWO])) if isinstance(operation, Get) else None
         if draw(st.booleans()) and draw(st.booleans()):
             calls.append(Call(number, operation, began))

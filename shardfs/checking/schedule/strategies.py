@@ -9,7 +9,8 @@ Invariants:
 
 Sources: Burckhardt, Kothari, Musuvathi, Nagarakatte, "A randomized scheduler with probabilistic
 guarantees of finding bugs", ASPLOS 2010 (Priorities); Musuvathi, Qadeer, "Iterative context
-bounding for systematic testing of multithreaded programs", PLDI 2007 (preemptions_max).
+bounding for systematic testing of multithreaded programs", PLDI 2007 (preemptions_max); Emmi,
+Qadeer, Rakamarić, "Delay-bounded scheduling", POPL 2011 (deviations_max).
 
 Not here: what is chosen among, and when (driver.py).
 """
@@ -176,11 +177,17 @@ class Exhaustive:
     Args:
         preemptions_max: how often a task that could go on may be left for another task in one
             run; None: as often as there are chances. Most bugs need two or three.
+        deviations_max: how many choices of a run may be other than the plainest, draws not
+            counted; None: all. With k chances among n actors a run, about (k * n) ** d / d! runs.
     """
 
-    def __init__(self, preemptions_max: int | None = None) -> None:
+    def __init__(
+        self, preemptions_max: int | None = None, *, deviations_max: int | None = None
+    ) -> None:
         self._preemptions_max = preemptions_max
         self._preemptions = 0
+        self._deviations_max = deviations_max
+        self._deviations = 0
         self._path: list[_Branch] = []
         self._at = 0
         self._begun = False
@@ -196,11 +203,14 @@ class Exhaustive:
         self._begun = True
         self._at = 0
         self._preemptions = 0
+        self._deviations = 0
         return True
 
     def choose(self, actors: Sequence[Actor]) -> int:
         """See Strategy.choose."""
         current = actors[0].is_current
+        if self._deviations == self._deviations_max:
+            return 0
         indices: Sequence[int] = range(len(actors))
         if current and self._preemptions == self._preemptions_max:
             # Cancelling is no preemption.
@@ -208,6 +218,7 @@ class Exhaustive:
         index = indices[self._next(len(indices))]
         if current and index and actors[index].kind is ActorKind.TASK:
             self._preemptions += 1
+        self._deviations += index > 0
         return index
 
     def draw(self, bound: int) -> int:
