@@ -94,9 +94,9 @@ def describe(error: BaseException) -> str:
     cause = root_cause(error)
     if isinstance(cause, click.ClickException):
         text = cause.format_message()
-        context = cause.ctx if isinstance(cause, click.UsageError) else None
-        if context is not None:
-            text = f"{text.rstrip('.')}; see: {context.command_path} --help"
+        if isinstance(cause, click.UsageError):
+            command = cause.ctx.command_path if cause.ctx is not None else "shardfs"
+            text = f"{text.rstrip('.')}; see: {command} --help"
     elif isinstance(cause, KeyboardInterrupt):
         text = "interrupted"
     elif isinstance(cause, ShardfsError):

@@ -34,8 +34,8 @@ def umount(mountpoint: str) -> None:
         unmount(entry.mountpoint)
         if pid is None:
             raise DamageError(
-                f"{mountpoint} is unmounted, but its server cannot be reached: everything is "
-                "safe when its process (shardfs mount) has ended"
+                f"{mountpoint} is unmounted, but its server had gone or cannot be reached; if it "
+                "was killed, what was not synced may be lost"
             )
         if descriptor is not None:
             select.select([descriptor], [], [])

@@ -95,13 +95,14 @@ async def open_parts(
             f"{identity.extent_count * identity.extent_bytes}: it has been cut off",
             device.path,
         )
+    read_only_reason = check_features(identity)  # raises also when it is opened only for reading
     health = Health()
     if read_only:
         health.make_read_only("it was opened read-only", expected=True)
     elif device.read_only:
         health.make_read_only("the device is write-protected", expected=True)
-    elif reason := check_features(identity):
-        health.make_read_only(reason, expected=True)
+    elif read_only_reason:
+        health.make_read_only(read_only_reason, expected=True)
     scheduler = Scheduler(device, health, nursery)
     incarnation = found.record.incarnation + 1
     sequence = itertools.count(incarnation << INCARNATION_SHIFT)

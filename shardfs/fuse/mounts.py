@@ -111,7 +111,7 @@ def prepare_mountpoint(path: str) -> str:
         absolute = os.path.realpath(absolute)
     while (entry := find_mount(absolute)) is not None and entry.kind.startswith("fuse"):
         try:
-            os.stat(absolute)
+            os.statvfs(absolute)  # stat(2) may be answered from the kernel's cache
         except OSError as error:
             if error.errno != errno.ENOTCONN or not entry.is_shardfs:
                 raise UsageError(
