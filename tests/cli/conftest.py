@@ -20,7 +20,6 @@ from tests.mounted.conftest import (  # noqa: F401 (fixtures)
     make_image,
 )
 
-
 IMAGE_BYTES = 64 * 1024 * 1024
 
 
@@ -49,7 +48,7 @@ def mountpoint(fuse_is_usable: None, tmp_path: Path) -> Iterator[Path]:  # noqa:
 
 
 @pytest.fixture
-def formatted(image_file: Path) -> Path:  # noqa: F811
+def formatted(image_file: Path) -> Path:
     """An image file with an empty shardfs."""
     assert run("mkfs", image_file).returncode == 0
     return image_file
