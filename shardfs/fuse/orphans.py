@@ -43,6 +43,7 @@ class Orphans:
         self._files = files
         self._held: set[int] = set()
         self._queue: dict[int, None] = {}
+        self._is_searching = False
         self._wake = trio.Event()
         self._progress = trio.Event()
 
@@ -75,8 +76,8 @@ class Orphans:
             await self._progress.wait()
 
     async def drained(self) -> None:
-        """Wait until nothing is queued. Checkpoints: only when something is."""
-        while self._queue:
+        """Wait until nothing is queued or looked for. Checkpoints: only then."""
+        while self._queue or self._is_searching:
             await self._progress.wait()
 
     async def with_room(self, operation: Callable[[], Awaitable[T]]) -> T:
@@ -100,7 +101,10 @@ class Orphans:
 
     async def run(self) -> None:
         """The reaper task: first what a crash left, then what is queued, for ever."""
+        self._is_searching = True
         await self._reap_leftovers()
+        self._is_searching = False
+        self._notify()
         while True:
             await self.reap_queued()
             self._wake = trio.Event()
@@ -113,8 +117,7 @@ class Orphans:
             ino = next(iter(self._queue))
             await self._free(ino)
             self._queue.pop(ino, None)
-            progress, self._progress = self._progress, trio.Event()
-            progress.set()
+            self._notify()
             await trio.lowlevel.checkpoint()
 
     async def _reap_leftovers(self) -> None:
@@ -141,6 +144,10 @@ class Orphans:
             start = keys[-1] + b"\0"
         for ino in list(self._files.truncations):
             await self._finish_truncation(ino)
+
+    def _notify(self) -> None:
+        progress, self._progress = self._progress, trio.Event()
+        progress.set()
 
     async def _free(self, ino: int) -> None:
         try:
