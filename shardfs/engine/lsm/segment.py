@@ -133,6 +133,11 @@ class Segment:
         """The block that holds `key` if any does, or the first one behind it."""
         return max(0, bisect_right(self.index.first_keys, key) - 1)
 
+    def may_contain(self, key: bytes) -> bool:
+        """False only if the key is not in this segment; never checkpoints."""
+        in_range = self.meta.first_key <= key <= self.meta.last_key
+        return in_range and self.index.filter.may_contain(key)
+
     async def get(self, key: bytes) -> bytes | None:
         """The encoded value, or None when the key is not in this segment.
 
@@ -141,9 +146,7 @@ class Segment:
         Raises:
             DeviceError, CorruptionError: the block cannot be read.
         """
-        if not self.meta.first_key <= key <= self.meta.last_key:
-            return None
-        if not self.index.filter.may_contain(key):
+        if not self.may_contain(key):
             return None
         block = await self.block(self.block_number(key))
         at = bisect_left(block.keys, key)

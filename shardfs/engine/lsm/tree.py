@@ -23,6 +23,8 @@ from shardfs.engine.pieces import Shard
 from shardfs.errors import CorruptionError
 
 _PAGE_ENTRIES = 256
+_ABSENT_KEYS_MAX = 4096
+"""Keys remembered as looked up and not found; who makes a shard does so right after looking."""
 
 
 class Tree:
@@ -37,6 +39,7 @@ class Tree:
         self.frozen: Memtable | None = None
         self.runs = runs
         self.generation = 0
+        self._absent: dict[bytes, int] = {}
 
     def set(self, key: bytes, value: bytes) -> None:
         """Put one encoded value into the memtable."""
@@ -72,16 +75,34 @@ class Tree:
                 if generation == self.generation:
                     raise
             if generation == self.generation and self.in_memory(key) is None:
-                return None if value == TOMBSTONE else value
+                if value is not None and value != TOMBSTONE:
+                    return value
+                self._note_absent(key)
+                return None
 
     def is_current(self, key: bytes, base: Shard | None, generation: int) -> bool:
-        """Whether `base` is still the shard of `key`, as read at `generation`."""
+        """Whether `base` is still the shard of `key`, as read at `generation`.
+
+        Absence (`base` is None) carries no generation: False then also means that nobody has
+        looked since the runs were replaced; after a `get` the answer is exact.
+        """
         value = self.in_memory(key)
+        if base is None:
+            return self._is_absent_from_runs(key) if value is None else value == TOMBSTONE
         if value is None:
             return generation == self.generation
-        if base is None:
-            return value == TOMBSTONE
         return value == encode_shard(base.pieces)
+
+    def _is_absent_from_runs(self, key: bytes) -> bool:
+        if self._absent.get(key) == self.generation:
+            return True
+        return not any(segment.may_contain(key) for segment in overlapping(self.runs, key))
+
+    def _note_absent(self, key: bytes) -> None:
+        self._absent.pop(key, None)
+        self._absent[key] = self.generation
+        if len(self._absent) > _ABSENT_KEYS_MAX:
+            del self._absent[next(iter(self._absent))]
 
     async def page(self, start: bytes, end: bytes) -> Page:
         """The tree's entries from `start`, tombstones included, as of one moment (I3).
