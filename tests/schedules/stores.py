@@ -59,7 +59,7 @@ def empty_device() -> SimulatedDevice:
 
 def value_of(number: int, *, large: bool) -> bytes:
     """A value that no other number has; a large one is kept as a shard."""
-    return b"%d " % number * (3 * KIB if large else 1)
+    return (b"%d " % number * 12 * KIB)[: 20 * KIB] if large else b"%d" % number
 
 
 async def content(store: Store) -> dict[bytes, bytes]:
@@ -156,6 +156,11 @@ async def clients_and_upkeep(
     device = empty_device()
     async with opened(device, options) as store:
         work = Clients(control, store, device)
+        # Something to merge and something to reclaim.
+        for number in range(1000, 1008):
+            await work.put(KEYS[number % 2], number, large=True)
+            if number % 2:
+                await store.checkpoint()
 
         async def client(number: int) -> None:
             for call in range(calls):
@@ -305,7 +310,9 @@ async def one_call_is_cancelled(control: Control, call: str) -> None:
             await store.put(b"k%d" % number, value_of(number, large=True))
             await store.checkpoint()
         await store.put(b"a", value_of(1, large=True))
-        await store.delete(b"k0")
+        for number in range(4):
+            await store.delete(b"k%d" % number)
+        await store.sync()
 
         async def cancelled() -> None:
             with control.cancellable(call):

@@ -383,9 +383,9 @@ def test_a_run_of_more_than_a_million_steps(
 ) -> None:
     chosen = STRATEGIES[strategy]()
     chosen.begin()
-    began = time.perf_counter()
+    began = time.process_time()
     run = run_once(many_steps, chosen, steps_max=3_000_000)
-    record_property("steps_per_second", round(run.steps / (time.perf_counter() - began)))
+    record_property("steps_per_cpu_second", round(run.steps / (time.process_time() - began)))
     assert run.value == 1_000_000
     assert run.steps > 1_000_000
     again = replay(many_steps, run.trace, steps_max=3_000_000)
