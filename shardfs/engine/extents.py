@@ -14,7 +14,8 @@ Invariants:
     I4. A freed extent is handed out only after the superblock record that frees it, with the
         epoch raised, is persistent.
     I5. Frames of the META stream go only into extents that the superblock names (declared).
-    I6. User data never takes the last `reserve` free extents.
+    I6. User data takes none of the last `reserve` free extents; data whose space was set aside
+        before (Store.reserve) may go down to half of them.
 
 Ordering: free: superblock record (epoch + 1) -> device reset -> discard -> allocation.
 
@@ -36,7 +37,7 @@ from shardfs.engine.device import Buffer, Device
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import ExtentEntry, Identity, Superblock
-from shardfs.errors import NoSpaceError
+from shardfs.errors import CorruptionError, NoSpaceError
 
 _SHORT_OF_SPACE_SHARE = 8
 _DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS)
@@ -155,6 +156,16 @@ class Extents:
             if previous is not None:
                 self.seal(previous)
             self._current[extent.stream] = extent
+
+    def at(self, number: int) -> Extent:
+        """The extent of this number, as something on the device names it.
+
+        Raises:
+            CorruptionError: there is no such extent.
+        """
+        if number >= len(self.all):
+            raise CorruptionError(f"extent {number} is named, and there are {len(self.all)}")
+        return self.all[number]
 
     # --- appending --------------------------------------------------------------------------
 
@@ -291,17 +302,19 @@ class Extents:
     @contextmanager
     def pinned(self, extent: int) -> Iterator[None]:
         """Keeps the extent from being reset while the body runs."""
-        self.all[extent].pins += 1
+        pinned = self.at(extent)
+        pinned.pins += 1
         try:
             yield
         finally:
-            self.all[extent].pins -= 1
+            pinned.pins -= 1
 
     async def read(self, extent: int, offset: int, length: int) -> bytes | memoryview:
         """Bytes of an extent as the device has them.
 
         Raises:
             DeviceError: the device could not read them.
+            CorruptionError: there is no such extent.
         """
         with self.pinned(extent):
             return await self._device.read(self.identity.extent_offset(extent) + offset, length)
@@ -310,14 +323,14 @@ class Extents:
 
     def credit(self, extent: int, length: int) -> None:
         """`length` more bytes of the extent are referenced."""
-        state = self.all[extent]
+        state = self.at(extent)
         state.live_bytes += length
         state.live_change += length
         self._touched[extent] = None
 
     def debit(self, extent: int, epoch: int, length: int, delta: int = 0) -> None:
         """`length` bytes are referenced no more, once delta number `delta` is durable."""
-        state = self.all[extent]
+        state = self.at(extent)
         assert state.epoch == epoch, f"extent {extent} was reset while referenced"
         assert state.live_bytes >= length, f"extent {extent} would have negative live bytes"
         state.live_bytes -= length

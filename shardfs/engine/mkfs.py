@@ -6,8 +6,9 @@ Invariants:
     I1. The geometry satisfies every relation in limits.py, or nothing is written.
     I2. Signatures of earlier owners at both ends of the device are erased first.
 
-Ordering: erase -> flush -> first copy -> flush -> second copy -> flush. A power cut in between
-leaves a device that is no store yet.
+Ordering: erase old superblocks -> flush -> erase edges -> flush -> first copy -> flush -> second
+copy -> flush. A power cut before the first flush may leave the earlier store, whole; one after it
+leaves no store; one after the first copy leaves the new one.
 
 Not here: asking whether the device may be overwritten (probe.py, cli/mkfs.py).
 """
@@ -145,8 +146,19 @@ async def _erase_signatures(device: Device, identity: Identity) -> None:
             if device.write_pointer(identity.extent_offset(extent)):
                 await device.reset(identity.extent_offset(extent), identity.extent_bytes)
         return
+    # First the superblock copies of an earlier store, whatever size its extents had: while one of
+    # them stands, that store must be whole.
+    block = bytes(limits.BLOCK_BYTES)
+    places = [0]
+    size = limits.EXTENT_BYTES_MIN
+    while size <= limits.EXTENT_BYTES_MAX and size + len(block) <= device.size_bytes:
+        places.append(size)
+        size *= 2
+    for place in places:
+        await device.write(place, (block,))
+    await device.flush()
     zeros = bytes(_ERASED_BYTES)
-    await device.write(0, (zeros,))
     tail = device.size_bytes // limits.BLOCK_BYTES * limits.BLOCK_BYTES - _ERASED_BYTES
-    await device.write(max(0, tail), (zeros,))
+    for place in (0, max(0, tail)):
+        await device.write(place, (zeros,))
     await device.flush()

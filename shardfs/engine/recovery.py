@@ -42,7 +42,7 @@ from shardfs.engine.lsm.merge import Run
 from shardfs.engine.lsm.segment import Segment, SegmentMeta
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.superblock import CopyState, ExtentEntry, Identity, Record, read_copy
-from shardfs.errors import CorruptionError, NotShardfsError
+from shardfs.errors import CorruptionError, DeviceError, NotShardfsError
 
 _log = logging.getLogger(__name__)
 
@@ -81,12 +81,14 @@ async def read_superblock(device: Device) -> SuperblockState:
         IncompatibleError: the format is newer than this build.
         DeviceError: neither copy can be read.
     """
-    first = await read_copy(device, 0)
+    first = await _try_copy(device, 0)
     second = await _second_copy(device, first.identity)
     copies = [first, second]
     numbers = [copy.last.number if copy.last is not None else -1 for copy in copies]
     best = copies[numbers.index(max(numbers))]
     if best.last is None or best.identity is None:
+        if first.error is not None:
+            raise first.error
         if first.has_magic or second.has_magic:
             raise CorruptionError(
                 f"both superblock copies are damaged (first: {first.trouble}; "
@@ -106,14 +108,22 @@ async def read_superblock(device: Device) -> SuperblockState:
     return SuperblockState(best.identity, best.last, best.entries, worse, tuple(notes))
 
 
+async def _try_copy(device: Device, start: int) -> CopyState:
+    """A copy of the superblock; one that the device cannot read is a damaged one."""
+    try:
+        return await read_copy(device, start)
+    except DeviceError as error:
+        return CopyState(start, trouble=str(error), error=error)
+
+
 async def _second_copy(device: Device, identity: Identity | None) -> CopyState:
     """The second copy; without an identity, looked for at every place it could have."""
     if identity is not None:
-        return await read_copy(device, identity.extent_bytes)
+        return await _try_copy(device, identity.extent_bytes)
     found = CopyState(0, trouble="not found")
     size = limits.EXTENT_BYTES_MIN
     while size <= limits.EXTENT_BYTES_MAX and size < device.size_bytes:
-        candidate = await read_copy(device, size)
+        candidate = await _try_copy(device, size)
         if candidate.identity is not None and candidate.identity.extent_bytes == size:
             return candidate
         found.has_magic = found.has_magic or candidate.has_magic
@@ -141,9 +151,7 @@ async def load_tree(
         for each in segment.locators:
             extents.credit(each.extent, locator_bytes(each))
     for usage in manifest.usage:
-        if usage.extent >= len(extents.all):
-            raise CorruptionError(f"it names extent {usage.extent}", "manifest")
-        extent = extents.all[usage.extent]
+        extent = extents.at(usage.extent)
         if extent.epoch == usage.epoch:
             extent.live_bytes += usage.live_bytes
     tree = Tree(tuple(_as_run(segments) for segments in runs.values()))
@@ -199,7 +207,7 @@ async def _riders_whole(parts: list[DeltaPart], chunks: ChunkStore) -> bool:
 
 def _apply(part: DeltaPart, sequence: int, extents: Extents, tree: Tree) -> None:
     for tail in part.tails:
-        extent = extents.all[tail.extent]
+        extent = extents.at(tail.extent)
         if tail.epoch != extent.epoch:
             continue  # it has been freed since; the superblock knows better
         if extent.state is ExtentState.FREE:

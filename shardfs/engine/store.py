@@ -8,7 +8,7 @@ Invariants:
     I1. A batch is visible whole, at once; it becomes durable whole, in the order applied.
     I2. A chunk is live from the batch that first refers to it until the delta that drops the
         last reference is durable.
-    I3. Nothing is served before recovery's result is durable.
+    I3. A writable store serves nothing before recovery's result is durable.
 
 Ordering, for an open: recovery (reads only) -> flush of what was found -> superblock logs
 started afresh, one copy after the other -> serve. For a close: commit -> clean record -> flush.

@@ -53,7 +53,7 @@ from shardfs.engine.layout import (
 )
 from shardfs.engine.pieces import Locator, decode_locator, encode_locator
 from shardfs.engine.scheduler import Scheduler
-from shardfs.errors import CorruptionError, IncompatibleError
+from shardfs.errors import CorruptionError, DeviceError, IncompatibleError
 
 _MANIFEST_LOCATOR_BYTES_MAX = LOCATOR.size + 8 * (limits.CHUNK_BYTES_MAX // limits.GRANULE_BYTES)
 
@@ -128,6 +128,7 @@ class CopyState:
     end: int = 0
     trouble: str = ""
     has_magic: bool = False
+    error: DeviceError | None = None
 
 
 def encode_record(identity: Identity, record: Record) -> bytes:

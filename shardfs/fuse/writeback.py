@@ -6,7 +6,7 @@ fdatasync flush the file and then have the store make everything applied persist
 
 Invariants:
     I1. What write(2) took has its space reserved until the engine has it, or it is truncated away.
-    I2. The durable size of a file never covers bytes that are only buffered here.
+    I2. The durable size of a file never grows over bytes that are only buffered here.
     I3. One task at a time flushes or truncates a file (its lock); reads and writes go on.
     I4. Buffered bytes stay below the cap, or writers wait.
     I5. A lost write raises the file's error count, which every open handle reports once (EIO).
@@ -318,9 +318,7 @@ class Writeback:
         latest = trio.current_time() - limits.DIRTY_AGE_S
         old = []
         for ino, file in self._dirty.items():
-            if file.since > latest:
-                break
-            if file.ranges and not self._orphans.is_held(ino):
+            if file.since <= latest and file.ranges and not self._orphans.is_held(ino):
                 old.append(ino)
         for ino in old:
             await self._flush_logged(ino, lambda ranges: ranges.shards())
@@ -345,8 +343,12 @@ class Writeback:
         file.users += 1
         try:
             async with file.lock:
-                await self._flush_shards(file, choose(file.ranges))
-                self._restart_age(file)
+                started = trio.current_time()
+                indexes = choose(file.ranges)
+                everything = indexes == file.ranges.shards()
+                await self._flush_shards(file, indexes)
+                if everything:
+                    file.since = started  # what is dirty now came later
         finally:
             file.users -= 1
             self._retire(file)
@@ -447,13 +449,6 @@ class Writeback:
             at,
             at + SHARD_BYTES - 1,
         )
-
-    def _restart_age(self, file: _File) -> None:
-        """What is dirty after a flush is young; `_dirty` stays sorted by age."""
-        if file.ranges and self._dirty.get(file.ino) is file:
-            file.since = trio.current_time()
-            del self._dirty[file.ino]
-            self._dirty[file.ino] = file
 
     def _retire(self, file: _File) -> None:
         """Stop knowing a file that has nothing dirty and that nobody is working on."""
