@@ -6,6 +6,7 @@ Those who miss on the same key wait for one load.
 Invariants:
     I1. The sizes of the values held sum up to at most `bytes_max`.
     I2. The epoch is part of the key: a value of before a reset is never found after it.
+    I3. Who waits for a load gets what it gave, also if the cache does not hold it any more.
 
 Not here: data that the device does not have yet (extents.py keeps it).
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -32,13 +33,21 @@ class CacheStatistics:
     bytes_max: int
 
 
+@dataclass(slots=True, eq=False)
+class _Load:
+    """One load under way; `value` stays None if it fails."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    value: Any | None = None
+
+
 class Cache:
     """Byte-bounded, least recently used, with single-flight loading."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._values: OrderedDict[Key, tuple[Any, int]] = OrderedDict()
-        self._loading: dict[Key, trio.Event] = {}
+        self._loading: dict[Key, _Load] = {}
         self._held_bytes = 0
         self._hits = 0
         self._misses = 0
@@ -66,19 +75,22 @@ class Cache:
             value = self.get(key)
             if value is not None:
                 return value
-            event = self._loading.get(key)
-            if event is None:
+            load = self._loading.get(key)
+            if load is None:
                 break
-            await event.wait()
+            await load.done.wait()
+            if load.value is not None:
+                self._hits += 1
+                return load.value
         self._misses += 1
-        event = self._loading[key] = trio.Event()
+        load = self._loading[key] = _Load()
         try:
-            value, size = await loader()
-            self._put(key, value, size)
-            return value
+            load.value, size = await loader()
+            self._put(key, load.value, size)
+            return load.value
         finally:
             del self._loading[key]
-            event.set()
+            load.done.set()
 
     def statistics(self) -> CacheStatistics:
         """Counts and sizes as of now."""
