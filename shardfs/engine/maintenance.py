@@ -6,7 +6,7 @@ be cancelled between its steps and leaves nothing half-done.
 Invariants:
     I1. An error in the background ends neither the store nor its caller: the store turns
         read-only, with the reason.
-    I2. A full device is no error: what cannot be written yet is tried again later.
+    I2. Neither a full device nor a failed read is an error here: it is tried again later.
     I3. The memtable and the delta log do not outgrow their bounds for long: who adds to them
         waits (`admit`) for the checkpoint that empties them.
 
@@ -28,7 +28,7 @@ from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health
 from shardfs.engine.reclaim import reclaim_dead
 from shardfs.engine.scheduler import Scheduler
-from shardfs.errors import NoSpaceError, ShardfsError
+from shardfs.errors import DeviceError, NoSpaceError, ShardfsError
 
 _log = logging.getLogger(__name__)
 
@@ -133,10 +133,15 @@ class Maintenance:
             await self.reclaim()
 
     async def _merge(self) -> bool:
-        """False: there was no room for it."""
+        """False: there was no room for it, or a read failed, which may not happen again."""
         try:
             while await self._checkpointer.compact():
                 await trio.lowlevel.checkpoint()
         except NoSpaceError:
+            return False
+        except DeviceError as error:
+            if error.operation != "read":
+                raise
+            _log.warning("merging is put off: %s", error)
             return False
         return True

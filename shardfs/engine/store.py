@@ -201,6 +201,7 @@ class Store:
             LimitError, ReadOnlyError, DeviceError, CorruptionError: nothing was changed.
         """
         check_key(key)
+        await self.admit()
         old = await self._load(key)
         if old is None:
             return self._committer.applied()

@@ -226,3 +226,19 @@ async def test_a_device_error_in_a_checkpoint_loses_nothing_durable(kind: str, s
     after = device.power_cut()
     async with opened(after) as store:
         assert await content(store) == expected
+
+
+@pytest.mark.expected_warnings("merging is put off")
+async def test_a_failed_read_in_the_background_puts_merging_off() -> None:
+    device = await formatted(64)
+    async with opened(device) as store:
+        for version in range(limits.RUNS_PER_LEVEL_MAX):
+            for number in range(500):
+                await store.put(b"%05d" % number, b"%d" % version * 50)
+            await store.checkpoint()
+    async with Store.open(device) as store:
+        device.fail("read", times=1)
+        await trio.sleep(20)
+        assert store.health.reason == ""
+        assert store.statistics().levels == (0, 1), "it was tried again"
+        assert len(await content(store)) == 500
