@@ -374,8 +374,8 @@ def test_shared_flushes_with_one_deviation(name: str) -> None:
 @pytest.mark.parametrize("name", FLUSHES)
 @A_FLUSH_FAILS
 def test_shared_flushes_sampled(name: str) -> None:
-    check(FLUSHES[name], Priorities(depth=3, seed=1), runs_max=80)
-    check(FLUSHES[name], Random(seed=1), runs_max=80)
+    check(FLUSHES[name], Priorities(depth=3, seed=1), runs_max=50)
+    check(FLUSHES[name], Random(seed=1), runs_max=50)
 
 
 def test_three_callers_share_one_flush_where_they_can() -> None:

@@ -390,3 +390,16 @@ def test_a_run_of_more_than_a_million_steps(
     assert run.steps > 1_000_000
     again = replay(many_steps, run.trace, steps_max=3_000_000)
     assert again.trace == run.trace
+
+
+def test_the_explorer_stands_alone() -> None:
+    code = (
+        "import sys, shardfs.checking.schedule.store_histories\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('shardfs')))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
+    assert "shardfs.checking.schedule.driver" in loaded
+    rest = [name for name in loaded if not name.startswith("shardfs.checking.schedule")]
+    assert rest == ["shardfs", "shardfs.checking", "shardfs.errors"]

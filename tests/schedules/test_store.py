@@ -39,8 +39,8 @@ PROGRAMS: dict[str, Program[object]] = {
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_sampled(name: str) -> None:
-    check(PROGRAMS[name], Random(seed=1), runs_max=12)
-    check(PROGRAMS[name], Priorities(depth=3, seed=1), runs_max=12)
+    check(PROGRAMS[name], Random(seed=1), runs_max=8)
+    check(PROGRAMS[name], Priorities(depth=3, seed=1), runs_max=8)
 
 
 def test_two_puts_a_sync_and_a_checkpoint_with_one_deviation() -> None:
@@ -54,8 +54,8 @@ def test_two_puts_a_sync_and_a_checkpoint_with_one_deviation() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_sampled_at_length(name: str) -> None:
-    check(PROGRAMS[name], Random(seed=1000), runs_max=500)
-    check(PROGRAMS[name], Priorities(depth=4, seed=1000), runs_max=500)
+    check(PROGRAMS[name], Random(seed=1000), runs_max=300)
+    check(PROGRAMS[name], Priorities(depth=4, seed=1000), runs_max=300)
 
 
 @pytest.mark.slow

@@ -32,14 +32,14 @@ TOLD = pytest.mark.expected_warnings("failed: Input/output error", "is now read-
 @pytest.mark.parametrize("name", FAILURES)
 @TOLD
 def test_one_request_fails(name: str) -> None:
-    check(FAILURES[name], Random(seed=1), runs_max=20)
-    check(FAILURES[name], Priorities(depth=3, seed=1), runs_max=20)
+    check(FAILURES[name], Random(seed=1), runs_max=10)
+    check(FAILURES[name], Priorities(depth=3, seed=1), runs_max=10)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_zones_and_full_devices(name: str) -> None:
-    check(OTHERS[name], Random(seed=1), runs_max=4)
-    check(OTHERS[name], Priorities(depth=3, seed=1), runs_max=4)
+    check(OTHERS[name], Random(seed=1), runs_max=3)
+    check(OTHERS[name], Priorities(depth=3, seed=1), runs_max=3)
 
 
 @pytest.mark.slow
