@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 from shardfs import limits
 from shardfs.checking.simulated_device import SimulatedDevice
@@ -47,13 +47,16 @@ async def content(store: Store) -> dict[bytes, bytes]:
     """Every key and its value, through the ordered scan."""
     found: dict[bytes, bytes] = {}
     last = b""
-    async for key, value in store.scan(b"\0", b"\xff" * 1025):
-        assert key > last, "keys rise"
-        last = key
-        if isinstance(value, bytes):
-            found[key] = value
-        else:
-            found[key] = await store.read_shard(value, 0, value.length)
+    scan = store.scan(b"\0", b"\xff" * 1025)
+    assert isinstance(scan, AsyncGenerator)
+    async with aclosing(scan):
+        async for key, value in scan:
+            assert key > last, "keys rise"
+            last = key
+            if isinstance(value, bytes):
+                found[key] = value
+            else:
+                found[key] = await store.read_shard(value, 0, value.length)
     return found
 
 

@@ -6,6 +6,7 @@ power cut the store must hold one of them, after anything else the newest.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 
@@ -18,7 +19,7 @@ from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.pieces import locators
 from shardfs.engine.store import Store, StoreOptions
-from shardfs.errors import NoSpaceError
+from shardfs.errors import CorruptionError, DeviceError, NoSpaceError, ReadOnlyError
 from tests.engine.stores import MANUAL, content, formatted, opened, tidy_up
 
 KIB = limits.KIB
@@ -191,6 +192,32 @@ async def test_a_life(seed: int, zoned: bool) -> None:
     )
     with trio.fail_after(10_000):
         await Life(seed, device).live(lives=8, steps=50)
+
+
+@pytest.mark.expected_warnings("now read-only", "closing without", "put off")
+@pytest.mark.parametrize("zoned", [False, True], ids=["conventional", "zoned"])
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_life_with_a_device_error(seed: int, zoned: bool) -> None:
+    """One request fails: nobody hangs, reads go on, and what was durable stays."""
+    rng = random.Random(seed)
+    device = await formatted(8, extent_bytes=64 * KIB, zoned=zoned, checkpoints_max=3, seed=seed)
+    life = Life(seed, device)
+    with trio.fail_after(10_000):
+        async with opened(device, MANUAL if seed % 3 else StoreOptions()) as store:
+            await life.some_steps(store, 20)
+            device.fail(rng.choice(("write", "flush", "read", "reset")), skip=rng.randrange(20))
+            with contextlib.suppress(DeviceError, ReadOnlyError):
+                await life.some_steps(store, 150)
+            if store.health.reason:
+                for key, value in life.state.items():
+                    with contextlib.suppress(DeviceError, CorruptionError):
+                        assert await store.get(key) == value
+                with pytest.raises(ReadOnlyError):
+                    await store.put(b"k", b"v")
+            point = device.power_cut_point()
+        for choice in point.choices(4, rng):
+            async with opened(device.after_power_cut(point, choice)) as store:
+                assert await content(store) in life.states
 
 
 @pytest.mark.parametrize("zoned", [False, True], ids=["conventional", "zoned"])
