@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import click
 
 from shardfs import __version__
-from shardfs.cli.errors import SUCCESS, report
+from shardfs.cli.errors import SUCCESS, report, root_cause
 from shardfs.cli.fsck import fsck
 from shardfs.cli.info import info
 from shardfs.cli.mkfs import mkfs
@@ -58,20 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; its exit status. Never raises."""
     try:
-        outcome = group.main(args=list(arguments), prog_name="shardfs", standalone_mode=False)
+        # Not click's own main: it has its own mind about broken pipes.
+        with group.make_context("shardfs", list(arguments)) as context:
+            outcome = group.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read the output has read enough; the rest has nowhere to go.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return SUCCESS
-    except click.exceptions.Abort:
-        return report(KeyboardInterrupt(), verbose=False)
     except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
+        if isinstance(root_cause(error), BrokenPipeError):
+            return _end_quietly()
         return report(error, verbose=any(each.startswith("-v") for each in arguments))
     return outcome if isinstance(outcome, int) else SUCCESS
+
+
+def _end_quietly() -> int:
+    """Whoever read the output has read enough; the rest has nowhere to go."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return SUCCESS

@@ -229,15 +229,18 @@ def _be_background(server: _Server, log: str, verbosity: int, sending: int) -> N
     """The new process: never returns."""
     status = FINDING
     relay = _Relay(sending)
+    logs_to_file = False
     try:
         os.setsid()
         _detach(log, sending)
         _log_to_file(log, verbosity)
+        logs_to_file = True
         status = server.run(lambda notes: relay.say(SUCCESS, [f"note: {note}" for note in notes]))
     except BaseException as error:
         status = exit_status(error)
-        expected = is_expected(root_cause(error))
-        _log.error("the mount failed: %s", describe(error), exc_info=None if expected else error)
+        if logs_to_file:
+            shown = None if is_expected(root_cause(error)) else error
+            _log.error("the mount failed: %s", describe(error), exc_info=shown)
         relay.say(status, [describe(error)])
     finally:
         logging.shutdown()

@@ -14,8 +14,8 @@ socket, a command on an unmounted device by itself. The requests, with their arg
     read           ino, index, start, length   bytes of a shard, base64, at most READ_BYTES_MAX
 
 Invariants:
-    I1. Nothing is changed. (For a mounted file, `file`, `shard` and `read` first hand what is
-        buffered to the store, so that they speak of the newest content.)
+    I1. Nothing is changed. (In a mount, whatever is about shards first hands what is buffered to
+        the store, so that it speaks of the newest content.)
     I2. An answer is bounded, and memory does not grow with the number of files.
 
 Not here: how requests travel (control.py), verifying (fsck.py).
@@ -189,6 +189,8 @@ class Inspection:
     async def _begin(self, request: Answer) -> Answer:
         await self.aclose()
         path = _text(request, "path")
+        if self._mount is not None:
+            await self._mount.file_system.writeback.flush_all()
         ino, inode = await self._resolve(path)
         clean_path = str(PurePosixPath("/", path)).lstrip("/")
         self._listing = self._list(ino, inode, clean_path)

@@ -108,6 +108,8 @@ async def open_target(name: str) -> AsyncIterator[Target]:
 def _find_entry(name: str) -> tuple[MountEntry | None, str]:
     """The mount to ask and the path in it; None for a device to open."""
     around = mount_around(name)
+    if around is None and os.path.islink(name):
+        around = mount_around(os.path.realpath(name))
     if around is not None:
         return around
     try:
