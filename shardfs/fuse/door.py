@@ -125,6 +125,9 @@ class StoreDoor(Protocol):
     async def admit(self) -> None:
         """Wait while too much is queued for the device. Checkpoints: only then."""
 
+    async def reclaim(self) -> int:
+        """Make space of dead data free now rather than by and by; how many extents."""
+
     def space(self) -> SpaceDoor:
         """How full the store is."""
 

@@ -98,6 +98,7 @@ class Orphans:
         """Let the space of what was deleted come back, as far as it can."""
         await self.drained()
         await self._store.sync()
+        await self._store.reclaim()
 
     async def run(self) -> None:
         """The reaper task: first what a crash left, then what is queued, for ever."""

@@ -22,7 +22,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -73,6 +72,8 @@ class Mount:
     options: MountOptions
     file_system: FileSystem
     unmount_requested: trio.Event
+    detached: trio.Event
+    """Set when nothing is left at the mountpoint, though open files may still be served."""
 
     @property
     def store(self) -> StoreDoor:
@@ -143,25 +144,37 @@ async def serve_store(
     file_system = await FileSystem.open(
         store, uid=os.getuid(), gid=os.getgid(), dirty_bytes_max=options.dirty_bytes_max
     )
-    mount = Mount(source, mountpoint, options, file_system, trio.Event())
+    mount = Mount(source, mountpoint, options, file_system, trio.Event(), trio.Event())
     operations = Operations(file_system, sync=options.sync)
     try:
         pyfuse3.init(operations, mountpoint, fuse_options(source, options))
     except RuntimeError as error:
         raise UsageError(f"cannot mount at {mountpoint}: {error}") from error
-    with ExitStack() as stack:
-        stack.callback(pyfuse3.close, unmount=True)
+    try:
+        await _answer_requests(mount, ready, services)
+    finally:
+        # Whatever has happened, and even if this task is cancelled: nothing is lost.
+        with trio.CancelScope(shield=True):
+            await file_system.end()
+
+
+async def _answer_requests(
+    mount: Mount, ready: Callable[[], None] | None, services: Sequence[Service]
+) -> None:
+    """Be there for the kernel until it lets go of the mount, with everything that runs beside."""
+    try:
         async with trio.open_nursery() as nursery:
-            file_system.start(nursery)
+            mount.file_system.start(nursery)
             for service in services:
                 nursery.start_soon(_run_service, service, mount)
             nursery.start_soon(_watch_signals, mount)
             nursery.start_soon(_unmount_when_requested, mount)
             nursery.start_soon(_announce, mount, ready)
             await pyfuse3.main()
-            _log.info("the mount at %s has ended", mountpoint)
+            _log.info("the mount at %s has ended", mount.mountpoint)
             nursery.cancel_scope.cancel()
-    await file_system.end()
+    finally:
+        pyfuse3.close(unmount=not mount.detached.is_set())
 
 
 def fuse_options(source: str, options: MountOptions) -> set[str]:
@@ -244,8 +257,10 @@ async def _unmount_when_requested(mount: Mount) -> None:
     # umount(2) makes the kernel write back mapped pages, which this process has to take: so it
     # happens in another process while requests are served.
     if await _unmount(mount.mountpoint):
+        mount.detached.set()
         return  # the request loop ends by itself
     if await _unmount(mount.mountpoint, "-z"):
+        mount.detached.set()
         await trio.sleep(GRACE_S)
         _log.warning("files at %s are still open; ending all the same", mount.mountpoint)
     pyfuse3.terminate()
