@@ -95,14 +95,7 @@ async def open_parts(
             f"{identity.extent_count * identity.extent_bytes}: it has been cut off",
             device.path,
         )
-    read_only_reason = check_features(identity)  # raises also when it is opened only for reading
-    health = Health()
-    if read_only:
-        health.make_read_only("it was opened read-only", expected=True)
-    elif device.read_only:
-        health.make_read_only("the device is write-protected", expected=True)
-    elif read_only_reason:
-        health.make_read_only(read_only_reason, expected=True)
+    health = _health(device, identity, read_only=read_only)
     scheduler = Scheduler(device, health, nursery)
     incarnation = found.record.incarnation + 1
     sequence = itertools.count(incarnation << INCARNATION_SHIFT)
@@ -144,6 +137,23 @@ async def open_parts(
     if not health.reason:
         await _make_durable(parts)
     return parts
+
+
+def _health(device: Device, identity: Identity, *, read_only: bool) -> Health:
+    """Whether the store may be written, before anything of it has been read.
+
+    Raises:
+        IncompatibleError: it must not even be read.
+    """
+    reason = check_features(identity)
+    if read_only:
+        reason = "it was opened read-only"
+    elif device.read_only:
+        reason = "the device is write-protected"
+    health = Health()
+    if reason:
+        health.make_read_only(reason, expected=True)
+    return health
 
 
 async def _make_durable(parts: Parts) -> None:
