@@ -9,8 +9,9 @@ What is checked in each state:
     C2  Its content is the state after a prefix of the applied batches: each batch is there
         wholly or not at all, and none without those before it.
     C3  The prefix holds every batch whose dependency had been called persistent.
-    C4  The account of live bytes agrees with what the content refers to, and fsck is clean.
-    C5  Once the store has opened, what it shows survives the next cut; and it goes on: something
+    C4  The account of live bytes agrees with what the content refers to; in samples, fsck is
+        clean as well, with all data, before recovery (read-only) and after.
+    C5  In samples, what an opened store shows survives the next cut; and it goes on: something
         new can be written, made durable, and found again together with all that was recovered.
 
 Not here: workloads (workloads.py); which states there are (shardfs.checking.power_cuts).
@@ -34,6 +35,7 @@ from shardfs.checking.power_cuts import Choice, Operation, PowerCutPoint
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.dependency import Dependency
+from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import Stream
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.pieces import Shard, locators
@@ -209,12 +211,16 @@ async def check_state(
     device: SimulatedDevice, states: Sequence[Content], *, goes_on: bool = True
 ) -> None:
     """C1 to C5 for one device."""
+    seen_read_only = await _look(device) if goes_on else None
     async with open_quietly(device) as store:
         opened = device.power_cut()
         assert not store.health.reason, f"the store opened {store.health.reason}"
         content = await read_content(store)
         assert content in states, difference(content, states)
         await check_account(store)
+        if seen_read_only is not None:
+            await _check_clean(store, "recovered", data=False)
+            assert seen_read_only == content, "a read-only open showed something else"
         if goes_on:
             proof = await _go_on(store, content)
             went_on = device.power_cut()
@@ -222,6 +228,21 @@ async def check_state(
         await _check_content(opened, content, "a cut right after opening")
         await _check_content(went_on, proof, "a cut right after a sync")
         await _check_content(device.power_cut(), proof, "a clean close")
+
+
+async def _look(device: SimulatedDevice) -> Content:
+    """A read-only open, as fsck on an unmounted device makes it: it finds nothing amiss."""
+    steps = device.step
+    async with Store.open(device, options=replace(OPTIONS, read_only=True)) as store:
+        content = await read_content(store)
+        await _check_clean(store, "opened read-only", data=True)
+    assert device.step == steps, "a read-only open has written"
+    return content
+
+
+async def _check_clean(store: Store, when: str, *, data: bool) -> None:
+    report = await check_store(store, data=data)
+    assert report.is_clean, f"fsck, {when}: " + "; ".join(map(str, report.findings[:3]))
 
 
 async def _go_on(store: Store, content: Content) -> Content:

@@ -219,4 +219,4 @@ def test_a_write_before_the_write_pointer(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_nothing_is_found_where_nothing_is_planted() -> None:
     with pytest.raises(AssertionError, match="was not found"):
-        first_finding(states=3, lives=[workloads.many_tasks])
+        first_finding(states=3, lives=[workloads.small])
