@@ -101,16 +101,18 @@ SHARDS_PER_BATCH_MAX: Final = 128
 """Truncating and freeing large files goes in batches of at most this many shards."""
 INODES_PER_LEASE: Final = 1024
 """Inode numbers are set aside this many at a time, so few batches carry the counter."""
-INODES_CACHED_MAX: Final = 128 * KIB
-ENTRIES_CACHED_MAX: Final = 256 * KIB
+INODES_CACHED_MAX: Final = 64 * KIB
+ENTRIES_CACHED_MAX: Final = 128 * KIB
 DIRECTORY_PAGE_ENTRIES: Final = 256
 """Directory entries read ahead for one handle."""
-DIRTY_BYTES_MAX: Final = 192 * MIB
-"""Writers wait while more than this is buffered."""
+DIRTY_BYTES_MAX: Final = 128 * MIB
+"""Writers wait while more than this is buffered, DIRTY_PART_MEMORY_BYTES for each part included."""
+DIRTY_PART_MEMORY_BYTES: Final = 2 * KIB
+"""Memory that a separate range of buffered data takes besides its bytes."""
 DIRTY_AGE_S: Final = 3.0
 """Buffered data older than this is given to the engine, which commits every COMMIT_INTERVAL_S."""
 FLUSHER_INTERVAL_S: Final = 0.5
-DIRTY_PART_OVERHEAD_BYTES: Final = 512
+DIRTY_PART_SPACE_BYTES: Final = 512
 """Space reserved with each separate range of buffered data, for its frame and its index entry."""
 CHANGE_BYTES_RESERVED: Final = 16 * KIB
 """Space that must be free for a change that makes the file system larger."""

@@ -99,6 +99,11 @@ class DirtyRanges:
     def __bool__(self) -> bool:
         return bool(self._shards)
 
+    @property
+    def memory_bytes(self) -> int:
+        """About how much memory this holds."""
+        return self.bytes + self.segments * limits.DIRTY_PART_MEMORY_BYTES
+
     def shards(self) -> list[int]:
         """Indexes of the shards with dirty bytes, ascending."""
         return sorted(self._shards)

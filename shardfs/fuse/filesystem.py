@@ -103,10 +103,9 @@ class FileSystem:
         with trio.move_on_after(FREEING_AT_END_S):
             await self.orphans.reap_queued()
         await self.writeback.flush_all()
-        if self.writeback.dirty_bytes:
+        if self.writeback.dirty_count:
             _log.error(
-                "%d bytes in %d files were written but can not be stored: %s",
-                self.writeback.dirty_bytes,
+                "data written to %d files can not be stored: %s",
                 self.writeback.dirty_count,
                 self.store.health.reason or "see above",
             )

@@ -46,6 +46,7 @@ class Orphans:
         self._is_searching = False
         self._wake = trio.Event()
         self._progress = trio.Event()
+        store.health.on_change(self._notify)
 
     @property
     def queue_length(self) -> int:
@@ -71,13 +72,23 @@ class Orphans:
         return list(self._held)
 
     async def admit(self) -> None:
-        """Wait while too many inodes are queued. Checkpoints: only then."""
+        """Wait while too many inodes are queued. Checkpoints: only then.
+
+        Raises:
+            ReadOnlyError: they cannot be freed any more.
+        """
         while len(self._queue) > limits.ORPHANS_QUEUED_MAX:
+            self._store.health.require_writable()
             await self._progress.wait()
 
     async def drained(self) -> None:
-        """Wait until nothing is queued or looked for. Checkpoints: only then."""
+        """Wait until nothing is queued or looked for. Checkpoints: only then.
+
+        Raises:
+            ReadOnlyError: it cannot be freed any more.
+        """
         while self._queue or self._is_searching:
+            self._store.health.require_writable()
             await self._progress.wait()
 
     async def with_room(self, operation: Callable[[], Awaitable[T]]) -> T:

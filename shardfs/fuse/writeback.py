@@ -30,12 +30,14 @@ from typing import Final
 import trio
 
 from shardfs import limits
+from shardfs.engine.health import HealthState
 from shardfs.engine.layout import Bytes
 from shardfs.engine.pieces import Shard
 from shardfs.errors import (
     CorruptionError,
     DeviceError,
     FileError,
+    LimitError,
     NoSpaceError,
     ReadOnlyError,
     ShardfsError,
@@ -88,6 +90,7 @@ class Writeback:
         dirty_bytes_max: int = limits.DIRTY_BYTES_MAX,
     ) -> None:
         self.dirty_bytes = 0
+        """Memory held by dirty data."""
         self._dirty_bytes_max = dirty_bytes_max
         self._store = store
         self._tables = tables
@@ -98,6 +101,7 @@ class Writeback:
         self._error_counts: dict[int, int] = {}
         self._wake = trio.Event()
         self._progress = trio.Event()
+        store.health.on_change(self._notify)
 
     # --- looking
 
@@ -203,11 +207,11 @@ class Writeback:
             file.since = trio.current_time()
             self._dirty.pop(ino, None)
             self._dirty[ino] = file
-        before = ranges.bytes
+        before = ranges.memory_bytes
         if ranges.write(offset, data):
             self._ready[ino] = None
             self._wake.set()
-        self.dirty_bytes += ranges.bytes - before
+        self.dirty_bytes += ranges.memory_bytes - before
         if 2 * self.dirty_bytes > self._dirty_bytes_max:
             self._wake.set()
         file.mtime_ns = file.ctime_ns = self._tables.now_ns()
@@ -241,7 +245,6 @@ class Writeback:
                 await self._flush_shards(file, file.ranges.shards())
                 await self._files.truncate(ino, length, amend)
                 file.mtime_ns = None
-                file.ranges.end = min(file.ranges.end, length)
         finally:
             file.users -= 1
             self._retire(file)
@@ -360,8 +363,9 @@ class Writeback:
             while start < SHARD_BYTES:
                 try:
                     start = await self._flush_step(file, index, start)
-                except (CorruptionError, DeviceError):
-                    self._lose(file, index)
+                except (CorruptionError, DeviceError, LimitError):
+                    if self._store.health.state is HealthState.HEALTHY:
+                        self._lose(file, index)
                     raise
 
     async def _flush_step(self, file: _File, index: int, start: int) -> int:
@@ -395,9 +399,7 @@ class Writeback:
             file.ranges.seal(index)  # the engine may hold some of these buffers
             raise
         end = runs[-1].start + runs[-1].length
-        self.dirty_bytes -= file.ranges.remove(index, runs[0].start, end)
-        self._settle_reservation(file)
-        self._notify()
+        self._remove(file, index, runs[0].start, end)
         return end
 
     # --- bookkeeping
@@ -415,7 +417,7 @@ class Writeback:
     def _reserve(self, file: _File, added_bytes: int, added_segments: int) -> None:
         """Reserve for what a write may add, as far as it is not reserved yet (I1)."""
         segments = file.ranges.segments + added_segments
-        wanted = file.ranges.bytes + added_bytes + segments * limits.DIRTY_PART_OVERHEAD_BYTES
+        wanted = file.ranges.bytes + added_bytes + segments * limits.DIRTY_PART_SPACE_BYTES
         if wanted > file.reserved:
             self._store.reserve(wanted - file.reserved)
             file.reserved = wanted
@@ -423,27 +425,37 @@ class Writeback:
     def _settle_reservation(self, file: _File) -> None:
         """Give back what is no longer needed."""
         ranges = file.ranges
-        wanted = ranges.bytes + ranges.segments * limits.DIRTY_PART_OVERHEAD_BYTES
+        wanted = ranges.bytes + ranges.segments * limits.DIRTY_PART_SPACE_BYTES
         if wanted < file.reserved:
             self._store.release(file.reserved - wanted)
             file.reserved = wanted
 
     def _forget(self, file: _File, length: int) -> None:
         """Drop dirty bytes at and above `length`."""
-        self.dirty_bytes -= file.ranges.truncate(length)
+        before = file.ranges.memory_bytes
+        file.ranges.truncate(length)
+        self._settle(file, before)
+
+    def _remove(self, file: _File, index: int, start: int, end: int) -> int:
+        """Drop a shard's dirty bytes [start, end); how many there were."""
+        before = file.ranges.memory_bytes
+        removed = file.ranges.remove(index, start, end)
+        self._settle(file, before)
+        return removed
+
+    def _settle(self, file: _File, memory_bytes_before: int) -> None:
+        """Account for dirty bytes that have gone."""
+        self.dirty_bytes += file.ranges.memory_bytes - memory_bytes_before
         self._settle_reservation(file)
         self._notify()
 
     def _lose(self, file: _File, index: int) -> None:
         """Drop a shard's dirty bytes that can never be stored, and remember that (I5)."""
-        lost = file.ranges.remove(index, 0, SHARD_BYTES)
-        self.dirty_bytes -= lost
-        self._settle_reservation(file)
+        lost = self._remove(file, index, 0, SHARD_BYTES)
         self._error_counts[file.ino] = self.error_count(file.ino) + 1
         at = index * SHARD_BYTES
         _log.error(
-            "lost %d bytes written to inode %d, between bytes %d and %d: what they were to be"
-            " joined with cannot be read",
+            "lost %d bytes written to inode %d, between bytes %d and %d",
             lost,
             file.ino,
             at,

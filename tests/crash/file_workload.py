@@ -19,8 +19,8 @@ from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.namespace import Update
 from shardfs.fuse.records import ROOT_INO
-from shardfs.fuse.verify import verify
 from tests.crash.harness import open_quietly
+from tests.fuse.harness import verify
 
 ABSENT: bytes | None = None
 State = bytes | None

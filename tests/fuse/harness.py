@@ -1,7 +1,7 @@
 """File systems for tests: on the reference store or on the engine over a simulated device.
 
 Role: `mounted(kind)` opens a file system with its background tasks; when the test is done it is
-ended in order and everything in the store must fit together (fuse/verify.py). No kernel is
+ended in order and everything in the store must fit together (fuse/fsck.py). No kernel is
 involved; the tests call what the request handlers call.
 """
 
@@ -21,8 +21,8 @@ from shardfs.engine.store import Store, StoreOptions
 from shardfs.errors import FileError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.fsck import check_files
 from shardfs.fuse.records import ROOT_INO
-from shardfs.fuse.verify import verify
 
 FILE_MODE = 0o100644
 DIRECTORY_MODE = 0o40755
@@ -40,6 +40,11 @@ async def opened_store(kind: str, *, size_bytes: int = 64 * MIB) -> AsyncIterato
     await format_device(device, plan(size_bytes, 512))
     async with Store.open(device, options=StoreOptions()) as store:
         yield store
+
+
+async def verify(store: StoreDoor) -> list[str]:
+    """What fsck finds wrong with the files in a store."""
+    return [str(finding) for finding in (await check_files(store)).findings]
 
 
 @asynccontextmanager

@@ -12,8 +12,7 @@ from shardfs.errors import CorruptionError
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.namespace import Update
 from shardfs.fuse.records import orphan_key, shard_key, truncation_key
-from shardfs.fuse.verify import verify
-from tests.fuse.harness import MIB, SHARD_BYTES, Caller, mounted, serving
+from tests.fuse.harness import MIB, SHARD_BYTES, Caller, mounted, serving, verify
 
 TERABYTE = 1 << 40
 

@@ -20,8 +20,7 @@ from shardfs.errors import FileError
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.namespace import Update
 from shardfs.fuse.records import ROOT_INO
-from shardfs.fuse.verify import verify
-from tests.fuse.harness import SHARD_BYTES, Caller, opened_store, serving
+from tests.fuse.harness import SHARD_BYTES, Caller, opened_store, serving, verify
 
 PATHS = [
     *("a", "b", "c"),
