@@ -293,8 +293,11 @@ class Writeback:
             await self._flush_logged(ino, lambda ranges: ranges.shards())
 
     async def run(self) -> None:
-        """The flusher task: for ever, give to the engine what is old, ready or too much."""
-        while True:
+        """The flusher task: give to the engine what is old, ready or too much.
+
+        Returns when the store takes no more changes; what is buffered then stays readable.
+        """
+        while self._store.health.state is HealthState.HEALTHY:
             with trio.move_on_after(limits.FLUSHER_INTERVAL_S):
                 await self._wake.wait()
             self._wake = trio.Event()
@@ -333,8 +336,8 @@ class Writeback:
         try:
             self._store.health.require_writable()
             await self._flush_file(ino, choose)
-        except ReadOnlyError:
-            self._notify()  # writers that wait shall notice; the store has told why
+        except ReadOnlyError as error:
+            _log.debug("inode %d stays buffered: %s", ino, error)  # the store has told why
         except ShardfsError as error:
             _log.error("writing back inode %d failed: %s", ino, error)
         await trio.lowlevel.checkpoint()
