@@ -43,6 +43,9 @@ THREADS_MAX: Final = 8
 """Requests of one device that may be with the kernel at once."""
 INLINE_READ_BYTES_MAX: Final = 256 * 1024
 """Longer reads go to a thread at once: copying them would hold up the trio thread."""
+INLINE_WRITE_BYTES_MAX: Final = 64 * 1024
+"""Shorter writes are copied to the page cache on the trio thread: that takes a few microseconds,
+going to a thread and back takes a hundred. Early writing back keeps the kernel from throttling."""
 START_BYTES: Final = 8 * 1024 * 1024
 """After this many written bytes the kernel is told to begin writing them to the medium, so that
 a long copy keeps the disk busy and the flush at its end finds little left to do."""
@@ -214,6 +217,13 @@ class BlockDevice:
         start = self._unstarted_bytes >= START_BYTES
         if start:
             self._unstarted_bytes = 0
+        elif length <= INLINE_WRITE_BYTES_MAX:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                _write_all(views, False, self._descriptor, offset)
+            except OSError as error:
+                raise _device_error("write", offset, length, error) from error
+            return
         await self._in_thread("write", offset, length, partial(_write_all, views, start))
 
     async def flush(self) -> None:

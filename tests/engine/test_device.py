@@ -316,7 +316,7 @@ async def test_a_cancelled_write_is_waited_for(
 
     async def write() -> None:
         nonlocal finished
-        await device.write(0, [block("a")])
+        await device.write(0, [block("a") * 32])  # large enough for a thread
         finished = True
 
     async with trio.open_nursery() as nursery:
@@ -339,7 +339,7 @@ async def test_a_closed_device_keeps_its_descriptor_until_requests_end(
     device = open_device(image)
     descriptor = device._descriptor
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(device.write, 0, [block("a")])
+        nursery.start_soon(device.write, 0, [block("a") * 32])
         await until(begun)
         device.close()
         assert os.fstat(descriptor).st_size == SIZE_BYTES
