@@ -379,13 +379,20 @@ class Writeback:
             await self._tables.load(file.ino)
             shard = await self._store.get_shard(key)
             if not self._files.has_room_for(shard, _RUNS_PER_STEP):
-                await self._files.gather(file.ino, index)
+                await self._gather(file.ino, index)
                 shard = await self._store.get_shard(key)
             try:
                 return self._flush_now(file, index, start, shard)
             except (StaleError, NotLoaded):
                 pass  # the shard has moved, or the inode left the cache: look again
             await trio.lowlevel.checkpoint()
+
+    async def _gather(self, ino: int, index: int) -> None:
+        """Rewrite a scattered shard, if that can be done; the next runs may fit all the same."""
+        try:
+            await self._files.gather(ino, index)
+        except (CorruptionError, DeviceError, NoSpaceError) as error:
+            _log.info("shard %d of inode %d stays scattered: %s", index, ino, error)
 
     def _flush_now(self, file: _File, index: int, start: int, shard: Shard | None) -> int:
         runs = file.ranges.runs(index, start, _RUNS_PER_STEP)

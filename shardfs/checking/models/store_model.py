@@ -28,8 +28,8 @@ from shardfs import limits
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.health import Health
 from shardfs.engine.layout import Bytes
-from shardfs.engine.pieces import Locator, Piece, Shard
-from shardfs.errors import CorruptionError, DeviceError, NoSpaceError, StaleError
+from shardfs.engine.pieces import Locator, Piece, Shard, encode_pieces
+from shardfs.errors import CorruptionError, DeviceError, LimitError, NoSpaceError, StaleError
 
 State = SortedDict[bytes, bytes | Shard]
 
@@ -69,6 +69,8 @@ class ModelBatch:
 
     def put_shard(self, key: bytes, pieces: tuple[Piece, ...], base: Shard | None) -> None:
         """Set a shard."""
+        if len(encode_pieces(pieces)) > limits.RECORD_BYTES_MAX:
+            raise LimitError(f"a shard of {len(pieces)} pieces is too fragmented")
         self.changes[key] = pieces
         self.bases[key] = base
 
