@@ -96,7 +96,8 @@ async def read_superblock(device: Device) -> SuperblockState:
                 device.path,
             )
         raise NotShardfsError(
-            f"{device.path} holds no shardfs (no superblock is there); make one with: shardfs mkfs"
+            f"{device.path} holds no shardfs: no superblock is there, nor what is left of one; "
+            "an empty store is made with: shardfs mkfs"
         )
     notes = []
     for name, copy in (("first", first), ("second", second)):

@@ -128,6 +128,7 @@ class CopyState:
     end: int = 0
     trouble: str = ""
     has_magic: bool = False
+    """Something in it looks like a superblock record: a store was here."""
     error: DeviceError | None = None
 
 
@@ -265,7 +266,7 @@ async def read_copy(device: Device, start: int) -> CopyState:
             more = min(step, device.size_bytes - start - len(data))
             if more > 0 and is_cut_short(data, at):
                 data += bytes(await device.read(start + len(data), more))
-                copy.has_magic = data.startswith(FRAME_MAGIC)
+                copy.has_magic = _has_record(data)
                 step *= 2
                 continue
             if copy.last is None:
@@ -281,6 +282,11 @@ async def read_copy(device: Device, start: int) -> CopyState:
         copy.entries.update((entry.extent, entry) for entry in record.entries)
         sequence = frame.sequence
         at = copy.end = _round_up(at + frame.total_bytes)
+
+
+def _has_record(data: bytes) -> bool:
+    start = FRAME_MAGIC + bytes([Kind.SUPERBLOCK])
+    return any(data.startswith(start, offset) for offset in range(0, len(data), limits.BLOCK_BYTES))
 
 
 def _round_up(length: int) -> int:
