@@ -20,6 +20,8 @@ BLOCK_BYTES: Final = 4 * KIB
 SECTOR_BYTES_ALLOWED: Final = (512, 4 * KIB)
 EXTENT_BYTES_MIN: Final = 64 * KIB
 EXTENT_BYTES_MAX: Final = 1 * GIB
+MOUNT_EXTENT_BYTES_MIN: Final = 128 * KIB
+"""In smaller extents the pieces of a full shard do not fit into a record."""
 EXTENT_BYTES_DEFAULT_MAX: Final = 64 * MIB
 """mkfs picks no larger extent by itself, unless there would be too many of them."""
 EXTENT_COUNT_MAX: Final = 32768

@@ -21,6 +21,7 @@ from functools import partial
 import click
 import trio
 
+from shardfs import limits
 from shardfs.cli.options import PATH, SIZE, json_option
 from shardfs.cli.output import print_json, size_text
 from shardfs.engine.device import BlockDevice, create_image, open_device
@@ -57,6 +58,11 @@ def mkfs(
     Refuses a device that is mounted or in use; refuses one that carries something already unless
     --force is given.
     """
+    if extent_size is not None and extent_size < limits.MOUNT_EXTENT_BYTES_MIN:
+        raise UsageError(
+            f"extents of {size_text(extent_size)} are too small for files; "
+            f"take {size_text(limits.MOUNT_EXTENT_BYTES_MIN)} or more"
+        )
     if os.path.lexists(device):
         if size is not None:
             raise UsageError(f"{device} exists already; --size is for a new image file")

@@ -516,7 +516,12 @@ def test_not_a_mount(command: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--label", "x" * 65), ("--extent-size", "3M"), ("--extent-size", "4K")],
+    [
+        ("--label", "x" * 65),
+        ("--extent-size", "3M"),
+        ("--extent-size", "4K"),
+        ("--extent-size", "64K"),
+    ],
     ids=" ".join,
 )
 def test_impossible_format(arguments: tuple[str, ...], image_file: Path, untouched: KEEP) -> None:
