@@ -9,15 +9,16 @@ from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.records import ROOT_INO
 from tests.fuse.harness import MIB, Caller, serving
 
 SIZE_BYTES = 128 * MIB
 
 
-async def formatted_device() -> SimulatedDevice:
+async def formatted_device(size_bytes: int = SIZE_BYTES) -> SimulatedDevice:
     """An empty store's device."""
-    device = SimulatedDevice(SIZE_BYTES)
-    await format_device(device, plan(SIZE_BYTES, 512))
+    device = SimulatedDevice(size_bytes)
+    await format_device(device, plan(size_bytes, 512))
     return device
 
 
@@ -87,3 +88,31 @@ async def test_hot_requests_run_without_a_checkpoint() -> None:
             await caller.rename("b", "c")
             await caller.link("a", "d")
             await caller.unlink("c")
+
+
+async def store_with_many_files(data_bytes: int) -> SimulatedDevice:
+    """100,000 files of this size, all of them in runs, closed in order."""
+    device = await formatted_device(512 * MIB)
+    async with Store.open(device) as store, serving(store) as file_system:
+        namespace, writeback = file_system.namespace, file_system.writeback
+        data = bytes(data_bytes)
+        for number in range(100_000):
+            found = await namespace.create(ROOT_INO, b"%d" % number, 0o100644, 0, 0)
+            await writeback.write(found.ino, 0, data)
+            if number % 5000 == 0:
+                await file_system.sync()
+        await file_system.sync()
+        await store.checkpoint()
+    return device
+
+
+async def test_opening_a_hundred_thousand_files_reads_as_much_whatever_they_hold() -> None:
+    figures = []
+    for data_bytes in (16, 1024):
+        device = await store_with_many_files(data_bytes)
+        before = device.counts.read_bytes
+        async with Store.open(device):
+            figures.append(device.counts.read_bytes - before)
+    small, large = figures
+    assert abs(large - small) < 0.1 * small, figures
+    assert large < 4 * MIB, figures
