@@ -121,9 +121,6 @@ CHANGE_BYTES_RESERVED: Final = 16 * KIB
 ORPHANS_QUEUED_MAX: Final = 16 * KIB
 """Unlinking waits while more than this many removed files are yet to be freed."""
 
-VERIFY: Final = False
-"""Turns on the checks that cost more than the work they check (tests set it by hand)."""
-
 assert EXTENT_BYTES_MIN % BLOCK_BYTES == 0
 assert EXTENT_BYTES_MIN // CHUNKS_PER_EXTENT_MIN >= 2 * KEY_BYTES_MAX
 assert GRANULE_BYTES % BLOCK_BYTES == 0

@@ -54,16 +54,6 @@ class Handles:
         self._directories: dict[int, Listing] = {}
         self._next = _FIRST_HANDLE
 
-    @property
-    def known_count(self) -> int:
-        """Inodes that the kernel knows."""
-        return len(self._lookups)
-
-    @property
-    def open_count(self) -> int:
-        """Open handles."""
-        return len(self._files) + len(self._directories)
-
     def is_used(self, ino: int) -> bool:
         """I1."""
         return ino in self._lookups or ino in self._opens

@@ -1,12 +1,12 @@
 """One mount from its beginning to its end: the composition root, signals, order of shutdown.
 
-Role: `serve` opens the store, mounts, answers requests, and returns when the mount has ended and
-everything is durable.
+Role: `serve_store` mounts an open store, answers requests, and returns when the mount has ended
+and everything is durable.
 
 Ordering at the end, with nothing lost: (1) the kernel lets go of the mount (umount(8), or SIGTERM
 and SIGINT, which unmount here; busy files get GRACE_S to be closed); (2) the request loop returns;
 (3) services and background tasks are cancelled; (4) the file system brings all it holds to the
-store and syncs it (filesystem.end); (5) the store closes.
+store and syncs it (filesystem.end); (5) the caller closes the store.
 
 Only one mount lives in a process, because pyfuse3 keeps its session in globals.
 
@@ -22,7 +22,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,8 +30,6 @@ import pyfuse3
 import trio
 
 from shardfs import limits
-from shardfs.engine.device import Device
-from shardfs.engine.store import Store, StoreOptions
 from shardfs.errors import UsageError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.filesystem import FileSystem
@@ -95,29 +93,6 @@ class Mount:
 
 Service = Callable[[Mount], Awaitable[None]]
 """Runs beside the mount; cancelled when it ends."""
-
-
-async def serve(
-    device: Device,
-    mountpoint: str,
-    options: MountOptions,
-    *,
-    ready: Callable[[], None] | None = None,
-    services: Sequence[Service] = (),
-) -> None:
-    """Open the store on a device and serve it at a mountpoint until the mount ends.
-
-    When this returns, everything is durable and the store is closed in order; the device is
-    still the caller's to close. Arguments and errors are those of `serve_store`; besides:
-
-    Raises:
-        NotShardfsError, IncompatibleError, CorruptionError, DeviceError: the store cannot be
-            opened.
-    """
-    read_only = options.read_only or device.read_only
-    options = replace(options, read_only=read_only)
-    async with Store.open(device, options=StoreOptions(read_only=read_only)) as store:
-        await serve_store(store, device.path, mountpoint, options, ready=ready, services=services)
 
 
 async def serve_store(

@@ -44,11 +44,6 @@ def encode_shard(pieces: tuple[Piece, ...]) -> bytes:
     return _SHARD + encode_pieces(pieces)
 
 
-def is_shard(value: bytes) -> bool:
-    """Whether the value is a shard's."""
-    return value[0] == Tag.SHARD
-
-
 def decode_value(value: bytes, generation: int = 0) -> bytes | Shard | None:
     """A record's bytes, a shard, or None for a tombstone.
 
