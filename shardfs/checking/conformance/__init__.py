@@ -1,0 +1,1 @@
+"""Random sequences of operations on a system and its model, compared after each step."""
