@@ -41,6 +41,8 @@ from shardfs.errors import CorruptionError, NoSpaceError
 
 _SHORT_OF_SPACE_SHARE = 8
 _DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS)
+_STATES = {int(state): state for state in ExtentState}
+_STREAMS = {int(stream): stream for stream in Stream}
 
 
 class Usage(NamedTuple):
@@ -132,8 +134,8 @@ class Extents:
         """Take over recorded states. Requires: nothing has been placed yet."""
         for entry in entries:
             extent = self.all[entry.extent]
-            extent.state = ExtentState(entry.state)
-            extent.stream = Stream(entry.stream)
+            extent.state = _STATES[entry.state]
+            extent.stream = _STREAMS[entry.stream]
             extent.epoch = entry.epoch
             extent.write_pointer = entry.write_pointer
             extent.order = entry.order

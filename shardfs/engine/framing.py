@@ -29,7 +29,7 @@ from shardfs.errors import CorruptionError
 
 _CHECKSUM_BYTES = 8
 _COVERED_HEADER_BYTES = FRAME_HEADER.size - _CHECKSUM_BYTES
-_KINDS = frozenset(Kind)
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 class Frame(NamedTuple):
@@ -132,7 +132,7 @@ def decode_head(data: Bytes, offset: int = 0, *, store_id: int | None = None) ->
     if xxhash.xxh3_64_intdigest(covered) != checksum:
         raise CorruptionError("the frame's head does not match its checksum", f"byte {offset}")
     return Frame(
-        Kind(kind),
+        _KINDS[kind],
         epoch,
         sequence,
         bytes(data[key_at:table_at]),

@@ -108,6 +108,17 @@ class Table:
             raise CorruptionError(f"{self.name} needs {self.size} bytes at {offset}, cut short")
         return self._struct.unpack_from(data, offset)
 
+    def unpack_many(self, data: Bytes, offset: int, count: int) -> Iterator[tuple[Any, ...]]:
+        """Field values of `count` structures that follow each other from `offset` on.
+
+        Raises:
+            CorruptionError: the bytes end before the last structure does.
+        """
+        end = offset + count * self.size
+        if offset < 0 or end > len(data):
+            raise CorruptionError(f"{count} times {self.name} at {offset} is cut short")
+        return self._struct.iter_unpack(memoryview(data)[offset:end])
+
     def describe(self) -> Iterator[tuple[int, int, str, str]]:
         """(offset, size, field name, meaning) of each field, in order."""
         offset = 0

@@ -55,6 +55,9 @@ from shardfs.engine.pieces import Locator, decode_locator, encode_locator
 from shardfs.engine.scheduler import Scheduler
 from shardfs.errors import CorruptionError, DeviceError, IncompatibleError
 
+_RECORD_KINDS = frozenset(map(int, RecordKind))
+_EXTENT_STATES = frozenset(map(int, ExtentState))
+_STREAMS = frozenset(map(int, Stream))
 _MANIFEST_LOCATOR_BYTES_MAX = LOCATOR.size + 8 * (limits.CHUNK_BYTES_MAX // limits.GRANULE_BYTES)
 
 
@@ -189,10 +192,7 @@ def decode_record(payload: Bytes) -> tuple[Identity, Record]:
     at += manifest_bytes
     if len(payload) != at + entry_count * EXTENT_ENTRY.size:
         raise CorruptionError("the record has a wrong length", "superblock")
-    entries = tuple(
-        ExtentEntry(*EXTENT_ENTRY.unpack(payload, at + index * EXTENT_ENTRY.size))
-        for index in range(entry_count)
-    )
+    entries = tuple(map(ExtentEntry._make, EXTENT_ENTRY.unpack_many(payload, at, entry_count)))
     try:
         identity = Identity(
             uuid.UUID(bytes=raw_uuid),
@@ -220,7 +220,7 @@ def decode_record(payload: Bytes) -> tuple[Identity, Record]:
 def _check_record(identity: Identity, kind: int, entries: Sequence[ExtentEntry]) -> None:
     power_of_two = identity.extent_bytes & (identity.extent_bytes - 1) == 0
     if (
-        kind not in frozenset(RecordKind)
+        kind not in _RECORD_KINDS
         or not power_of_two
         or not limits.EXTENT_BYTES_MIN <= identity.extent_bytes <= limits.EXTENT_BYTES_MAX
         or not 0 < identity.chunk_bytes_max <= limits.CHUNK_BYTES_MAX
@@ -229,14 +229,14 @@ def _check_record(identity: Identity, kind: int, entries: Sequence[ExtentEntry])
         or identity.sector_bytes not in limits.SECTOR_BYTES_ALLOWED
     ):
         raise CorruptionError("the record's geometry is impossible", "superblock")
-    for entry in entries:
+    for extent, state, stream, _, write_pointer, _ in entries:
         if (
-            entry.extent >= identity.extent_count
-            or entry.write_pointer > identity.extent_bytes
-            or entry.state not in frozenset(ExtentState)
-            or entry.stream not in frozenset(Stream)
+            extent >= identity.extent_count
+            or write_pointer > identity.extent_bytes
+            or state not in _EXTENT_STATES
+            or stream not in _STREAMS
         ):
-            raise CorruptionError(f"extent entry {entry.extent} is impossible", "superblock")
+            raise CorruptionError(f"extent entry {extent} is impossible", "superblock")
 
 
 async def read_copy(device: Device, start: int) -> CopyState:

@@ -23,6 +23,9 @@ from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, Block, decode_block, enc
 from shardfs.errors import CorruptionError
 
 
+_STREAMS = frozenset(map(int, Stream))
+
+
 class Tail(NamedTuple):
     """How far an extent has been written, and the change of its live bytes."""
 
@@ -104,16 +107,12 @@ def decode_delta(data: Bytes) -> DeltaPart:
     """
     number, part, parts, durable, tail_count, rider_count = DELTA_HEADER.unpack(data)
     offset = DELTA_HEADER.size
-    if part >= parts or offset + tail_count * TAIL.size + rider_count * RIDER.size > len(data):
+    if part >= parts:
         raise CorruptionError("a delta's header is impossible", "delta log")
-    tails = tuple(
-        Tail(*TAIL.unpack(data, offset + index * TAIL.size)) for index in range(tail_count)
-    )
+    tails = tuple(map(Tail._make, TAIL.unpack_many(data, offset, tail_count)))
     offset += tail_count * TAIL.size
-    riders = tuple(
-        Rider(*RIDER.unpack(data, offset + index * RIDER.size)) for index in range(rider_count)
-    )
+    riders = tuple(map(Rider._make, RIDER.unpack_many(data, offset, rider_count)))
     offset += rider_count * RIDER.size
-    if any(tail.stream not in frozenset(Stream) for tail in tails):
+    if any(tail.stream not in _STREAMS for tail in tails):
         raise CorruptionError("a delta names an unknown stream", "delta log")
     return DeltaPart(number, part, parts, durable, tails, riders, decode_block(data, offset))

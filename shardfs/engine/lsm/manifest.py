@@ -72,7 +72,5 @@ def decode_manifest(data: Bytes) -> Manifest:
         segments.append(SegmentMeta(run_id, level, entries, total, first_key, last_key, index))
     if offset + usage_count * USAGE.size != len(data):
         raise CorruptionError("the manifest has a wrong length", "manifest")
-    usage = tuple(
-        Usage(*USAGE.unpack(data, offset + index * USAGE.size)) for index in range(usage_count)
-    )
+    usage = tuple(map(Usage._make, USAGE.unpack_many(data, offset, usage_count)))
     return Manifest(checkpoint, tuple(segments), usage)
