@@ -165,6 +165,16 @@ class PowerCutPoint:
                 seen.add(choice)
                 yield choice
 
+    def random_choice(self, rng: random.Random, *, torn: bool = False) -> Choice:
+        """One state to try, by chance; with `torn`, part of one operation is in it."""
+        lanes = self._lanes()
+        if not torn or not lanes:
+            return self._random_choice(lanes, rng)
+        lane = rng.choice(lanes)
+        index = rng.randrange(len(lane))
+        lengths = [rng.randint(0, len(each)) if each is not lane else index for each in lanes]
+        return _in_order(_prefixes(lanes, lengths), [self._torn(lane[index], rng)])
+
     def _lanes(self) -> list[list[Operation]]:
         """Operations that survive in order share a lane: a zone's; elsewhere each has its own."""
         lanes: dict[int, list[Operation]] = {}

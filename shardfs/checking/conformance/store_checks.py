@@ -1,0 +1,68 @@
+"""What must hold of an open store beside the answers it gives.
+
+Role: reads whole contents, and checks the account of live bytes and what fsck finds.
+
+Not here: what the content should be (models/key_value_model.py), when to look (store_system.py).
+"""
+
+from __future__ import annotations
+
+from shardfs.checking.models.key_value_model import State
+from shardfs.engine.chunks import locator_bytes
+from shardfs.engine.fsck import check_store
+from shardfs.engine.layout import ExtentState, Stream
+from shardfs.engine.pieces import Shard, locators
+from shardfs.engine.store import Store
+
+_FIRST_KEY = b"\0"
+_LAST_KEY = b"\xff" * 1025
+_FINDINGS_NAMED_MAX = 3
+
+Entries = list[tuple[bytes, bytes | Shard]]
+
+
+async def read_entries(store: Store) -> Entries:
+    """Every key with its record or shard; keys rise."""
+    entries = [entry async for entry in store.scan(_FIRST_KEY, _LAST_KEY)]
+    keys = [key for key, _ in entries]
+    assert all(a < b for a, b in zip(keys, keys[1:], strict=False)), "a scan's keys do not rise"
+    return entries
+
+
+async def read_content(store: Store, entries: Entries) -> State:
+    """Every key with its bytes."""
+    content = {}
+    for key, value in entries:
+        if isinstance(value, Shard):
+            value = await store.read_shard(value, 0, value.length)
+        content[key] = bytes(value)
+    return content
+
+
+def check_account(store: Store, entries: Entries) -> None:
+    """The live bytes of each extent of data are those that these entries refer to.
+
+    Requires: nothing was applied since the entries were read.
+    """
+    live: dict[int, int] = {}
+    for _, value in entries:
+        if isinstance(value, Shard):
+            for locator in locators(value.pieces).values():
+                live[locator.extent] = live.get(locator.extent, 0) + locator_bytes(locator)
+    for extent in store._extents.all:
+        if extent.stream in (Stream.DATA, Stream.SURVIVORS):
+            expected = live.pop(extent.index, 0)
+            assert extent.live_bytes == expected, (
+                f"extent {extent.index} counts {extent.live_bytes} live bytes, "
+                f"but {expected} are referred to"
+            )
+        elif extent.state is ExtentState.FREE:
+            assert not extent.live_bytes, f"extent {extent.index} is free and has live bytes"
+    assert not live, f"extents {sorted(live)} are referred to, and hold no data"
+
+
+async def check_clean(store: Store, *, data: bool) -> None:
+    """fsck finds nothing."""
+    report = await check_store(store, data=data)
+    words = "; ".join(map(str, report.findings[:_FINDINGS_NAMED_MAX]))
+    assert report.is_clean, f"fsck finds {report.finding_count} things: {words}"

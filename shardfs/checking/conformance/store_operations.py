@@ -1,0 +1,332 @@
+"""What each operation of a store's sequences does, to the system and to its model.
+
+Role: one small async function for each letter of the alphabet, simple to complex. Numbers that
+mean nothing at their place are brought into bounds, or the operation does nothing.
+
+Not here: how often and in which order operations come (store_world.py), crashes (store_system.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from shardfs import limits
+from shardfs.checking.conformance.case import Operation
+from shardfs.checking.conformance.store_system import Action, StoreSystem
+from shardfs.checking.models.key_value_model import Changes
+from shardfs.engine.pieces import Shard, splice
+from shardfs.errors import UsageError
+
+PLAIN_KEYS = (*(b"k%d" % number for number in range(11)), b"k" + b"l" * (limits.KEY_BYTES_MAX - 1))
+RECORD_KEYS = tuple(b"r%d" % number for number in range(6))
+SHARD_KEYS = tuple(b"s%d" % number for number in range(6))
+KEYS = PLAIN_KEYS + RECORD_KEYS + SHARD_KEYS
+VALUE_BYTES_MAX = 160 * limits.KIB
+RECORD_BYTES_MAX = 8 * limits.KIB
+CRASHES = ("lose", "keep", "kill", "scatter", "tear")
+_FILL_BYTES = 16 * limits.KIB - 256
+
+
+# --- reading and writing ------------------------------------------------------------------------
+
+
+async def get(system: StoreSystem, key: int) -> None:
+    """A whole value."""
+    name = KEYS[key % len(KEYS)]
+    system.expect(name, await system.store.get(name))
+
+
+async def put(system: StoreSystem, key: int, size: int) -> None:
+    """A value through the key-value door."""
+    name = PLAIN_KEYS[key % len(PLAIN_KEYS)]
+    value = system.value(min(size, VALUE_BYTES_MAX))
+    with system.model.applying({name: value}) as applied:
+        applied.promise = await system.store.put(name, value)
+
+
+async def delete(system: StoreSystem, key: int) -> None:
+    """A key goes, or was not there."""
+    name = KEYS[key % len(KEYS)]
+    with system.model.applying({name: None}) as applied:
+        applied.promise = await system.store.delete(name)
+
+
+async def overwrite(system: StoreSystem, which: int, size: int) -> None:
+    """Another value for one of the keys that have one."""
+    present = [number for number, key in enumerate(PLAIN_KEYS) if key in system.model.content]
+    if present:
+        await put(system, present[which % len(present)], size)
+
+
+async def part(system: StoreSystem, key: int, start: int, length: int) -> None:
+    """Some bytes of a value."""
+    name = KEYS[key % len(KEYS)]
+    found = await system.store.get(name, start, length)
+    if system.bytes_were_lost:
+        return
+    expected = system.model.get(name, start, length)
+    assert found == expected, f"bytes [{start}, {start + length}) of {name!r} are others"
+
+
+async def scan(system: StoreSystem) -> None:
+    """Every key."""
+    await scan_part(system, 0, len(KEYS))
+
+
+async def scan_part(system: StoreSystem, first: int, count: int) -> None:
+    """Keys and values of a range."""
+    keys = sorted(KEYS)
+    start = keys[first % len(keys)]
+    after = first % len(keys) + count
+    end = keys[after] if after < len(keys) else b"\xff"
+    found = [entry async for entry in system.store.scan(start, end)]
+    if not system.bytes_were_lost:
+        expected = [key for key, _ in system.model.scan(start, end)]
+        assert [key for key, _ in found] == expected, "a scan finds other keys"
+    for key, value in found:
+        if isinstance(value, Shard):
+            system.expect(key, await system.store.read_shard(value, 0, value.length))
+        else:
+            system.expect(key, value)
+
+
+async def batch(system: StoreSystem, first: int, records: int, shards: int, size: int) -> None:
+    """Several keys at once: records and shards set, the ones behind them removed."""
+    store = system.store
+    changes: dict[bytes, bytes | None] = {}
+    for number in range(min(records, len(RECORD_KEYS) - 1)):
+        key = RECORD_KEYS[(first + number) % len(RECORD_KEYS)]
+        changes[key] = system.value(min(size, RECORD_BYTES_MAX))
+    for number in range(min(shards, len(SHARD_KEYS) - 1)):
+        key = SHARD_KEYS[(first + number) % len(SHARD_KEYS)]
+        # An empty shard is one of holes, and has no length.
+        changes[key] = system.value(min(max(size, 1), VALUE_BYTES_MAX // 4))
+    changes[RECORD_KEYS[(first + records) % len(RECORD_KEYS)]] = None
+    changes[SHARD_KEYS[(first + shards) % len(SHARD_KEYS)]] = None
+    bases = {key: await store.get_shard(key) for key in changes if key in SHARD_KEYS}
+    await store.admit()
+    _apply(system, changes, bases)
+
+
+def _apply(system: StoreSystem, changes: Changes, bases: dict[bytes, Shard | None]) -> None:
+    store = system.store
+    with system.model.applying(changes) as applied:
+        batch = store.batch()
+        for key, value in changes.items():
+            base = bases.get(key)
+            if key in RECORD_KEYS:
+                if value is None:
+                    batch.delete(key)
+                else:
+                    batch.put(key, value)
+            elif value is not None:
+                batch.put_shard(key, store.append_pieces(key, 0, (value,)), base)
+            elif base is not None:
+                batch.delete_shard(key, base)
+        applied.promise = store.apply(batch)
+
+
+async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
+    """Some bytes of a shard are written anew, or added at its end."""
+    store = system.store
+    name = SHARD_KEYS[key % len(SHARD_KEYS)]
+    base = await store.get_shard(name)
+    old = system.model.get(name)
+    if base is None or old is None or system.bytes_were_lost:
+        return
+    start = min(start, len(old))
+    data = system.value(min(max(size, 1), VALUE_BYTES_MAX // 4))
+    await store.admit()
+    changes = {name: old[:start] + data + old[start + len(data) :]}
+    with system.model.applying(changes) as applied:
+        pieces = base.pieces
+        for piece in store.append_pieces(name, start, (data,)):
+            pieces = splice(pieces, piece.start, piece.locator, piece.length)
+        batch = store.batch()
+        batch.put_shard(name, pieces, base)
+        applied.promise = store.apply(batch)
+
+
+async def fill(system: StoreSystem, count: int) -> None:
+    """Many values, to bring the device near its end."""
+    for number in range(min(count, 64)):
+        name = b"f%d" % number
+        value = system.value(_FILL_BYTES)
+        with system.model.applying({name: value}) as applied:
+            applied.promise = await system.store.put(name, value)
+
+
+# --- durability and upkeep ----------------------------------------------------------------------
+
+
+async def sync(system: StoreSystem) -> None:
+    """Everything applied becomes persistent."""
+    applied_count = system.model.applied_count
+    await system.store.sync()
+    system.model.persist(applied_count)
+
+
+async def sync_one(system: StoreSystem, back: int) -> None:
+    """One promise is kept, and with it all before it."""
+    promises = system.model.promises
+    if promises:
+        promise = promises[-1 - back % len(promises)]
+        await system.store.sync(promise)  # type: ignore[arg-type]
+        assert promise.is_persistent(), "a sync has returned and its dependency is pending"
+        system.model.ask_promises()
+
+
+async def write_out(system: StoreSystem) -> None:
+    """What can be written is written, without a flush."""
+    await system.store._scheduler.write_out()
+
+
+async def flush(system: StoreSystem) -> None:
+    """What was written is persistent; nothing is committed."""
+    await system.store._scheduler.flush()
+
+
+async def commit(system: StoreSystem) -> None:
+    """Every change is in a delta, and the delta is persistent."""
+    applied_count = system.model.applied_count
+    await system.store._committer.commit()
+    system.model.persist(applied_count)
+
+
+async def checkpoint(system: StoreSystem) -> None:
+    """The memtable becomes a run."""
+    applied_count = system.model.applied_count
+    await system.store.checkpoint()
+    system.model.persist(applied_count)
+
+
+async def compact(system: StoreSystem) -> None:
+    """Runs are merged."""
+    await system.store.compact()
+
+
+async def reclaim(system: StoreSystem) -> None:
+    """Dead extents become free."""
+    await system.store.reclaim()
+
+
+async def wait(system: StoreSystem, tenths: int) -> None:
+    """Time passes, for what is done in the background."""
+    await trio.sleep(min(tenths, 100) / 10)
+
+
+# --- endings ------------------------------------------------------------------------------------
+
+
+async def reboot(system: StoreSystem) -> None:
+    """A clean close, and an open."""
+    system.end("clean")
+
+
+async def crash(system: StoreSystem, kind: int) -> None:
+    """The power fails, or the process is killed."""
+    system.end(CRASHES[kind % len(CRASHES)])
+
+
+async def cut(system: StoreSystem, device_operations: int, kind: int) -> None:
+    """The power will fail in the middle of something."""
+    system.plan_cut(device_operations + 1, CRASHES[kind % len(CRASHES)])
+
+
+async def crash_twice(system: StoreSystem, kind: int, device_operations: int) -> None:
+    """The power fails, and fails again while the store recovers."""
+    system.end(CRASHES[kind % len(CRASHES)], recovery_cut=device_operations + 1)
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+
+async def fail_read(system: StoreSystem, skip: int) -> None:
+    """One read will fail."""
+    system.plan_fault("read", "read once")
+    system.device.fail("read", skip=skip)
+
+
+async def fail_region(system: StoreSystem, extent: int) -> None:
+    """An extent cannot be read for the rest of this life."""
+    extent_bytes = system.store.identity.extent_bytes
+    offset = extent % system.store.identity.extent_count * extent_bytes
+    system.plan_fault("read", "read region")
+    system.device.fail("read", offset, extent_bytes, times=1 << 30)
+
+
+async def fail_write(system: StoreSystem, skip: int) -> None:
+    """One write will fail."""
+    system.plan_fault("write", "write once")
+    system.device.fail("write", skip=skip)
+
+
+async def fail_flush(system: StoreSystem, skip: int) -> None:
+    """One flush will fail, and with it all later ones."""
+    system.plan_fault("flush", "flush")
+    system.device.fail("flush", skip=skip)
+
+
+async def fail_reset(system: StoreSystem, skip: int) -> None:
+    """One reset of a zone will fail."""
+    system.plan_fault("reset", "reset once")
+    system.device.fail("reset", skip=skip)
+
+
+_FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
+    get,
+    put,
+    delete,
+    overwrite,
+    part,
+    scan,
+    scan_part,
+    batch,
+    patch,
+    fill,
+    sync,
+    sync_one,
+    write_out,
+    flush,
+    commit,
+    checkpoint,
+    compact,
+    reclaim,
+    wait,
+    reboot,
+    crash,
+    cut,
+    crash_twice,
+    fail_read,
+    fail_region,
+    fail_write,
+    fail_flush,
+    fail_reset,
+)
+_OPERATIONS = {
+    function.__name__.replace("_", "-"): (function, len(inspect.signature(function).parameters) - 1)
+    for function in _FUNCTIONS
+}
+ALPHABET = tuple(_OPERATIONS)
+"""Names of the operations, simple to complex."""
+
+
+def action_of(operation: Operation) -> Action:
+    """What an operation does; arguments that are missing are 0.
+
+    Raises:
+        UsageError: there is no such operation.
+    """
+    if operation.name not in _OPERATIONS:
+        raise UsageError(f"there is no operation {operation.name!r} in the world of stores")
+    function, arity = _OPERATIONS[operation.name]
+    arguments = (operation.arguments + (0,) * arity)[:arity]
+
+    async def act(system: StoreSystem) -> None:
+        system.coverage.counts[f"operation {operation.name}"] += 1
+        await function(system, *arguments)
+
+    return act

@@ -1,0 +1,185 @@
+"""The world of stores: which sequences of operations are tried on engine and model.
+
+Role: the generator. Sequences are made so that they run into each other's traces: few keys, used
+again; sizes at the limits of sectors, blocks, granules, frames and extents; and each sequence
+prefers some operations and leaves others out (swarm testing), so that rare ones come in crowds.
+
+Not here: what operations do (store_operations.py), what is checked (store_system.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from shardfs import limits
+from shardfs.checking.conformance.case import Coverage, Operation, Operations
+from shardfs.checking.conformance.store_operations import (
+    ALPHABET,
+    CRASHES,
+    KEYS,
+    action_of,
+)
+from shardfs.checking.conformance.store_system import (
+    EXTENT_BYTES,
+    GEOMETRIES,
+    Settings,
+    StoreSystem,
+    formatted,
+)
+from shardfs.checking.schedule import Control, Program
+
+DEVICE = "device"
+"""The operation that a sequence begins with: geometry, latency, background."""
+
+_STEPS_MIN, _STEPS_MAX = 10, 50
+_CORNERS = (
+    0,
+    limits.INLINE_VALUE_BYTES_MAX,
+    512,
+    limits.BLOCK_BYTES,
+    EXTENT_BYTES // limits.CHUNKS_PER_EXTENT_MIN,
+    limits.GRANULE_BYTES,
+    EXTENT_BYTES,
+)
+_FRAME_BYTES = 48
+_WEIGHTS = {
+    "get": 4,
+    "put": 8,
+    "delete": 3,
+    "overwrite": 5,
+    "part": 2,
+    "scan": 0.4,
+    "scan-part": 1,
+    "batch": 3,
+    "patch": 2,
+    "sync": 2,
+    "sync-one": 1,
+    "write-out": 0.7,
+    "flush": 0.7,
+    "commit": 1,
+    "checkpoint": 1.5,
+    "compact": 1,
+    "reclaim": 1.5,
+    "wait": 0.5,
+}
+_ENDINGS = {"reboot": 2, "crash": 4, "cut": 4, "crash-twice": 1}
+_FAULTS = ("fail-read", "fail-region", "fail-write", "fail-flush", "fail-reset")
+_ENDINGS_WEIGHTS = {0: 1, 1: 5, 2: 2, 3: 0.5}
+_FAULT_PROBABILITY = 0.2
+_LEFT_OUT_PROBABILITY = 0.2
+_FULL_PROBABILITY = 0.05
+_BACKGROUND_PROBABILITY = 0.3
+_KEY_AGAIN_PROBABILITY = 0.8
+
+
+class StoreWorld:
+    """Sequences on an open store."""
+
+    name = "store"
+    alphabet: Sequence[str] = (DEVICE, *ALPHABET)
+
+    def generate(self, rng: random.Random) -> Operations:
+        """See World.generate."""
+        generator = _Generator(rng)
+        background = rng.random() < _BACKGROUND_PROBABILITY
+        first = (rng.randrange(len(GEOMETRIES)), rng.choice((0, 0, 0, 1, 2, 5)), int(background))
+        return (Operation(DEVICE, first), *generator.steps())
+
+    def program(self, operations: Operations, coverage: Coverage) -> Program[None]:
+        """See World.program."""
+        settings = Settings()
+        if operations and operations[0].name == DEVICE:
+            geometry, latency, background = (operations[0].arguments + (0, 0, 0))[:3]
+            settings = Settings(
+                GEOMETRIES[geometry % len(GEOMETRIES)], 1 + latency % 8, bool(background)
+            )
+        formatted(settings.geometry)
+        actions = [action_of(each) for each in operations if each.name != DEVICE]
+
+        async def program(control: Control) -> None:
+            await StoreSystem(control, coverage, settings).run(iter(actions))
+
+        return program
+
+
+class _Generator:
+    """Makes one sequence.
+
+    Args:
+        rng: decides.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._used: list[int] = []
+
+    def steps(self) -> list[Operation]:
+        """The sequence, without what sets the device up."""
+        rng = self._rng
+        weights = {
+            name: weight * rng.choice((0.3, 1, 1, 3))
+            for name, weight in _WEIGHTS.items()
+            if name == "put" or rng.random() >= _LEFT_OUT_PROBABILITY
+        }
+        count = rng.randint(_STEPS_MIN, _STEPS_MAX)
+        names = rng.choices(list(weights), list(weights.values()), k=count)
+        endings = rng.choices(list(_ENDINGS_WEIGHTS), list(_ENDINGS_WEIGHTS.values()))[0]
+        for _ in range(endings):
+            ending = rng.choices(list(_ENDINGS), list(_ENDINGS.values()))[0]
+            names.insert(rng.randint(len(names) // 4, len(names)), ending)
+        if rng.random() < _FAULT_PROBABILITY:
+            for _ in range(rng.choice((1, 1, 2))):
+                names.insert(rng.randrange(len(names)), rng.choice(_FAULTS))
+        if rng.random() < _FULL_PROBABILITY:
+            names.insert(rng.randrange(len(names) // 2), "fill")
+        return [Operation(name, self._arguments(name)) for name in names]
+
+    def _arguments(self, name: str) -> tuple[int, ...]:
+        rng = self._rng
+        match name:
+            case "get" | "delete":
+                return (self._key(),)
+            case "put":
+                return (self._key(), self._size())
+            case "overwrite":
+                return (rng.randrange(8), self._size())
+            case "part":
+                return (self._key(), self._size(), self._size())
+            case "scan-part":
+                return (rng.randrange(len(KEYS)), rng.randrange(len(KEYS)))
+            case "batch":
+                return (rng.randrange(6), rng.randrange(5), rng.randrange(4), self._size())
+            case "patch":
+                return (rng.randrange(6), self._size(), self._size())
+            case "fill":
+                return (rng.choice((20, 40, 60)),)
+            case "sync-one":
+                return (rng.randrange(4),)
+            case "wait":
+                return (rng.randrange(1, 30),)
+            case "crash":
+                return (rng.randrange(len(CRASHES)),)
+            case "cut" | "crash-twice":
+                pair = (rng.randrange(rng.choice((4, 12))), rng.randrange(len(CRASHES)))
+                return pair if name == "cut" else pair[::-1]
+            case "fail-region":
+                return (rng.randrange(32),)
+            case "fail-read" | "fail-write" | "fail-flush" | "fail-reset":
+                return (rng.randrange(8),)
+            case _:
+                return ()
+
+    def _key(self) -> int:
+        rng = self._rng
+        if self._used and rng.random() < _KEY_AGAIN_PROBABILITY:
+            return rng.choice(self._used)
+        self._used.append(rng.randrange(len(KEYS)))
+        return self._used[-1]
+
+    def _size(self) -> int:
+        rng = self._rng
+        if rng.random() < 0.4:
+            return rng.randrange(2 * limits.INLINE_VALUE_BYTES_MAX)
+        corner = rng.choice(_CORNERS) * rng.choice((1, 1, 1, 2))
+        return max(0, corner + rng.choice((-1, 0, 1, -_FRAME_BYTES, rng.randrange(-200, 200))))
