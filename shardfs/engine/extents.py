@@ -40,6 +40,9 @@ from shardfs.engine.superblock import ExtentEntry, Identity, Superblock
 from shardfs.errors import CorruptionError, NoSpaceError
 
 _SHORT_OF_SPACE_SHARE = 8
+_ROOM_WORTH_FITTING = 16 * limits.KIB
+_ROOM_WORTH_FITTING_SHARE = 16
+_GARBAGE_WORTH_MOVING_SHARE = 16
 _DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS)
 _STATES = {int(state): state for state in ExtentState}
 _STREAMS = {int(stream): stream for stream in Stream}
@@ -124,6 +127,8 @@ class Extents:
         self._spares: deque[Extent] = deque()
         self._declared_by: Dependency | None = None
         self._merge_reserve = 0
+        self._data_extents = 0
+        self._data_live_bytes = 0
         self._unwritten: dict[tuple[int, int], Sequence[Buffer]] = {}
         self._changed: dict[int, None] = {}
         self._touched: dict[int, None] = {}
@@ -158,6 +163,9 @@ class Extents:
             if previous is not None:
                 self.seal(previous)
             self._current[extent.stream] = extent
+        data = [each for each in self.all if each.stream in _DATA_STREAMS]
+        self._data_extents = len(data)
+        self._data_live_bytes = sum(each.live_bytes for each in data)
 
     def at(self, number: int) -> Extent:
         """The extent of this number, as something on the device names it.
@@ -328,6 +336,8 @@ class Extents:
         state = self.at(extent)
         state.live_bytes += length
         state.live_change += length
+        if state.stream in _DATA_STREAMS:
+            self._data_live_bytes += length
         self._touched[extent] = None
 
     def debit(self, extent: int, epoch: int, length: int, delta: int = 0) -> None:
@@ -337,6 +347,8 @@ class Extents:
         assert state.live_bytes >= length, f"extent {extent} would have negative live bytes"
         state.live_bytes -= length
         state.live_change -= length
+        if state.stream in _DATA_STREAMS:
+            self._data_live_bytes -= length
         state.last_delta = max(state.last_delta, delta)
         self._touched[extent] = None
 
@@ -405,6 +417,8 @@ class Extents:
 
     def mark_free(self, extent: Extent) -> None:
         """Raise the epoch and have the next record free it; not to be reused before `release`."""
+        if extent.stream in _DATA_STREAMS:
+            self._data_extents -= 1
         extent.state = ExtentState.FREE
         extent.stream = Stream.NONE
         extent.epoch += 1
@@ -441,10 +455,44 @@ class Extents:
         """Less than a part of the device is left for user data."""
         return self.free_user_bytes() < len(self.all) * self.extent_bytes // _SHORT_OF_SPACE_SHARE
 
+    @property
+    def room_worth_fitting(self) -> int:
+        """Less room than this at an extent's end is left unused rather than filled by a chunk."""
+        return min(_ROOM_WORTH_FITTING, self.extent_bytes // _ROOM_WORTH_FITTING_SHARE)
+
+    @property
+    def garbage_bytes_worth_moving(self) -> int:
+        """An extent with less garbage gives too little for what emptying it costs."""
+        return self.extent_bytes // _GARBAGE_WORTH_MOVING_SHARE + self._packing_loss_bytes
+
+    @property
+    def _packing_loss_bytes(self) -> int:
+        """At most this much of a full extent of data is neither live nor garbage."""
+        return self.room_worth_fitting + limits.KEY_BYTES_MAX
+
     def free_user_bytes(self) -> int:
-        """Bytes that user data may still append, frame overhead included."""
+        """Bytes that user data may still take, frame overhead included, once all garbage that can
+        be reclaimed has been."""
+        extents = len(self._free) + self._data_extents - self.reserve - self._merge_reserve
+        loss = self._packing_loss_bytes + self.garbage_bytes_worth_moving
+        return max(0, extents * (self.extent_bytes - loss) - self._data_live_bytes)
+
+    def ready_user_bytes(self) -> int:
+        """Bytes that user data may take right now, before anything is reclaimed."""
         free = len(self._free) - self.reserve - self._merge_reserve
         return max(0, free) * self.extent_bytes + self.room(Stream.DATA)
+
+    def sealed_data(self) -> list[Extent]:
+        """Extents of data, partly live, to which nothing is added any more and nothing waits to
+        be written."""
+        return [
+            extent
+            for extent in self.all
+            if extent.state is ExtentState.SEALED
+            and extent.stream in _DATA_STREAMS
+            and extent.live_bytes
+            and not extent.writes_pending
+        ]
 
     def _open_next(self, stream: Stream, floor: int) -> Extent:
         if stream is Stream.META and self._spares:
@@ -459,6 +507,8 @@ class Extents:
         extent = self._free.popleft()
         extent.state = ExtentState.OPEN
         extent.stream = stream
+        if stream in _DATA_STREAMS:
+            self._data_extents += 1
         extent.order = next(self._sequence)
         extent.live_change = 0
         # Only the delta log is found through the superblock; other streams are found through

@@ -24,6 +24,7 @@ import trio
 from shardfs import limits
 from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
+from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health
 from shardfs.engine.reclaim import reclaim_dead
@@ -33,13 +34,15 @@ from shardfs.errors import DeviceError, NoSpaceError, ShardfsError
 _log = logging.getLogger(__name__)
 
 _SCARCE_EXTENTS = 2
+_EVACUATED_AT_ONCE = 4
+_READY_SHARE = 16
 
 
 class Maintenance:
     """The background work of one open store.
 
     Args:
-        committer, checkpointer, extents, scheduler, health: of the store.
+        committer, checkpointer, extents, scheduler, health, evacuator: of the store.
         interval_s: applied batches are committed after this long.
     """
 
@@ -50,6 +53,7 @@ class Maintenance:
         extents: Extents,
         scheduler: Scheduler,
         health: Health,
+        evacuator: Evacuator,
         interval_s: float,
     ) -> None:
         self._committer = committer
@@ -57,6 +61,7 @@ class Maintenance:
         self._extents = extents
         self._scheduler = scheduler
         self._health = health
+        self._evacuator = evacuator
         self._interval_s = interval_s
         self._commit_due = trio.Event()
         self._checkpoint_due = trio.Event()
@@ -76,18 +81,21 @@ class Maintenance:
         if self._committer.is_due:
             self._checkpoint_due.set()
 
-    async def admit(self) -> None:
-        """Wait while far too much is behind the last checkpoint (I3), or nearly all is taken.
+    async def admit(self, length: int) -> None:
+        """Wait while far too much is behind the last checkpoint (I3), or garbage is in the way of
+        `length` bytes of new data.
 
         Checkpoints: only then.
         """
-        if not self._started or not self._health.is_writable:
+        if not self._health.is_writable:
             return
-        if self._committer.is_overdue:
+        if self._started and self._committer.is_overdue:
             await self.checkpoint_if_due()
-        if self._extents.free_user_bytes() <= _SCARCE_EXTENTS * self._extents.extent_bytes:
-            # Nobody shall be told that the device is full while dead extents wait for their turn.
-            await self.reclaim()
+        wanted = length + _SCARCE_EXTENTS * self._extents.extent_bytes
+        while self._extents.ready_user_bytes() < min(wanted, self._extents.free_user_bytes()):
+            # Nobody shall be told that the device is full while garbage can be reclaimed.
+            if not await self.reclaim(evacuate=True):
+                break
 
     async def checkpoint_if_due(self) -> bool:
         """False: it is due, and there is no room for it until something is deleted.
@@ -101,9 +109,28 @@ class Maintenance:
             return False
         return True
 
-    async def reclaim(self) -> int:
-        """Free the extents that are wholly dead; how many."""
+    async def reclaim(self, *, evacuate: bool = False) -> int:
+        """Free the extents that are wholly dead; how many.
+
+        Args:
+            evacuate: if none is, empty some that are mostly garbage first.
+
+        Raises:
+            DeviceError, ReadOnlyError, NoSpaceError: some may not have been freed.
+        """
         async with self._reclaiming:
+            freed = await reclaim_dead(self._extents, self._committer, self._scheduler)
+            if freed or not evacuate:
+                return freed
+            emptied = 0
+            while emptied < _EVACUATED_AT_ONCE and (chosen := self._evacuator.choose()):
+                await self._evacuator.evacuate(chosen)
+                emptied += 1
+                if self._extents.free_count <= _SCARCE_EXTENTS:
+                    break
+            if not emptied:
+                return 0
+            await self._committer.commit()
             return await reclaim_dead(self._extents, self._committer, self._scheduler)
 
     async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -131,6 +158,18 @@ class Maintenance:
             if not (await self.checkpoint_if_due() and await self._merge()):
                 await trio.sleep(self._interval_s)
             await self.reclaim()
+            await self._keep_ready()
+
+    async def _keep_ready(self) -> None:
+        """Empty extents while less than a part of the device is ready to be written."""
+        wanted = len(self._extents.all) * self._extents.extent_bytes // _READY_SHARE
+        try:
+            while self._extents.ready_user_bytes() < wanted:
+                if not await self.reclaim(evacuate=True):
+                    break
+                await trio.lowlevel.checkpoint()
+        except NoSpaceError as error:
+            _log.warning("reclamation is put off: %s", error)
 
     async def _merge(self) -> bool:
         """False: there was no room for it, or a read failed, which may not happen again."""

@@ -16,16 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from shardfs import limits
 from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer
 from shardfs.engine.extents import Extents
 from shardfs.engine.layout import Kind, Stream
 from shardfs.engine.pieces import Locator, Piece
-
-_CHUNK_BYTES_WORTH_FITTING = 16 * limits.KIB
-"""Less room than this at an extent's end is left unused rather than filled by a tiny chunk."""
 
 
 class ShardData:
@@ -40,26 +36,40 @@ class ShardData:
         self._extents = extents
         self._appended: dict[int, Dependency] = {}
 
-    def append(self, owner: bytes, offset: int, buffers: Sequence[Buffer]) -> Locator:
+    def append(
+        self,
+        owner: bytes,
+        offset: int,
+        buffers: Sequence[Buffer],
+        *,
+        stream: Stream = Stream.DATA,
+    ) -> Locator:
         """Write one chunk, to be referenced by a batch in the same critical section.
 
         Args:
             owner: key of the shard it belongs to.
             offset: where in the shard its first byte goes.
             buffers: gathered; must not change any more. At most Identity.chunk_bytes_max.
+            stream: DATA for what is new, SURVIVORS for what reclamation moves.
 
         Raises:
             NoSpaceError: the device is full to the last reserve.
         """
+        floor = self._extents.reserve // 2 if stream is Stream.DATA else 0
         locator, persistent = self._chunks.put(
-            Kind.DATA, Stream.DATA, owner, offset, buffers, floor=self._extents.reserve // 2
+            Kind.DATA, stream, owner, offset, buffers, floor=floor
         )
         self._appended[locator.sequence] = persistent
         persistent.on_settled(partial(self._forget, locator.sequence))
         return locator
 
     def append_pieces(
-        self, owner: bytes, offset: int, buffers: Sequence[Buffer]
+        self,
+        owner: bytes,
+        offset: int,
+        buffers: Sequence[Buffer],
+        *,
+        stream: Stream = Stream.DATA,
     ) -> tuple[Piece, ...]:
         """Write data of any length; as `append`.
 
@@ -67,8 +77,9 @@ class ShardData:
             Pieces that cover [offset, offset + total length) of the shard.
         """
         pieces = []
-        for part, length in _cut(buffers, lambda: self._payload_room(owner)):
-            pieces.append(Piece(offset, length, 0, self.append(owner, offset, part)))
+        for part, length in _cut(buffers, lambda: self._payload_room(owner, stream)):
+            locator = self.append(owner, offset, part, stream=stream)
+            pieces.append(Piece(offset, length, 0, locator))
             offset += length
         return tuple(pieces)
 
@@ -110,9 +121,11 @@ class ShardData:
     def _forget(self, sequence: int) -> None:
         self._appended.pop(sequence, None)
 
-    def _payload_room(self, owner: bytes) -> int:
-        room = self._chunks.payload_room(Stream.DATA, len(owner))
-        return room if room >= _CHUNK_BYTES_WORTH_FITTING else self._chunks.payload_bytes_max
+    def _payload_room(self, owner: bytes, stream: Stream) -> int:
+        room = self._chunks.payload_room(stream, len(owner))
+        if room >= self._extents.room_worth_fitting:
+            return room
+        return self._chunks.payload_bytes_max
 
 
 def _cut(buffers: Sequence[Buffer], room: Callable[[], int]) -> Iterator[tuple[list[Buffer], int]]:

@@ -22,6 +22,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -30,6 +31,7 @@ from shardfs.engine.batch import Batch, check_key
 from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer, Device
+from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health, HealthState
 from shardfs.engine.layout import ExtentState
@@ -96,6 +98,14 @@ class Store:
             parts.extents,
             parts.scheduler,
             parts.health,
+            Evacuator(
+                parts.extents,
+                parts.chunks,
+                parts.tree,
+                self._shards,
+                partial(self.batch, essential=True),
+                self.apply,
+            ),
             options.commit_interval_s,
         )
         self._record_bytes_max = min(limits.RECORD_BYTES_MAX, self.identity.chunk_bytes_max // 2)
@@ -165,7 +175,7 @@ class Store:
                 f"a value of {len(value)} bytes is larger than {limits.QUEUED_BYTES_MAX}; "
                 "split it over several keys"
             )
-        await self.admit()
+        await self.admit(len(value))
         old = await self._load(key)
         # No await from here on: what was loaded is current until the batch is applied.
         batch = self.batch()
@@ -342,8 +352,12 @@ class Store:
             await self._scheduler.settle(dependency)
         self._maintenance.notice()
 
-    async def admit(self) -> None:
-        """Wait while too much is queued for the device, or is behind the last checkpoint.
+    async def admit(self, length: int = 0) -> None:
+        """Wait while too much is queued for the device, or is behind the last checkpoint, or while
+        garbage is in the way.
+
+        Args:
+            length: bytes of data that will be appended next.
 
         Checkpoints: only then.
 
@@ -352,7 +366,7 @@ class Store:
         """
         if self._scheduler.queued_bytes > limits.QUEUED_BYTES_MAX:
             await self._scheduler.admit()
-        await self._maintenance.admit()
+        await self._maintenance.admit(length)
 
     def reserve(self, length: int) -> None:
         """Set space aside for `length` bytes that will be appended later.
@@ -420,8 +434,9 @@ class Store:
         return await self._checkpointer.compact()
 
     async def reclaim(self) -> int:
-        """Free the extents that are wholly dead; how many."""
-        return await self._maintenance.reclaim()
+        """Free the extents that are wholly dead, or else empty some that are mostly garbage; how
+        many were freed."""
+        return await self._maintenance.reclaim(evacuate=True)
 
     async def _close(self, opened_writable: bool) -> None:
         self._closed = True

@@ -122,8 +122,9 @@ class StoreDoor(Protocol):
     def release(self, length: int) -> None:
         """Give reserved space back, bytes."""
 
-    async def admit(self) -> None:
-        """Wait while too much is queued for the device. Checkpoints: only then."""
+    async def admit(self, length: int = 0) -> None:
+        """Wait while too much is queued for the device, or garbage is in the way of `length` bytes
+        of data to be appended next. Checkpoints: only then."""
 
     async def reclaim(self) -> int:
         """Make space of dead data free now rather than by and by; how many extents."""

@@ -195,7 +195,7 @@ class ModelStore:
         assert 0 <= length <= self.reserved_bytes
         self.reserved_bytes -= length
 
-    async def admit(self) -> None:
+    async def admit(self, length: int = 0) -> None:
         """Never waits."""
 
     async def reclaim(self) -> int:

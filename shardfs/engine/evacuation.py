@@ -1,0 +1,276 @@
+"""Moves what is live out of extents that are mostly garbage, so that they can be reset.
+
+Role: chooses the extents whose emptying costs least for what it gives, scans their frames, asks
+the tree which of them are still referred to, and writes those again into the SURVIVORS stream,
+repointing their shards in batches. What lives longer is thereby kept apart from new data, and is
+not moved again with it.
+
+Sources: Rosenblum, Ousterhout, "The design and implementation of a log-structured file system",
+1992, 3.6 (cost and benefit, survivors apart); Bornholt et al., SOSP 2021, 2.1 (chunk reclamation).
+
+Invariants:
+    I1. A chunk is given up only by the batch that refers to its copy: a chunk that cannot be
+        read, or found, stays live, and its extent with it.
+    I2. The copy is appended and referred to in one critical section, in which the shard is still
+        what was read; a shard that has changed meanwhile is looked at again.
+    I3. Copies are verified: rot is not moved under a fresh checksum.
+
+Ordering: copies and batch -> commit -> the extent is dead (reclaim.py frees it). A power cut in
+between leaves the shards at the old place, which is still there, or at the new one.
+
+Not here: extents of runs and deltas (checkpoint.py empties those), when to evacuate
+(maintenance.py), freeing (reclaim.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from shardfs import limits
+from shardfs.engine.batch import Batch
+from shardfs.engine.chunks import ChunkStore
+from shardfs.engine.extents import Extent, Extents
+from shardfs.engine.framing import Frame, decode_head, head_bytes
+from shardfs.engine.layout import FRAME_MAGIC, Kind, Stream
+from shardfs.engine.lsm.entry import decode_value
+from shardfs.engine.lsm.tree import Tree
+from shardfs.engine.pieces import Piece, Shard
+from shardfs.engine.shards import ShardData
+from shardfs.errors import CorruptionError, DeviceError, LimitError, StaleError
+
+_log = logging.getLogger(__name__)
+
+_BATCH_BYTES = 1 * limits.MIB
+_BATCH_SHARDS = 64
+_ATTEMPTS_MAX = 8
+_SCAN_BYTES = 256 * limits.KIB
+
+
+class _Move(NamedTuple):
+    """One shard, as read, and the bytes of its pieces that lie in the extent to be emptied."""
+
+    key: bytes
+    shard: Shard
+    copies: dict[int, bytes]
+
+
+class Evacuator:
+    """Empties extents of one store.
+
+    Args:
+        extents, chunks, tree, shards: of the store.
+        new_batch: an empty batch that may use the reserve.
+        apply: makes a batch visible; Store.apply.
+    """
+
+    def __init__(
+        self,
+        extents: Extents,
+        chunks: ChunkStore,
+        tree: Tree,
+        shards: ShardData,
+        new_batch: Callable[[], Batch],
+        apply: Callable[[Batch], object],
+    ) -> None:
+        self._extents = extents
+        self._chunks = chunks
+        self._tree = tree
+        self._shards = shards
+        self._new_batch = new_batch
+        self._apply = apply
+        self._stuck: dict[int, int] = {}
+
+    def choose(self) -> Extent | None:
+        """The extent to empty next, or None if emptying any would give less than it takes.
+
+        The benefit of an extent is its garbage, weighed by its age: what has not changed for long
+        will not soon; its cost is reading it and writing what is live.
+        """
+        size = self._extents.extent_bytes
+        candidates = [
+            extent
+            for extent in self._extents.sealed_data()
+            if self._stuck.get(extent.index) != extent.epoch
+            and size - extent.live_bytes >= self._extents.garbage_bytes_worth_moving
+        ]
+        if not candidates:
+            return None
+        candidates.sort(key=lambda extent: -extent.order)
+        best = max(range(len(candidates)), key=lambda age: self._score(candidates[age], age))
+        return candidates[best]
+
+    def _score(self, extent: Extent, age: int) -> float:
+        live = extent.live_bytes / self._extents.extent_bytes
+        return (1 - live) * (1 + age) / (1 + live)
+
+    async def evacuate(self, extent: Extent) -> int:
+        """Move everything live out of one extent; the bytes moved.
+
+        What cannot be read stays where it is, and the extent is not chosen again in this life of
+        it before the next open.
+
+        Raises:
+            NoSpaceError, ReadOnlyError: some of it may have been moved.
+        """
+        moved = 0
+        moves: list[_Move] = []
+        size = 0
+        with self._extents.pinned(extent.index):
+            for key in await self._owners(extent):
+                if not extent.live_bytes:
+                    break
+                move = await self._read(extent, key)
+                if move is None:
+                    continue
+                moves.append(move)
+                size += sum(map(len, move.copies.values()))
+                if size >= _BATCH_BYTES or len(moves) >= _BATCH_SHARDS:
+                    moved += await self._place(extent, moves)
+                    moves, size = [], 0
+            moved += await self._place(extent, moves)
+        if extent.live_bytes:
+            self._stuck[extent.index] = extent.epoch
+            _log.warning(
+                "extent %d keeps %d live bytes that can not be moved",
+                extent.index,
+                extent.live_bytes,
+            )
+        return moved
+
+    async def _owners(self, extent: Extent) -> list[bytes]:
+        """Keys that frames of the extent were written for; unreadable ones left out."""
+        scan = _HeadScan(self._extents, extent)
+        owners: dict[bytes, None] = {}
+        while (frame := await scan.next()) is not None:
+            if frame.kind is Kind.DATA:
+                owners[frame.owner] = None
+        return list(owners)
+
+    async def _read(self, extent: Extent, key: bytes) -> _Move | None:
+        """What a shard has in the extent, or None if nothing that can be read."""
+        try:
+            value = await self._tree.get(key)
+            shard = None if value is None else decode_value(value, self._tree.generation)
+            if not isinstance(shard, Shard):
+                return None
+            copies = {}
+            for piece in shard.pieces:
+                if _lies_in(piece, extent):
+                    data = await self._chunks.get(piece.locator, piece.skip, piece.length)
+                    copies[piece.start] = bytes(data)
+        except (DeviceError, CorruptionError) as error:
+            _log.warning("a chunk of extent %d stays where it is: %s", extent.index, error)
+            return None
+        return _Move(key, shard, copies) if copies else None
+
+    async def _place(self, extent: Extent, moves: Sequence[_Move]) -> int:
+        moved = 0
+        waiting = list(moves)
+        for _ in range(_ATTEMPTS_MAX):
+            changed = self._place_now(waiting)
+            moved += sum(
+                sum(map(len, move.copies.values())) for move in waiting if move.key not in changed
+            )
+            waiting = [again for key in changed if (again := await self._read(extent, key))]
+            if not waiting:
+                break
+        return moved
+
+    def _place_now(self, moves: Sequence[_Move]) -> list[bytes]:
+        """Write copies and repoint (I2); the keys of shards that are not what was read any more."""
+        batch = self._new_batch()
+        changed = []
+        for move in moves:
+            if not self._tree.is_current(move.key, move.shard, move.shard.generation):
+                changed.append(move.key)
+                continue
+            try:
+                batch.put_shard(move.key, tuple(self._moved_pieces(move)), move.shard)
+            except LimitError as error:
+                _log.warning("a shard can not be moved: %s", error)
+        if len(batch):
+            try:
+                self._apply(batch)
+            except StaleError:  # impossible: nothing ran since each shard was found current
+                raise AssertionError("a shard changed within a critical section") from None
+        return changed
+
+    def _moved_pieces(self, move: _Move) -> Iterator[Piece]:
+        for piece in move.shard.pieces:
+            data = move.copies.get(piece.start)
+            if data is None:
+                yield piece
+            else:
+                yield from self._shards.append_pieces(
+                    move.key, piece.start, (data,), stream=Stream.SURVIVORS
+                )
+
+
+class _HeadScan:
+    """The heads of an extent's frames, in order; what is damaged or unreadable is passed over.
+
+    Args:
+        extents: to read from.
+        extent: that is scanned, up to its write pointer.
+    """
+
+    def __init__(self, extents: Extents, extent: Extent) -> None:
+        self._extents = extents
+        self._extent = extent
+        self._store_id = extents.identity.store_id
+        self._offset = 0
+        self._window = b""
+        self._start = 0
+
+    async def next(self) -> Frame | None:
+        """The next valid head of this life of the extent, or None at its end."""
+        while self._offset < self._extent.write_pointer:
+            if not await self._see(head_bytes(limits.KEY_BYTES_MAX, limits.CHUNK_BYTES_MAX)):
+                continue
+            try:
+                frame = decode_head(
+                    self._window, self._offset - self._start, store_id=self._store_id
+                )
+            except CorruptionError:
+                self._resume()
+                continue
+            self._offset += frame.total_bytes
+            if frame.epoch == self._extent.epoch:
+                return frame
+        return None
+
+    async def _see(self, length: int) -> bool:
+        """Have that many bytes at the offset in sight, as far as there are; False if unreadable."""
+        end = min(self._offset + length, self._extent.write_pointer)
+        if self._start <= self._offset and end <= self._start + len(self._window):
+            return True
+        wanted = min(_SCAN_BYTES, self._extent.write_pointer - self._offset)
+        try:
+            found = await self._extents.read(self._extent.index, self._offset, wanted)
+        except DeviceError as error:
+            _log.warning("extent %d can not be scanned: %s", self._extent.index, error)
+            self._offset += limits.BLOCK_BYTES - self._offset % limits.BLOCK_BYTES
+            return False
+        self._window, self._start = bytes(found), self._offset
+        return True
+
+    def _resume(self) -> None:
+        """Go on where a frame may start next."""
+        alignment = limits.FRAME_ALIGNMENT_BYTES
+        at = self._offset - self._start + alignment
+        while True:
+            at = self._window.find(FRAME_MAGIC, at)
+            if at < 0:
+                end = self._start + len(self._window)
+                self._offset = max(self._offset + alignment, end - end % alignment)
+                return
+            if (self._start + at) % alignment == 0:
+                self._offset = self._start + at
+                return
+            at += 1
+
+
+def _lies_in(piece: Piece, extent: Extent) -> bool:
+    return piece.locator.extent == extent.index and piece.locator.epoch == extent.epoch
