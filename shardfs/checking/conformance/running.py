@@ -35,7 +35,7 @@ from shardfs.checking.schedule import (
 )
 from shardfs.errors import UsageError
 
-__all__ = ["Case", "Outcome", "decode_line", "encode_line", "run_case", "worlds"]
+__all__ = ["Case", "Outcome", "decode_line", "encode_line", "quiet", "run_case", "worlds"]
 
 STEPS_MAX = 200_000
 """A case that takes more steps of tasks is a livelock."""
@@ -94,7 +94,7 @@ def run_case(case: Case, *, narrated: bool = False) -> Outcome:
     program = world.program(operations, coverage)
     strategy = _strategy(case)
     strategy.begin()
-    with _silence():
+    with quiet():
         run = run_once(program, strategy, steps_max=STEPS_MAX, narrated=narrated)
     digest = _digest(operations, run)
     if case.digest and case.digest != digest:
@@ -120,8 +120,8 @@ def _digest(operations: Operations, run: Run[None]) -> str:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """What the engine logs of planned faults is not worth telling."""
+def quiet() -> Iterator[None]:
+    """The body's stores log nothing: what they say of planned faults is not worth telling."""
     logger = logging.getLogger("shardfs")
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -33,8 +33,8 @@ from shardfs.checking.conformance.store_checks import (
     read_entries,
 )
 from shardfs.checking.models.key_value_model import KeyValueModel, State, brief, difference
-from shardfs.checking.power_cuts import PowerCutPoint
 from shardfs.checking.power_cuts import Operation as DeviceOperation
+from shardfs.checking.power_cuts import PowerCutPoint
 from shardfs.checking.schedule import Control, Replay, run_once
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
