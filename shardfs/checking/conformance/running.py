@@ -22,6 +22,8 @@ from functools import cache
 from types import MappingProxyType
 
 from shardfs.checking.conformance.case import Coverage, Operations, World
+from shardfs.checking.conformance.concurrent_world import ConcurrentWorld
+from shardfs.checking.conformance.file_world import FileWorld
 from shardfs.checking.conformance.lines import Case, decode_line, encode_line
 from shardfs.checking.conformance.store_world import StoreWorld
 from shardfs.checking.schedule import (
@@ -70,7 +72,8 @@ class Outcome:
 @cache
 def worlds() -> Mapping[str, World]:
     """Every world by its name."""
-    return MappingProxyType({world.name: world for world in (StoreWorld(),)})
+    every: tuple[World, ...] = (StoreWorld(), FileWorld(), ConcurrentWorld())
+    return MappingProxyType({world.name: world for world in every})
 
 
 def run_case(case: Case, *, narrated: bool = False) -> Outcome:
