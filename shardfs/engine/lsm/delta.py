@@ -22,7 +22,6 @@ from shardfs.engine.layout import DELTA_HEADER, RIDER, TAIL, Bytes, Stream
 from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, Block, decode_block, encode_block
 from shardfs.errors import CorruptionError
 
-
 _STREAMS = frozenset(map(int, Stream))
 
 
