@@ -98,7 +98,7 @@ _WEIGHTS: Final = (
     | {"create": 3.0, "write": 5.0, "append": 2.0, "truncate": 2.5, "rename": 4.0, "mkdir": 2.0}
     | {"unlink": 2.0, "link": 1.5, "fsync": 1.5, "read": 1.5, "lookup": 0.7, "list": 0.7}
     | {"sync": 0.6, "reap": 0.5, "checkpoint": 0.3, "compact": 0.15, "reclaim": 0.3}
-    | {"sleep": 0.4, "fault": 0.2, "crash": 0.9, "remount": 0.2}
+    | {"sleep": 0.4, "fault": 0.4, "crash": 0.9, "remount": 0.2}
 )
 _COUNT_MIN, _COUNT_MAX = 18, 36
 _LIVES_MAX = 2
@@ -158,7 +158,7 @@ class _Generator:
             case "sleep":
                 return (rng.choice((1, 5, 5, 6)),)
             case "fault":
-                return (rng.randrange(3), rng.randrange(12), rng.randrange(3))
+                return (rng.randrange(3), rng.choice((0, 0, 1, 2, 4, 8)), rng.randrange(2))
             case "crash":
                 kind = rng.choices(range(len(CRASHES)), (2, 1, 3, 2, 4))[0]
                 return (kind, rng.choice((0, 0, 1, 2, 3, 5, 8, 13)))

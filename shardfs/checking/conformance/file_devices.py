@@ -172,11 +172,9 @@ def _survivors(point: PowerCutPoint, kind: str, rng: random.Random) -> Choice:
 
 
 def _content_digest(point: PowerCutPoint) -> int:
-    whole = xxhash.xxh3_64()
-    for number in sorted(point.pages):
-        whole.update(number.to_bytes(8, "little"))
-        whole.update(point.pages[number])
-    return whole.intdigest()
+    pages = sorted(point.pages.items())
+    numbers = repr([number for number, _ in pages]).encode()
+    return xxhash.xxh3_64_intdigest(numbers + b"".join(page for _, page in pages))
 
 
 @functools.cache

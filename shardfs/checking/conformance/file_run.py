@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Sequence
+from contextlib import nullcontext
 from typing import Final
 
 import trio
@@ -191,7 +192,7 @@ class FileRun:
                 return
             number, first, second, third = (*operation.arguments, 0, 0, 0, 0)[:4]
             client = self._clients[number % len(self._clients)]
-            with client.busy():
+            with client.busy() if len(self._clients) > 1 else nullcontext():
                 await STEPS[operation.name](client, first, second, third, self._clients)
         except Exception as error:
             error.add_note(f"at the operation {operation}")

@@ -184,4 +184,4 @@ def _same(found: bytes, version: bytes) -> bool:
     """Equal, the shorter one continued with zeros."""
     if len(found) < len(version):
         found, version = version, found
-    return found.startswith(version) and not any(found[len(version) :])
+    return found.startswith(version) and not found[len(version) :].strip(b"\0")
