@@ -244,7 +244,8 @@ class FileRun:
             assert self._circumstances.faults, f"the store is read-only: {store.health.reason}"
             self._crash = self._crash or "subset"
             return
-        await _require_clean(store)
+        if not self._circumstances.faults:
+            await _require_clean(store)
         self._keep([(each.model, each.model.begin_sync_of_all()) for each in self._clients])
 
     async def _excused(self, step: Awaitable[object]) -> bool:
