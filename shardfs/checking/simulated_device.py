@@ -15,20 +15,21 @@ Invariants:
 Ordering: operations are numbered in the order submitted; they complete in any order when
 checkpoints_max is above 1.
 
-Not here: the fault model (faults), the states a power cut may leave (power_cuts), workloads.
+Not here: the fault model (faults), the rules of zones (zones), the states a power cut may leave
+(power_cuts), workloads.
 """
 
 from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import trio
 
-from shardfs.checking.faults import FaultPlan
+from shardfs.checking.faults import Effect, Fault, FaultPlan
 from shardfs.checking.power_cuts import (
     PAGE_BYTES,
     ZEROS,
@@ -38,16 +39,24 @@ from shardfs.checking.power_cuts import (
     drop_bytes,
     store_bytes,
 )
+from shardfs.checking.zones import (
+    SimulationError,
+    require_alone,
+    require_at_pointer,
+    require_written,
+)
 from shardfs.engine.device import Buffer, DeviceCounts
 from shardfs.errors import DeviceError
 
-
-class SimulationError(AssertionError):
-    """The caller broke a rule of the device: a bug in the caller, never a device error."""
+__all__ = ["PowerCut", "SimulatedDevice", "SimulationError", "TraceEntry"]
 
 
 class PowerCut(BaseException):
     """The power is gone (cut_at): ends the run, whatever handlers for Exception are around."""
+
+
+Latency = int | Mapping[str, int]
+"""Checkpoints that a call passes at most: of any kind, or by its kind."""
 
 
 class TraceEntry(NamedTuple):
@@ -68,7 +77,8 @@ class SimulatedDevice:
         zoned_bytes: size of each sequential-write zone; None makes a conventional device.
         seed: decides whatever the protocol leaves open.
         strict_reads: reading beyond a zone's write pointer is a SimulationError, else zeros.
-        checkpoints_max: a call passes 1 to this many checkpoints, as the seed decides.
+        checkpoints_max: a call passes 1 to this many checkpoints, as the seed decides; or the
+            same for each kind of call, 1 for those that are not named.
         observer: called with each operation just submitted, before anything else happens.
     """
 
@@ -80,7 +90,7 @@ class SimulatedDevice:
         seed: int = 0,
         *,
         strict_reads: bool = False,
-        checkpoints_max: int = 1,
+        checkpoints_max: Latency = 1,
         read_only: bool = False,
         path: str = "simulated",
         observer: Callable[[Operation], None] | None = None,
@@ -105,7 +115,7 @@ class SimulatedDevice:
         self._durable_pointers: dict[int, int] = {}
         self._unflushed: list[Operation] = []
         self._in_flight: list[Operation] = []
-        self._faults = FaultPlan()
+        self.faults = FaultPlan(size_bytes, zoned=zoned_bytes is not None)
         self._flush_errno = 0
         self._cut_step: int | None = None
         self._steps_before = 0
@@ -120,11 +130,12 @@ class SimulatedDevice:
         self.counts.reads += 1
         self.counts.read_bytes += length
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._pause()
-        self._faults.strike("read", offset, length)
+        await self._pause("read")
+        fault = self.faults.strike("read", offset, length)
         if self._strict_reads and self.zoned_bytes:
-            self._require_written(offset, length)
-        return self._content(self._pages, offset, length)
+            require_written(self.zoned_bytes, self._pointers, offset, length)
+        content = self._content(self._pages, offset, length)
+        return content if fault is None else self._flipped(content, offset, fault)
 
     async def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """See Device.write."""
@@ -135,7 +146,7 @@ class SimulatedDevice:
         if offset % PAGE_BYTES or length % PAGE_BYTES:
             raise SimulationError(f"write of {length} bytes at byte {offset} is not in blocks")
         if self.zoned_bytes:
-            self._require_at_pointer(offset, length)
+            require_at_pointer(self.zoned_bytes, self._pointers, offset, length)
         self.counts.writes += 1
         self.counts.write_bytes += length
         await self._change("write", offset, data)
@@ -149,16 +160,18 @@ class SimulatedDevice:
         covered = {each.step for each in self._unflushed} - in_flight
         self._submit(Operation(self.step + 1, "flush", 0, 0, b""))
         try:
-            await self._pause()
-            self._faults.strike("flush", 0, self.size_bytes)
+            await self._pause("flush")
+            self.faults.strike("flush", 0, self.size_bytes)
             self._require_flushes("flush", 0, 0)
         except DeviceError as error:
             self._flush_errno = error.errno
             raise
         # What another flush has covered meanwhile is not among the unflushed any more.
-        point = self._point([each for each in self._unflushed if each.step in covered])
-        self._durable_pages, self._durable_pointers = point.after(point.everything())
-        self._unflushed = [each for each in self._unflushed if each.step not in covered]
+        flushed = [each for each in self._unflushed if each.step in covered]
+        if flushed:
+            point = self._point(flushed)
+            self._durable_pages, self._durable_pointers = point.after(point.everything())
+            self._unflushed = [each for each in self._unflushed if each.step not in covered]
 
     async def reset(self, offset: int, length: int) -> None:
         """See Device.reset."""
@@ -166,8 +179,8 @@ class SimulatedDevice:
         self._begin("reset", offset, length)
         self.counts.resets += 1
         if not self.zoned_bytes:
-            await self._pause()
-            self._faults.strike("reset", offset, length)
+            await self._pause("reset")
+            self.faults.strike("reset", offset, length)
             return
         if offset % self.zoned_bytes or length != self.zoned_bytes:
             raise SimulationError(f"reset of {length} bytes at byte {offset} is not one zone")
@@ -181,8 +194,8 @@ class SimulatedDevice:
             raise SimulationError(f"discard of {length} bytes at byte {offset} is not in blocks")
         self.counts.discards += 1
         if self.zoned_bytes or self._rng.random() < 0.5:
-            await self._pause()
-            self._faults.strike("discard", offset, length)
+            await self._pause("discard")
+            self.faults.strike("discard", offset, length)
         else:
             await self._change("discard", offset, bytes(length))
 
@@ -197,11 +210,24 @@ class SimulatedDevice:
         """See Device.close. The device keeps its content and its unflushed writes."""
         self._closed = True
 
-    def reopen(self) -> None:
-        """Undoes close(): the same disk, opened by the next process."""
-        self._closed = False
+    def reopen(self, choice: Choice | None = None) -> None:
+        """Undoes close(): the same disk, opened by the next process.
 
-    def reseed(self, seed: int, checkpoints_max: int = 1) -> None:
+        After a failed flush, or when it had vanished, it is found as after a power cut that
+        `choice` survived (None: as the seed decides). Otherwise everything is still there.
+        """
+        self._closed = False
+        if self._flush_errno or self.faults.gone or choice is not None:
+            point = self.power_cut_point()
+            if choice is None:
+                choice = self._rng.choice(list(point.choices(8, self._rng)))
+            self._pages, self._pointers = point.after(choice)
+            self._durable_pages, self._durable_pointers = dict(self._pages), dict(self._pointers)
+            self._unflushed = []
+        self._flush_errno = 0
+        self.faults.come_back()
+
+    def reseed(self, seed: int, checkpoints_max: Latency = 1) -> None:
         """Decides anew what the protocol leaves open, for a copy that shall live differently."""
         self._seed = seed
         self._rng = random.Random(seed)
@@ -236,6 +262,7 @@ class SimulatedDevice:
         device._pages, device._pointers = point.after(choice)
         device._durable_pages = dict(device._pages)
         device._durable_pointers = dict(device._pointers)
+        device.faults = self.faults.lasting()
         return device
 
     def after_kill(self, point: PowerCutPoint) -> SimulatedDevice:
@@ -281,11 +308,10 @@ class SimulatedDevice:
         *,
         errno: int = errno.EIO,
         skip: int = 0,
-        times: int = 1,
+        times: int | None = 1,
     ) -> None:
-        """Makes `times` requests of a kind that touch a range fail, after `skip` good ones."""
-        end = self.size_bytes if length is None else offset + length
-        self._faults.add(kind, offset, end, errno, skip, times)
+        """See FaultPlan.fail; `faults` plans whatever else may go wrong."""
+        self.faults.fail(kind, offset, length, errno=errno, skip=skip, times=times)
 
     def rot(self, offset: int, length: int = 1) -> None:
         """Flips a bit in every byte of a range, on the medium and in what reads return."""
@@ -293,6 +319,7 @@ class SimulatedDevice:
             old = self._content(pages, offset, length)
             store_bytes(pages, offset, bytes(byte ^ 0x10 for byte in old))
         self._durable_pages = durable
+        self.faults.struck["rot"] += 1
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -303,6 +330,7 @@ class SimulatedDevice:
             raise DeviceError(operation, offset, length, errno.EBADF)
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
             raise DeviceError(operation, offset, length, errno.EINVAL)
+        self.faults.admit(operation, offset, length)
         if operation != "read":
             if self.read_only:
                 raise DeviceError(operation, offset, length, errno.EROFS)
@@ -324,8 +352,10 @@ class SimulatedDevice:
             self._powered = False
             raise PowerCut
 
-    async def _pause(self) -> None:
-        for _ in range(self._rng.randint(1, self._checkpoints_max)):
+    async def _pause(self, kind: str) -> None:
+        latency = self._checkpoints_max
+        most = latency if isinstance(latency, int) else latency.get(kind, 1)
+        for _ in range(self._rng.randint(1, most) if most > 1 else 1):
             await trio.lowlevel.cancel_shielded_checkpoint()  # device.I3
             if not self._powered:
                 raise PowerCut
@@ -333,18 +363,22 @@ class SimulatedDevice:
     async def _change(self, kind: str, offset: int, data: bytes) -> None:
         length = len(data) if kind != "reset" else self.zoned_bytes or 0
         operation = Operation(self.step + 1, kind, offset, length, data)
-        self._require_alone(operation)
+        require_alone(operation, self._in_flight, self.zoned_bytes)
         self._submit(operation)
         self._in_flight.append(operation)
         try:
-            await self._pause()
-            self._faults.strike(kind, offset, length)
+            await self._pause(kind)
+            fault = self.faults.strike(kind, offset, length)
         except DeviceError:
             self._leave_ruins(operation)
             raise
         finally:
             self._in_flight.remove(operation)
+        if fault is not None:
+            self._go_astray(operation, fault)
+            return
         self._apply(operation)
+        self.faults.rewritten(offset, length)
 
     def _apply(self, operation: Operation) -> None:
         if operation.kind == "reset":
@@ -369,39 +403,27 @@ class SimulatedDevice:
         self._unflushed[index] = replace(operation, data=bytes(torn))
         self._apply(self._unflushed[index])
 
-    def _require_alone(self, operation: Operation) -> None:
-        """I2: nothing overlapping, and in a zone nothing at all, is in flight."""
-        for other in self._in_flight:
-            overlap = (
-                operation.offset < other.offset + other.length
-                and other.offset < operation.offset + operation.length
-            )
-            zone_bytes = self.zoned_bytes or self.size_bytes
-            same_zone = operation.offset // zone_bytes == other.offset // zone_bytes
-            if overlap or (self.zoned_bytes and same_zone):
-                raise SimulationError(f"{_words(operation)} while {_words(other)} is in flight")
+    def _go_astray(self, operation: Operation, fault: Fault) -> None:
+        """A write that succeeds, and does not leave its bytes at its place."""
+        index = self._unflushed.index(operation)
+        if fault.effect is Effect.MISDIRECTED:
+            elsewhere = (operation.offset + fault.distance) % self.size_bytes
+            elsewhere = min(elsewhere, self.size_bytes - operation.length)
+            self._unflushed[index] = replace(operation, offset=elsewhere)
+        elif self.zoned_bytes:
+            # The drive has counted it: the pointer moves, and nothing is there.
+            self._unflushed[index] = replace(operation, data=bytes(operation.length))
+        else:
+            del self._unflushed[index]
+            return
+        self._apply(self._unflushed[index])
 
-    def _require_at_pointer(self, offset: int, length: int) -> None:
-        assert self.zoned_bytes
-        zone, within = divmod(offset, self.zoned_bytes)
-        pointer = self._pointers.get(zone, 0)
-        if within != pointer:
-            raise SimulationError(
-                f"write at byte {within} of zone {zone}, whose write pointer is at {pointer}"
-            )
-        if within + length > self.zoned_bytes:
-            raise SimulationError(f"write of {length} bytes crosses the end of zone {zone}")
-
-    def _require_written(self, offset: int, length: int) -> None:
-        assert self.zoned_bytes
-        end = offset + length
-        while offset < end:
-            zone, within = divmod(offset, self.zoned_bytes)
-            last = min(end - offset + within, self.zoned_bytes)
-            pointer = self._pointers.get(zone, 0)
-            if last > pointer:
-                raise SimulationError(f"read to byte {last} of zone {zone}, written to {pointer}")
-            offset += last - within
+    def _flipped(self, content: bytes, offset: int, fault: Fault) -> bytes:
+        first = max(fault.start - offset, 0)
+        last = min(fault.end - offset, len(content))
+        flipped = bytearray(content)
+        flipped[self._rng.randrange(first, last)] ^= 1 << self._rng.randrange(8)
+        return bytes(flipped)
 
     def _point(self, unflushed: Sequence[Operation]) -> PowerCutPoint:
         return PowerCutPoint(
@@ -419,7 +441,3 @@ class SimulatedDevice:
         last = -(-(offset + length) // PAGE_BYTES)
         joined = b"".join(pages.get(number, ZEROS) for number in range(first, last))
         return joined[skip : skip + length]
-
-
-def _words(operation: Operation) -> str:
-    return f"{operation.kind} of {operation.length} bytes at byte {operation.offset}"

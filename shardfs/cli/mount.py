@@ -31,12 +31,14 @@ import trio
 
 from shardfs.cli.errors import FINDING, SUCCESS, describe, exit_status, is_expected, root_cause
 from shardfs.cli.options import PATH, SIZE
-from shardfs.engine.device import BlockDevice, open_device
+from shardfs.engine.device import BlockDevice, Device, open_device
+from shardfs.engine.recorder import Recorder, RecordingDevice
 from shardfs.engine.store import Store, StoreOptions
 from shardfs.errors import UsageError
 from shardfs.fuse.control import ControlSocket
 from shardfs.fuse.inspection import Inspection
 from shardfs.fuse.mounts import prepare_mountpoint, require_fuse
+from shardfs.fuse.promises import PromiseRecorder
 from shardfs.fuse.runtime import log_name, runtime_directory
 from shardfs.limits import DIRTY_BYTES_MAX, MIB, SHARD_BYTES
 
@@ -113,6 +115,13 @@ def parse_options(texts: tuple[str, ...]) -> Wishes:
 @click.option("-o", "options", multiple=True, help=f"Mount options: {_KNOWN}.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay, and log to standard error.")
 @click.option("--log", "log_path", type=PATH, help="File for the background process's log.")
+@click.option(
+    "--record",
+    "record_path",
+    type=PATH,
+    metavar="FILE",
+    help="Write every request to the device into a new FILE, for: shardfs check crashes FILE.",
+)
 @click.pass_context
 def mount(
     context: click.Context,
@@ -121,6 +130,7 @@ def mount(
     options: tuple[str, ...],
     foreground: bool,
     log_path: str | None,
+    record_path: str | None,
 ) -> int:
     """Mount the shardfs on DEVICE at the empty directory MOUNTPOINT.
 
@@ -131,11 +141,26 @@ def mount(
         raise UsageError(f"there is no {device}; make it with: shardfs mkfs {device} --size 1G")
     require_fuse()
     place = prepare_mountpoint(mountpoint)
-    server = _Server(os.path.realpath(device), place, wishes)
+    recording = _recording_place(record_path, place, wishes) if record_path else None
+    server = _Server(os.path.realpath(device), place, wishes, recording)
     if foreground:
         return server.run(_say_notes)
     log = os.path.abspath(log_path) if log_path else str(runtime_directory() / log_name(place))
     return _run_in_background(server, log, context.obj or 0)
+
+
+def _recording_place(path: str, mountpoint: str, wishes: Wishes) -> str:
+    """Where a recording goes, as an absolute path.
+
+    Raises:
+        UsageError: there cannot be one, or not there.
+    """
+    if wishes.read_only:
+        raise UsageError("--record: a read-only mount writes nothing that could be recorded")
+    absolute = os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
+    if os.path.commonpath([absolute, mountpoint]) == mountpoint:
+        raise UsageError(f"--record: {path} would lie on the mount that it records")
+    return absolute
 
 
 def _say_notes(notes: tuple[str, ...]) -> None:
@@ -146,10 +171,13 @@ def _say_notes(notes: tuple[str, ...]) -> None:
 class _Server:
     """One mount, from opening the device to its end."""
 
-    def __init__(self, device: str, mountpoint: str, wishes: Wishes) -> None:
+    def __init__(
+        self, device: str, mountpoint: str, wishes: Wishes, recording: str | None = None
+    ) -> None:
         self._device = device
         self._mountpoint = mountpoint
         self._wishes = wishes
+        self._recording = recording
         self._control: ControlSocket | None = None
 
     def run(self, ready: Callable[[tuple[str, ...]], None]) -> int:
@@ -162,7 +190,7 @@ class _Server:
             self._control = ControlSocket()
             device = open_device(self._device, read_only=self._wishes.read_only)
             try:
-                trio.run(partial(self._serve, device, ready))
+                trio.run(partial(self._begin, device, ready))
             finally:
                 device.close()
         except BaseException as error:
@@ -171,7 +199,35 @@ class _Server:
         self._leave_word(SUCCESS, "")
         return SUCCESS
 
-    async def _serve(self, device: BlockDevice, ready: Callable[[tuple[str, ...]], None]) -> None:
+    async def _begin(self, device: BlockDevice, ready: Callable[[tuple[str, ...]], None]) -> None:
+        """Serve, and record if that is wished."""
+        if self._recording is None:
+            await self._serve(device, ready)
+            return
+        answers = False
+
+        def ready_with_note(notes: tuple[str, ...]) -> None:
+            nonlocal answers
+            answers = True
+            ready((*notes, f"every write is recorded in {self._recording}"))
+
+        recorder = Recorder.create(self._recording)
+        try:
+            recorded = await RecordingDevice.start(device, recorder)
+            observer = PromiseRecorder(recorder.mark)
+            await self._serve(recorded, ready_with_note, observer)
+        finally:
+            if answers:
+                recorder.close()
+            else:
+                recorder.remove()
+
+    async def _serve(
+        self,
+        device: Device,
+        ready: Callable[[tuple[str, ...]], None],
+        observer: PromiseRecorder | None = None,
+    ) -> None:
         # pyfuse3 takes time to load, which no other command needs to spend.
         from shardfs.fuse.session import Mount, MountOptions, serve_store
 
@@ -199,6 +255,7 @@ class _Server:
                 options,
                 ready=partial(ready, store.notes),
                 services=(answer_requests,),
+                observer=observer,
             )
 
     def _leave_word(self, status: int, message: str) -> None:

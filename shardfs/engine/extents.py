@@ -326,8 +326,12 @@ class Extents:
             DeviceError: the device could not read them.
             CorruptionError: there is no such extent.
         """
-        with self.pinned(extent):
+        pinned = self.at(extent)
+        pinned.pins += 1  # as `pinned` does, without a context manager for each read
+        try:
             return await self._device.read(self.identity.extent_offset(extent) + offset, length)
+        finally:
+            pinned.pins -= 1
 
     # --- accounting -------------------------------------------------------------------------
 

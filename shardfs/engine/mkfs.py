@@ -121,7 +121,7 @@ async def format_device(device: Device, identity: Identity) -> None:
         scheduler = Scheduler(device, health, nursery)
         superblock = Superblock(identity, scheduler, device, 0, 0, itertools.count())
         try:
-            await superblock.start_logs(Root(), lambda: _first_entries(identity), 0)
+            await superblock.start_logs(Root(), _first_entries(identity), 0)
         except DeviceError as error:
             failure = error
     if failure is not None:

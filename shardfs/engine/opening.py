@@ -160,10 +160,16 @@ async def _make_durable(parts: Parts) -> None:
     """What recovery found becomes the state that a later crash comes back to (I2)."""
     device, extents = parts.device, parts.extents
     await device.flush()
+    if device.write_pointer(0) is not None:
+        await _reset_free_zones(device, extents)
+    root = parts.committer.root
+    await parts.superblock.start_logs(root, extents.entries(), parts.found.worse_copy)
+    await parts.scheduler.settle(await parts.committer.write_record())
+
+
+async def _reset_free_zones(device: Device, extents: Extents) -> None:
+    """A cut between the record that frees an extent and its reset leaves it written to."""
     for extent in extents.all:
-        offset = parts.identity.extent_offset(extent.index)
+        offset = extents.identity.extent_offset(extent.index)
         if extent.state is ExtentState.FREE and device.write_pointer(offset):
             await device.reset(offset, extents.extent_bytes)
-    root = parts.committer.root
-    await parts.superblock.start_logs(root, extents.entries, parts.found.worse_copy)
-    await parts.scheduler.settle(await parts.committer.write_record())

@@ -74,7 +74,7 @@ class Scheduler:
         self._queues: dict[int, _Queue] = {}
         self._submitted = 0
         self._writing = 0
-        self._progress = trio.Event()
+        self._progress = trio.lowlevel.ParkingLot()
         self._written: list[Dependency] = []
         self._flushes_started = 0
         self._flushes_finished = 0
@@ -117,7 +117,7 @@ class Scheduler:
         """
         ticket = self._submitted
         while self._has_movable(ticket):
-            await self._progress.wait()
+            await self._progress.park()
 
     async def flush(self) -> None:
         """Make everything persistent that was written before the call; shared among callers.
@@ -134,7 +134,7 @@ class Scheduler:
         while self._flushes_finished < wanted:
             self._health.require_writable()
             if self._flush_running:
-                await self._progress.wait()
+                await self._progress.park()
             else:
                 await self._flush_once()
 
@@ -300,5 +300,4 @@ class Scheduler:
         self._made_progress()
 
     def _made_progress(self) -> None:
-        event, self._progress = self._progress, trio.Event()
-        event.set()
+        self._progress.unpark_all()

@@ -23,6 +23,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from shardfs import limits
@@ -77,11 +78,11 @@ class Identity:
     compatible: int = FEATURES_COMPATIBLE
     read_only_compatible: int = FEATURES_READ_ONLY_COMPATIBLE
     incompatible: int = FEATURES_INCOMPATIBLE
+    store_id: int = field(init=False, repr=False, compare=False)
+    """The part of the uuid that every frame carries."""
 
-    @property
-    def store_id(self) -> int:
-        """The part of the uuid that every frame carries."""
-        return int.from_bytes(self.uuid.bytes[:8], "little")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "store_id", int.from_bytes(self.uuid.bytes[:8], "little"))
 
     def extent_offset(self, extent: int) -> int:
         """First byte of an extent on the device."""
@@ -131,7 +132,7 @@ class CopyState:
     end: int = 0
     trouble: str = ""
     has_magic: bool = False
-    """Something in it looks like a superblock record: a store was here."""
+    """No record in it counts, but something looks like one: a store was here."""
     error: DeviceError | None = None
 
 
@@ -174,8 +175,7 @@ def decode_record(payload: Bytes) -> tuple[Identity, Record]:
         CorruptionError: anything else that is not a record.
     """
     fields = SUPERBLOCK_RECORD.unpack(payload)
-    kind, flags, version, sector, compatible, read_only, incompatible, raw_uuid, label = fields[:9]
-    device_bytes, extent_bytes, extent_count, chunk_bytes_max, created_ns = fields[9:14]
+    kind, flags, version = fields[:3]
     number, incarnation, log_extent, log_offset, checkpoint, durable = fields[14:20]
     manifest_bytes, entry_count = fields[20:]
     if version != FORMAT_VERSION:
@@ -193,23 +193,7 @@ def decode_record(payload: Bytes) -> tuple[Identity, Record]:
     if len(payload) != at + entry_count * EXTENT_ENTRY.size:
         raise CorruptionError("the record has a wrong length", "superblock")
     entries = tuple(map(ExtentEntry._make, EXTENT_ENTRY.unpack_many(payload, at, entry_count)))
-    try:
-        identity = Identity(
-            uuid.UUID(bytes=raw_uuid),
-            label.rstrip(b"\0").decode(),
-            device_bytes,
-            sector,
-            extent_bytes,
-            extent_count,
-            chunk_bytes_max,
-            created_ns,
-            version,
-            compatible,
-            read_only,
-            incompatible,
-        )
-    except UnicodeDecodeError as error:
-        raise CorruptionError("the label is not text", "superblock") from error
+    identity = _decode_identity(*fields[2:14])
     _check_record(identity, kind, entries)
     root = Root(manifest, log_extent, log_offset, checkpoint, durable)
     clean = bool(flags & SUPERBLOCK_CLEAN)
@@ -217,18 +201,55 @@ def decode_record(payload: Bytes) -> tuple[Identity, Record]:
     return identity, Record(snapshot, clean, number, incarnation, root, entries)
 
 
-def _check_record(identity: Identity, kind: int, entries: Sequence[ExtentEntry]) -> None:
-    power_of_two = identity.extent_bytes & (identity.extent_bytes - 1) == 0
+@lru_cache(maxsize=8)
+def _decode_identity(
+    version: int,
+    sector_bytes: int,
+    compatible: int,
+    read_only_compatible: int,
+    incompatible: int,
+    raw_uuid: bytes,
+    label: bytes,
+    device_bytes: int,
+    extent_bytes: int,
+    extent_count: int,
+    chunk_bytes_max: int,
+    created_ns: int,
+) -> Identity:
+    """The fields that every record of a store repeats, looked at once."""
+    power_of_two = extent_bytes & (extent_bytes - 1) == 0
     if (
-        kind not in _RECORD_KINDS
-        or not power_of_two
-        or not limits.EXTENT_BYTES_MIN <= identity.extent_bytes <= limits.EXTENT_BYTES_MAX
-        or not 0 < identity.chunk_bytes_max <= limits.CHUNK_BYTES_MAX
-        or identity.extent_count < limits.EXTENT_COUNT_MIN
-        or identity.extent_count * identity.extent_bytes > identity.device_bytes
-        or identity.sector_bytes not in limits.SECTOR_BYTES_ALLOWED
+        not power_of_two
+        or not limits.EXTENT_BYTES_MIN <= extent_bytes <= limits.EXTENT_BYTES_MAX
+        or not 0 < chunk_bytes_max <= limits.CHUNK_BYTES_MAX
+        or extent_count < limits.EXTENT_COUNT_MIN
+        or extent_count * extent_bytes > device_bytes
+        or sector_bytes not in limits.SECTOR_BYTES_ALLOWED
     ):
         raise CorruptionError("the record's geometry is impossible", "superblock")
+    try:
+        text = label.rstrip(b"\0").decode()
+    except UnicodeDecodeError as error:
+        raise CorruptionError("the label is not text", "superblock") from error
+    return Identity(
+        uuid.UUID(bytes=raw_uuid),
+        text,
+        device_bytes,
+        sector_bytes,
+        extent_bytes,
+        extent_count,
+        chunk_bytes_max,
+        created_ns,
+        version,
+        compatible,
+        read_only_compatible,
+        incompatible,
+    )
+
+
+def _check_record(identity: Identity, kind: int, entries: Sequence[ExtentEntry]) -> None:
+    if kind not in _RECORD_KINDS:
+        raise CorruptionError(f"a record of unknown kind {kind}", "superblock")
     for extent, state, stream, _, write_pointer, _ in entries:
         if (
             extent >= identity.extent_count
@@ -266,15 +287,15 @@ async def read_copy(device: Device, start: int) -> CopyState:
             more = min(step, device.size_bytes - start - len(data))
             if more > 0 and is_cut_short(data, at):
                 data += bytes(await device.read(start + len(data), more))
-                copy.has_magic = _has_record(data)
                 step *= 2
                 continue
             if copy.last is None:
-                copy.trouble = str(error)
+                copy.trouble, copy.has_magic = str(error), _has_record(data)
             return copy
         if not found or (copy.last is None and not record.snapshot):
             if copy.last is None:
                 copy.trouble = "it does not begin with a snapshot"
+                copy.has_magic = _has_record(data)
             return copy
         if record.snapshot:
             copy.entries.clear()
@@ -353,16 +374,14 @@ class Superblock:
         """Persistent once the next record written is, in both copies."""
         return self._next
 
-    async def start_logs(
-        self, root: Root, entries: Callable[[], Sequence[ExtentEntry]], first: int
-    ) -> None:
+    async def start_logs(self, root: Root, entries: Sequence[ExtentEntry], first: int) -> None:
         """Start both logs afresh, one after the other, beginning with copy `first`.
 
-        Requires: the other copy is whole, or both are void (mkfs).
+        Requires: the other copy is whole, or both are void (mkfs); nothing changes meanwhile.
         Durable when: returned.
         """
         for copy in (first, 1 - first):
-            await self._start_log(copy, root, entries())
+            await self._start_log(copy, root, entries)
 
     async def write(
         self,

@@ -12,7 +12,7 @@ Not here: mounting and signals (session.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
@@ -24,7 +24,9 @@ from shardfs.fuse.files import Files
 from shardfs.fuse.handles import Handles
 from shardfs.fuse.listing import Listing
 from shardfs.fuse.namespace import Namespace
+from shardfs.fuse.observed import ObservedWriteback
 from shardfs.fuse.orphans import Orphans
+from shardfs.fuse.promises import Expectation, Observer
 from shardfs.fuse.tables import Tables
 from shardfs.fuse.writeback import Writeback
 from shardfs.fuse.xattrs import Xattrs
@@ -39,14 +41,24 @@ class FileSystem:
     """A store as a file system. Create with `open`."""
 
     def __init__(
-        self, store: StoreDoor, tables: Tables, files: Files, *, dirty_bytes_max: int
+        self,
+        store: StoreDoor,
+        tables: Tables,
+        files: Files,
+        *,
+        dirty_bytes_max: int,
+        observer: Observer | None = None,
     ) -> None:
         self.store = store
         self.tables = tables
         self.files = files
         self.orphans = Orphans(store, files)
-        self.writeback = Writeback(
-            store, tables, files, self.orphans, dirty_bytes_max=dirty_bytes_max
+        self._observer = observer
+        parts = (store, tables, files, self.orphans)
+        self.writeback = (
+            Writeback(*parts, dirty_bytes_max=dirty_bytes_max)
+            if observer is None
+            else ObservedWriteback(*parts, dirty_bytes_max=dirty_bytes_max, observer=observer)
         )
         self.handles = Handles(self.writeback, self.orphans)
         self.namespace = Namespace(tables, self.writeback, self.orphans, self.handles)
@@ -62,18 +74,20 @@ class FileSystem:
         uid: int = 0,
         gid: int = 0,
         dirty_bytes_max: int = limits.DIRTY_BYTES_MAX,
+        observer: Observer | None = None,
     ) -> FileSystem:
         """The file system of a store; an empty store gets a root directory of uid and gid.
 
         Args:
             dirty_bytes_max: writers wait while more is buffered.
+            observer: is told of changes and promises; see promises.py.
 
         Raises:
             DeviceError, CorruptionError, ReadOnlyError
         """
-        tables = await Tables.open(store, uid=uid, gid=gid)
+        tables = await Tables.open(store, uid=uid, gid=gid, observer=observer)
         files = await Files.open(store, tables)
-        return cls(store, tables, files, dirty_bytes_max=dirty_bytes_max)
+        return cls(store, tables, files, dirty_bytes_max=dirty_bytes_max, observer=observer)
 
     def list_directory(self, ino: int) -> Listing:
         """A view of a directory's entries."""
@@ -90,8 +104,22 @@ class FileSystem:
         Raises:
             DeviceError, ReadOnlyError
         """
+        expectation = await self._expect(None)
         await self.writeback.flush_all()
         await self.store.sync()
+        if expectation and not self.store.health.reason and not self.writeback.dirty_count:
+            expectation.kept()
+
+    async def sync_names(self) -> None:
+        """Make every change of names and attributes durable.
+
+        Raises:
+            DeviceError, ReadOnlyError
+        """
+        expectation = await self._expect(())
+        await self.store.sync()
+        if expectation:
+            expectation.kept()
 
     async def end(self) -> None:
         """Bring everything to the store, durable. Requires: no more requests, tasks cancelled.
@@ -102,14 +130,20 @@ class FileSystem:
         self.handles.release_all()
         with trio.move_on_after(FREEING_AT_END_S):
             await self.orphans.reap_queued()
-        await self.writeback.flush_all()
-        if self.writeback.dirty_count:
-            _log.error(
-                "data written to %d files can not be stored: %s",
-                self.writeback.dirty_count,
-                self.store.health.reason or "see above",
-            )
-        await self.store.sync()
+        try:
+            await self.sync()
+        finally:
+            if self.writeback.dirty_count:
+                _log.error(
+                    "data written to %d files can not be stored: %s",
+                    self.writeback.dirty_count,
+                    self.store.health.reason or "see above",
+                )
+
+    async def _expect(self, inos: Sequence[int] | None) -> Expectation | None:
+        if self._observer is None:
+            return None
+        return await self._observer.expect(inos, self.writeback.read)
 
     async def _supervise(self, name: str, task: Callable[[], Awaitable[None]]) -> None:
         """Run a background task; a bug in it makes the store read-only, not the mount end."""

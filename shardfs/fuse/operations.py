@@ -332,7 +332,7 @@ class Operations(pyfuse3.Operations):
     async def _settle(self) -> None:
         """On a mount with the option sync: wait until what was changed is durable."""
         if self._sync:
-            await self._file_system.store.sync()
+            await self._file_system.sync_names()
 
     def _opened(self, ino: int, ctx: RequestContext) -> FileInfo:
         number = self._handles.open_file(ino, privileged=ctx.uid == 0)

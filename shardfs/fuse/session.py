@@ -34,6 +34,7 @@ from shardfs.errors import UsageError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.operations import Operations
+from shardfs.fuse.promises import Observer
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ async def serve_store(
     *,
     ready: Callable[[], None] | None = None,
     services: Sequence[Service] = (),
+    observer: Observer | None = None,
 ) -> None:
     """Mount an open store, serve it until the mount ends, and leave everything durable in it.
 
@@ -111,13 +113,18 @@ async def serve_store(
         mountpoint: absolute path of an existing directory.
         ready: called when the mount answers.
         services: further tasks.
+        observer: is told of changes and promises.
 
     Raises:
         UsageError: it cannot be mounted there.
         ShardfsError: the file system cannot be opened, or its end was not orderly.
     """
     file_system = await FileSystem.open(
-        store, uid=os.getuid(), gid=os.getgid(), dirty_bytes_max=options.dirty_bytes_max
+        store,
+        uid=os.getuid(),
+        gid=os.getgid(),
+        dirty_bytes_max=options.dirty_bytes_max,
+        observer=observer,
     )
     mount = Mount(source, mountpoint, options, file_system, trio.Event(), trio.Event())
     operations = Operations(file_system, sync=options.sync)

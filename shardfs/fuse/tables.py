@@ -26,6 +26,7 @@ from shardfs import clock, limits
 from shardfs.engine.dependency import Dependency
 from shardfs.errors import CorruptionError, ReadOnlyError
 from shardfs.fuse.door import StoreDoor
+from shardfs.fuse.promises import Observer
 from shardfs.fuse.records import (
     FACT_KEY,
     ROOT_INO,
@@ -104,7 +105,11 @@ class _Load:
 
 
 class Tables:
-    """Inodes and directory entries of one store. Create with `open`."""
+    """Inodes and directory entries of one store. Create with `open`.
+
+    Args:
+        observer: is told of every change of names.
+    """
 
     def __init__(
         self,
@@ -113,8 +118,10 @@ class Tables:
         *,
         inodes_max: int = limits.INODES_CACHED_MAX,
         entries_max: int = limits.ENTRIES_CACHED_MAX,
+        observer: Observer | None = None,
     ) -> None:
         self.store = store
+        self._observer = observer
         self._inodes: RecentCache[int, Inode | None] = RecentCache(inodes_max)
         self._entries: RecentCache[EntryName, Entry | None] = RecentCache(entries_max)
         self._loads: dict[int | EntryName, _Load] = {}
@@ -131,6 +138,7 @@ class Tables:
         gid: int = 0,
         inodes_max: int = limits.INODES_CACHED_MAX,
         entries_max: int = limits.ENTRIES_CACHED_MAX,
+        observer: Observer | None = None,
     ) -> Tables:
         """The tables of a store; an empty store gets a root directory, owned by uid and gid.
 
@@ -141,8 +149,13 @@ class Tables:
         record = await store.get_record(FACT_KEY)
         if record is not None:
             facts = decode_facts(record)
-            return cls(store, facts, inodes_max=inodes_max, entries_max=entries_max)
-        tables = cls(store, Facts(ROOT_INO + 1), inodes_max=inodes_max, entries_max=entries_max)
+        else:
+            facts = Facts(ROOT_INO + 1)
+        tables = cls(
+            store, facts, inodes_max=inodes_max, entries_max=entries_max, observer=observer
+        )
+        if record is not None:
+            return tables
         if await store.get_record(inode_key(ROOT_INO)) is not None:
             raise CorruptionError("a root directory but no counter of inode numbers", "facts")
         try:
@@ -260,6 +273,8 @@ class Tables:
             self._inodes[ino] = inode
         for name, entry in change.entries.items():
             self._entries[name] = entry
+        if self._observer is not None:
+            self._observer.names_changed(change.entries)
         if self._loads:
             changed: list[int | EntryName] = [*change.inodes, *change.entries]
             for key in changed:

@@ -55,7 +55,7 @@ _RUNS_PER_STEP: Final = 32
 _BLOCK_BYTES: Final = limits.BLOCK_BYTES
 
 
-class _File:
+class DirtyFile:
     """A file with dirty data, or being flushed or truncated."""
 
     __slots__ = ("ctime_ns", "ino", "lock", "mtime_ns", "ranges", "reserved", "since", "users")
@@ -96,7 +96,7 @@ class Writeback:
         self._tables = tables
         self._files = files
         self._orphans = orphans
-        self._dirty: dict[int, _File] = {}
+        self._dirty: dict[int, DirtyFile] = {}
         self._ready: dict[int, None] = {}
         self._error_counts: dict[int, int] = {}
         self._wake = trio.Event()
@@ -198,7 +198,7 @@ class Writeback:
         inode = self._tables.find_inode(ino)
         if inode is None:
             raise FileError(errno.ESTALE)
-        file = self._dirty.get(ino) or _File(ino)
+        file = self._dirty.get(ino) or DirtyFile(ino)
         ranges = file.ranges
         if inode.mode & 0o6000 and not privileged:
             self._clear_set_id_bits(ino, inode)
@@ -237,7 +237,7 @@ class Writeback:
         if length > limits.FILE_BYTES_MAX:
             raise FileError(errno.EFBIG)
         self._store.health.require_writable()
-        file = self._dirty.setdefault(ino, _File(ino))
+        file = self._dirty.setdefault(ino, DirtyFile(ino))
         file.users += 1
         try:
             async with file.lock:
@@ -359,7 +359,7 @@ class Writeback:
             file.users -= 1
             self._retire(file)
 
-    async def _flush_shards(self, file: _File, indexes: list[int]) -> None:
+    async def _flush_shards(self, file: DirtyFile, indexes: list[int]) -> None:
         """Requires: the file's lock."""
         for index in indexes:
             start = 0
@@ -371,7 +371,7 @@ class Writeback:
                         self._lose(file, index)
                     raise
 
-    async def _flush_step(self, file: _File, index: int, start: int) -> int:
+    async def _flush_step(self, file: DirtyFile, index: int, start: int) -> int:
         """Flush some runs of a shard; returns where the next step starts."""
         key = shard_key(file.ino, index)
         while True:
@@ -394,7 +394,7 @@ class Writeback:
         except (CorruptionError, DeviceError, NoSpaceError) as error:
             _log.info("shard %d of inode %d stays scattered: %s", index, ino, error)
 
-    def _flush_now(self, file: _File, index: int, start: int, shard: Shard | None) -> int:
+    def _flush_now(self, file: DirtyFile, index: int, start: int, shard: Shard | None) -> int:
         runs = file.ranges.runs(index, start, _RUNS_PER_STEP)
         if not runs:
             return SHARD_BYTES
@@ -424,7 +424,7 @@ class Writeback:
         progress, self._progress = self._progress, trio.Event()
         progress.set()
 
-    def _reserve(self, file: _File, added_bytes: int, added_segments: int) -> None:
+    def _reserve(self, file: DirtyFile, added_bytes: int, added_segments: int) -> None:
         """Reserve for what a write may add, as far as it is not reserved yet (I1)."""
         segments = file.ranges.segments + added_segments
         wanted = file.ranges.bytes + added_bytes + segments * limits.DIRTY_PART_SPACE_BYTES
@@ -432,7 +432,7 @@ class Writeback:
             self._store.reserve(wanted - file.reserved)
             file.reserved = wanted
 
-    def _settle_reservation(self, file: _File) -> None:
+    def _settle_reservation(self, file: DirtyFile) -> None:
         """Give back what is no longer needed."""
         ranges = file.ranges
         wanted = ranges.bytes + ranges.segments * limits.DIRTY_PART_SPACE_BYTES
@@ -440,26 +440,26 @@ class Writeback:
             self._store.release(file.reserved - wanted)
             file.reserved = wanted
 
-    def _forget(self, file: _File, length: int) -> None:
+    def _forget(self, file: DirtyFile, length: int) -> None:
         """Drop dirty bytes at and above `length`."""
         before = file.ranges.memory_bytes
         file.ranges.truncate(length)
         self._settle(file, before)
 
-    def _remove(self, file: _File, index: int, start: int, end: int) -> int:
+    def _remove(self, file: DirtyFile, index: int, start: int, end: int) -> int:
         """Drop a shard's dirty bytes [start, end); how many there were."""
         before = file.ranges.memory_bytes
         removed = file.ranges.remove(index, start, end)
         self._settle(file, before)
         return removed
 
-    def _settle(self, file: _File, memory_bytes_before: int) -> None:
+    def _settle(self, file: DirtyFile, memory_bytes_before: int) -> None:
         """Account for dirty bytes that have gone."""
         self.dirty_bytes += file.ranges.memory_bytes - memory_bytes_before
         self._settle_reservation(file)
         self._notify()
 
-    def _lose(self, file: _File, index: int) -> None:
+    def _lose(self, file: DirtyFile, index: int) -> None:
         """Drop a shard's dirty bytes that can never be stored, and remember that (I5)."""
         lost = self._remove(file, index, 0, SHARD_BYTES)
         self._error_counts[file.ino] = self.error_count(file.ino) + 1
@@ -472,7 +472,7 @@ class Writeback:
             at + SHARD_BYTES - 1,
         )
 
-    def _retire(self, file: _File) -> None:
+    def _retire(self, file: DirtyFile) -> None:
         """Stop knowing a file that has nothing dirty and that nobody is working on."""
         if not file.ranges and not file.users and self._dirty.get(file.ino) is file:
             del self._dirty[file.ino]

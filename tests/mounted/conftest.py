@@ -147,6 +147,7 @@ class MountFactory(Protocol):
         device: Path,
         options: Sequence[str] = (),
         *,
+        arguments: Sequence[str | Path] = (),
         format_arguments: Sequence[str] | None = (),
         seconds_max: float = 120.0,
     ) -> MountedShardfs: ...
@@ -163,6 +164,7 @@ def mount_shardfs(
         device: Path,
         options: Sequence[str] = (),
         *,
+        arguments: Sequence[str | Path] = (),
         format_arguments: Sequence[str] | None = (),
         seconds_max: float = 120.0,
     ) -> MountedShardfs:
@@ -171,7 +173,9 @@ def mount_shardfs(
         path = tmp_path / f"mnt-{len(made)}"
         path.mkdir()
         log = tmp_path / f"server-{len(made)}.log"
-        mounted = MountedShardfs(device, path, log, options, seconds_max=seconds_max)
+        mounted = MountedShardfs(
+            device, path, log, options, arguments=arguments, seconds_max=seconds_max
+        )
         made.append(mounted)
         kernel_resources.callback(mounted.close)
         mounted.start()

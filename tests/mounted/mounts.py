@@ -88,6 +88,7 @@ class MountedShardfs:
         path: an empty directory to mount it at.
         log: file that collects what the servers say, one after the other.
         options: mount options, as in `-o a,b`.
+        arguments: more of the command line of `shardfs mount`.
         seconds_max: life of one mount, from start to stop (I1).
     """
 
@@ -98,6 +99,7 @@ class MountedShardfs:
         log: Path,
         options: Sequence[str] = (),
         *,
+        arguments: Sequence[str | Path] = (),
         seconds_max: float = 120.0,
         command: Sequence[str | Path] = (SHARDFS,),
     ) -> None:
@@ -105,6 +107,7 @@ class MountedShardfs:
         self.path = path
         self.log = log
         self.options = tuple(options)
+        self.arguments = tuple(str(each) for each in arguments)
         self.seconds_max = seconds_max
         self.was_cut_off = False
         self.verify_at_end = True
@@ -137,6 +140,7 @@ class MountedShardfs:
         command = [*self._command, "mount", str(self.device), str(self.path), "--foreground"]
         if self.options:
             command += ["-o", ",".join(self.options)]
+        command += self.arguments
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/"

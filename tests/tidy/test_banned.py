@@ -33,7 +33,12 @@ class Ban:
 
 CLOCK = ("shardfs.clock.",)
 DEVICE = ("shardfs.engine.device.",)
-RAW_IO = ("shardfs.engine.device.", "shardfs.engine.claims.", "shardfs.engine.probe.")
+RAW_IO = (
+    "shardfs.engine.device.",
+    "shardfs.engine.claims.",
+    "shardfs.engine.probe.",
+    "shardfs.engine.recorder.",
+)
 
 BANNED_NAMES = (
     *(

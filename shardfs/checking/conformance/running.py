@@ -22,6 +22,8 @@ from functools import cache
 from types import MappingProxyType
 
 from shardfs.checking.conformance.case import Coverage, Operations, World
+from shardfs.checking.conformance.concurrent_world import ConcurrentWorld
+from shardfs.checking.conformance.file_world import FileWorld
 from shardfs.checking.conformance.lines import Case, decode_line, encode_line
 from shardfs.checking.conformance.store_world import StoreWorld
 from shardfs.checking.schedule import (
@@ -35,7 +37,7 @@ from shardfs.checking.schedule import (
 )
 from shardfs.errors import UsageError
 
-__all__ = ["Case", "Outcome", "decode_line", "encode_line", "run_case", "worlds"]
+__all__ = ["Case", "Outcome", "decode_line", "encode_line", "quiet", "run_case", "worlds"]
 
 STEPS_MAX = 200_000
 """A case that takes more steps of tasks is a livelock."""
@@ -70,7 +72,8 @@ class Outcome:
 @cache
 def worlds() -> Mapping[str, World]:
     """Every world by its name."""
-    return MappingProxyType({world.name: world for world in (StoreWorld(),)})
+    every: tuple[World, ...] = (StoreWorld(), FileWorld(), ConcurrentWorld())
+    return MappingProxyType({world.name: world for world in every})
 
 
 def run_case(case: Case, *, narrated: bool = False) -> Outcome:
@@ -94,7 +97,7 @@ def run_case(case: Case, *, narrated: bool = False) -> Outcome:
     program = world.program(operations, coverage)
     strategy = _strategy(case)
     strategy.begin()
-    with _silence():
+    with quiet():
         run = run_once(program, strategy, steps_max=STEPS_MAX, narrated=narrated)
     digest = _digest(operations, run)
     if case.digest and case.digest != digest:
@@ -120,8 +123,8 @@ def _digest(operations: Operations, run: Run[None]) -> str:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """What the engine logs of planned faults is not worth telling."""
+def quiet() -> Iterator[None]:
+    """The body's stores log nothing: what they say of planned faults is not worth telling."""
     logger = logging.getLogger("shardfs")
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -27,6 +27,7 @@ KEYS = PLAIN_KEYS + RECORD_KEYS + SHARD_KEYS
 VALUE_BYTES_MAX = 160 * limits.KIB
 RECORD_BYTES_MAX = 8 * limits.KIB
 CRASHES = ("lose", "keep", "kill", "scatter", "tear")
+_ALL_LIFE = 1 << 30
 _FILL_BYTES = 16 * limits.KIB - 256
 
 
@@ -65,10 +66,10 @@ async def part(system: StoreSystem, key: int, start: int, length: int) -> None:
     """Some bytes of a value."""
     name = KEYS[key % len(KEYS)]
     found = await system.store.get(name, start, length)
-    if system.bytes_were_lost:
-        return
     expected = system.model.get(name, start, length)
-    assert found == expected, f"bytes [{start}, {start + length}) of {name!r} are others"
+    assert name in system.unread or found == expected, (
+        f"bytes [{start}, {start + length}) of {name!r} are others"
+    )
 
 
 async def scan(system: StoreSystem) -> None:
@@ -83,9 +84,9 @@ async def scan_part(system: StoreSystem, first: int, count: int) -> None:
     after = first % len(keys) + count
     end = keys[after] if after < len(keys) else b"\xff"
     found = [entry async for entry in system.store.scan(start, end)]
-    if not system.bytes_were_lost:
-        expected = [key for key, _ in system.model.scan(start, end)]
-        assert [key for key, _ in found] == expected, "a scan finds other keys"
+    present = {key for key, _ in found} - system.unread
+    expected = {key for key, _ in system.model.scan(start, end)} - system.unread
+    assert present == expected, f"a scan finds {sorted(present ^ expected)} too many or not"
     for key, value in found:
         if isinstance(value, Shard):
             system.expect(key, await system.store.read_shard(value, 0, value.length))
@@ -135,7 +136,7 @@ async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
     name = SHARD_KEYS[key % len(SHARD_KEYS)]
     base = await store.get_shard(name)
     old = system.model.get(name)
-    if base is None or old is None or system.bytes_were_lost:
+    if base is None or old is None or name in system.unread:
         return
     start = min(start, len(old))
     data = system.value(min(max(size, 1), VALUE_BYTES_MAX // 4))
@@ -241,39 +242,92 @@ async def crash_twice(system: StoreSystem, kind: int, device_operations: int) ->
     system.end(CRASHES[kind % len(CRASHES)], recovery_cut=device_operations + 1)
 
 
-# --- faults -------------------------------------------------------------------------------------
+# --- faults --------------------------------------------------------------------------------------
 
 
 async def fail_read(system: StoreSystem, skip: int) -> None:
     """One read will fail."""
-    system.plan_fault("read", "read once")
     system.device.fail("read", skip=skip)
 
 
 async def fail_region(system: StoreSystem, extent: int) -> None:
     """An extent cannot be read for the rest of this life."""
-    extent_bytes = system.store.identity.extent_bytes
-    offset = extent % system.store.identity.extent_count * extent_bytes
-    system.plan_fault("read", "read region")
-    system.device.fail("read", offset, extent_bytes, times=1 << 30)
+    system.device.fail("read", *_extent(system, extent), times=_ALL_LIFE)
+
+
+async def fail_open(system: StoreSystem, skip: int) -> None:
+    """One read of the next opening will fail."""
+    system.reads_to_fail = skip
+
+
+async def flip_read(system: StoreSystem, skip: int) -> None:
+    """One read will return a wrong bit."""
+    system.device.faults.flip_read(skip=skip)
 
 
 async def fail_write(system: StoreSystem, skip: int) -> None:
     """One write will fail."""
-    system.plan_fault("write", "write once")
     system.device.fail("write", skip=skip)
 
 
 async def fail_flush(system: StoreSystem, skip: int) -> None:
     """One flush will fail, and with it all later ones."""
-    system.plan_fault("flush", "flush")
     system.device.fail("flush", skip=skip)
 
 
 async def fail_reset(system: StoreSystem, skip: int) -> None:
     """One reset of a zone will fail."""
-    system.plan_fault("reset", "reset once")
     system.device.fail("reset", skip=skip)
+
+
+async def vanish(system: StoreSystem, skip: int, requests: int) -> None:
+    """The device goes away, for some requests or for good."""
+    system.device.faults.vanish(skip, times=requests or None)
+
+
+async def rot(system: StoreSystem, key: int, offset: int) -> None:
+    """A byte of the data of a shard is not what it was."""
+    if not _is_shard(system, key):
+        return
+    shard = await system.store.get_shard(KEYS[key % len(KEYS)])
+    assert shard is not None
+    if not shard.pieces:
+        return
+    locator = shard.pieces[offset % len(shard.pieces)].locator
+    await system.store.sync()
+    start = system.store.identity.extent_offset(locator.extent) + locator.offset
+    system.device.rot(start + offset % locator.length)
+
+
+async def rot_anywhere(system: StoreSystem, extent: int, offset: int) -> None:
+    """A byte somewhere on the device is not what it was."""
+    start, length = _extent(system, extent)
+    system.device.rot(start + offset % length)
+
+
+async def lose_write(system: StoreSystem, skip: int) -> None:
+    """One write will be acknowledged and not done."""
+    system.device.faults.lose_write(skip=skip)
+
+
+async def misdirect_write(system: StoreSystem, blocks: int, skip: int) -> None:
+    """One write will be done elsewhere. (A zone would refuse it.)"""
+    if not system.settings.geometry.zoned:
+        distance = (blocks + 1) * limits.BLOCK_BYTES % system.device.size_bytes
+        system.device.faults.misdirect_write(distance or limits.BLOCK_BYTES, skip=skip)
+
+
+def _extent(system: StoreSystem, extent: int) -> tuple[int, int]:
+    identity = system.store.identity
+    return identity.extent_offset(extent % identity.extent_count), identity.extent_bytes
+
+
+def _is_shard(system: StoreSystem, key: int) -> bool:
+    name = KEYS[key % len(KEYS)]
+    value = system.model.get(name)
+    if value is None or name in RECORD_KEYS or name in system.unread:
+        return False
+    return name in SHARD_KEYS or len(value) > limits.INLINE_VALUE_BYTES_MAX
 
 
 _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
@@ -302,9 +356,16 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     crash_twice,
     fail_read,
     fail_region,
+    fail_open,
+    flip_read,
     fail_write,
     fail_flush,
     fail_reset,
+    vanish,
+    rot,
+    rot_anywhere,
+    lose_write,
+    misdirect_write,
 )
 _OPERATIONS = {
     function.__name__.replace("_", "-"): (function, len(inspect.signature(function).parameters) - 1)

@@ -9,20 +9,16 @@ What is checked, beside the answers of operations (store_operations.py):
     C2.  What it holds then is allowed by the model (key_value_model.I1 to I5).
     C3.  The account of live bytes agrees with the content; where a draw says so, fsck is clean.
     C4.  A clean close makes everything persistent: every promise ever handed out is kept.
-    C5.  Errors come only where a fault was planned, NoSpaceError only when much was written.
+    C5.  Errors come only after a fault has struck that explains them (faults.py says which faults
+         must be survived, and how), NoSpaceError only when much was written.
 
 Not here: the operations, and which sequences are tried (store_world.py).
 """
 
 from __future__ import annotations
 
-import functools
 import random
-import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
-
-import xxhash
 
 from shardfs import limits
 from shardfs.checking.conformance.case import Coverage
@@ -32,12 +28,20 @@ from shardfs.checking.conformance.store_checks import (
     read_content,
     read_entries,
 )
+from shardfs.checking.conformance.store_devices import (
+    SEEDS,
+    Ending,
+    Settings,
+    content_digest,
+    device_after,
+    excuses,
+    formatted,
+    loses_bytes,
+    may_turn_read_only,
+)
 from shardfs.checking.models.key_value_model import KeyValueModel, State, brief, difference
-from shardfs.checking.power_cuts import PowerCutPoint
 from shardfs.checking.power_cuts import Operation as DeviceOperation
-from shardfs.checking.schedule import Control, Replay, run_once
-from shardfs.checking.simulated_device import SimulatedDevice
-from shardfs.engine.mkfs import format_device, plan
+from shardfs.checking.schedule import Control
 from shardfs.engine.store import Store, StoreOptions
 from shardfs.errors import (
     CorruptionError,
@@ -47,86 +51,13 @@ from shardfs.errors import (
     ShardfsError,
 )
 
-EXTENT_BYTES = 64 * limits.KIB
-SEEDS = 1 << 30
-FSCK_EVERY = 4
+_FSCK_EVERY = 4
 _COMMIT_INTERVAL_S = 0.5
-_CHANGING = frozenset({"write", "flush", "reset", "discard"})
 _SPACE_FRACTION = 0.25
 """Of the device, given and written to it so far: with less, there is no reason for NoSpaceError."""
 _POOL_BYTES = 64 * limits.KIB
 _POOL_STEP = 61
 _POOL = random.Random(0x5EED).randbytes(_POOL_BYTES + 256 * limits.KIB)
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """What kind of device."""
-
-    sector_bytes: int
-    zoned: bool
-    extent_count: int
-
-
-GEOMETRIES = tuple(
-    Geometry(sector_bytes, zoned, extent_count)
-    for zoned in (False, True)
-    for sector_bytes in limits.SECTOR_BYTES_ALLOWED
-    for extent_count in (32, limits.EXTENT_COUNT_MIN)
-)
-
-
-@functools.cache
-def formatted(geometry: Geometry) -> SimulatedDevice:
-    """A device with an empty store, to be copied. Requires: no trio run is going on."""
-    size_bytes = geometry.extent_count * EXTENT_BYTES
-    identity = plan(
-        size_bytes,
-        geometry.sector_bytes,
-        extent_bytes=EXTENT_BYTES,
-        store_uuid=uuid.UUID(int=0x5EED),
-    )
-    zoned_bytes = EXTENT_BYTES if geometry.zoned else None
-    device = SimulatedDevice(size_bytes, geometry.sector_bytes, zoned_bytes)
-
-    async def program(_: Control) -> None:
-        await format_device(device, replace(identity, created_ns=0))
-
-    run = run_once(program, Replay(()))
-    assert run.finding is None, f"{run.finding}"
-    return device
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a life ends.
-
-    Args:
-        kind: a word for coverage: "clean", "kill", "lose", "keep", "scatter" or "tear".
-        point: of the crash; None for a clean close.
-        model: as of then.
-        recovery_cut: power fails again at this device operation of the next open; 0: it does not.
-    """
-
-    kind: str
-    point: PowerCutPoint | None
-    model: KeyValueModel
-    recovery_cut: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How the stores of one case are opened.
-
-    Args:
-        geometry: of the device.
-        checkpoints_max: a device call takes up to this many checkpoints.
-        background: the store's own tasks run; else every step is an operation's.
-    """
-
-    geometry: Geometry = GEOMETRIES[0]
-    checkpoints_max: int = 1
-    background: bool = False
 
 
 Action = Callable[["StoreSystem"], Awaitable[None]]
@@ -143,8 +74,9 @@ class StoreSystem:
         self.settings = settings
         self.model = KeyValueModel()
         self.device = formatted(settings.geometry).power_cut()
-        self.faults: set[str] = set()
         self.bytes_were_lost = False
+        self.unread: set[bytes] = set()
+        self.reads_to_fail: int | None = None
         self.ending: Ending | None = None
         self._cut_after = 0
         self._cut_kind = ""
@@ -157,6 +89,7 @@ class StoreSystem:
         """All actions, in as many lives as they end."""
         while await self._live(actions):
             pass
+        self._count_faults()
 
     # --- for operations ---------------------------------------------------------------------
 
@@ -181,15 +114,10 @@ class StoreSystem:
         model = self.model.snapshot() if crashed else self.model
         self.ending = Ending(kind, point, model, recovery_cut)
 
-    def plan_fault(self, kind: str, name: str) -> None:
-        """Errors of requests of this kind are legal for the rest of this life."""
-        self.faults.add(kind)
-        self.coverage.counts[f"fault {name}"] += 1
-
     def expect(self, key: bytes, found: bytes | None) -> None:
         """A read has given this."""
         expected = self.model.get(key)
-        if found != expected and not (self.bytes_were_lost and self.model.was_written(key, found)):
+        if found != expected and not (key in self.unread and self.model.was_written(key, found)):
             raise AssertionError(f"{key!r} is {brief(found)}, not {brief(expected)}")
 
     # --- one life ---------------------------------------------------------------------------
@@ -213,7 +141,7 @@ class StoreSystem:
         except ShardfsError as error:
             if opened:
                 raise
-            self._require_planned(error)
+            self._require_excused(error)
             if self.bytes_were_lost:
                 return False
             self.end("kill")
@@ -262,26 +190,21 @@ class StoreSystem:
             point = self.device.power_cut_point()
         else:
             self.model = ending.model
+        self._count_faults()
+        self.bytes_were_lost |= loses_bytes(self.device.faults.struck)
         self._written_before += self.device.counts.write_bytes
-        self.device = self._after(point, ending.kind)
-        self.faults.clear()
+        self.device = device_after(self.device, point, ending.kind, self.control)
+        if self.reads_to_fail is not None:
+            self.device.fail("read", skip=self.reads_to_fail)
+            self.reads_to_fail = None
         if ending.recovery_cut:
             self.plan_cut(ending.recovery_cut, ending.kind)
         if ending.kind != "clean":
-            self.coverage.crash_states.add(_content_digest(self.device))
+            self.coverage.crash_states.add(content_digest(self.device))
 
-    def _after(self, point: PowerCutPoint, kind: str) -> SimulatedDevice:
-        match kind:
-            case "kill":
-                return self.device.after_kill(point)
-            case "keep":
-                return self.device.after_power_cut(point, point.everything())
-            case "scatter" | "tear":
-                rng = random.Random(self.control.draw(SEEDS))
-                choice = point.random_choice(rng, torn=kind == "tear")
-                return self.device.after_power_cut(point, choice)
-            case _:
-                return self.device.after_power_cut(point)
+    def _count_faults(self) -> None:
+        struck = self.device.faults.struck
+        self.coverage.counts.update({f"fault {name}": count for name, count in struck.items()})
 
     # --- checks -----------------------------------------------------------------------------
 
@@ -296,33 +219,36 @@ class StoreSystem:
                 raise
             self.coverage.counts["no space"] += 1
         except (DeviceError, ReadOnlyError, CorruptionError) as error:
-            self._require_planned(error)
+            self._require_excused(error)
 
-    def _require_planned(self, error: ShardfsError) -> None:
+    def _require_excused(self, error: ShardfsError) -> None:
         """Raises the error again, unless a fault explains it."""
-        if self.bytes_were_lost:
-            return
-        if isinstance(error, DeviceError) and error.operation in self.faults:
-            return
-        if self.faults & _CHANGING and not isinstance(error, NoSpaceError):
-            return
-        raise error
+        lost = self.bytes_were_lost
+        if not excuses(self.device.faults.struck, error) and not (
+            lost and isinstance(error, DeviceError | ReadOnlyError | CorruptionError)
+        ):
+            raise error
 
     async def _check_opened(self) -> None:
         if self.bytes_were_lost:
             await self._take_what_is_left()
             return
         assert not self.store.health.reason, f"the store opened {self.store.health.reason}"
-        await self._tolerating(self._compare(crashed=True))
+        try:
+            await self._compare(crashed=True)
+        except DeviceError as error:
+            # A read that failed once; the next one may not.
+            self._require_excused(error)
+            await self._compare(crashed=True)
 
     async def _check_end(self) -> None:
-        if not self.faults and not self.bytes_were_lost:
-            reason = self.store.health.reason
-            assert not reason, f"without a fault, the store is read-only: {reason}"
+        reason = self.store.health.reason
+        if self.bytes_were_lost or may_turn_read_only(self.device.faults.struck):
+            for key in sorted(self.model.written):
+                await self._tolerating(self._compare_key(key))
+        else:
+            assert not reason, f"no fault was a reason to turn read-only: {reason}"
             await self._compare()
-            return
-        for key in sorted(self.model.written):
-            await self._tolerating(self._compare_key(key))
 
     async def _compare(self, *, crashed: bool = False) -> None:
         """The whole content and the account."""
@@ -332,10 +258,9 @@ class StoreSystem:
             self.model.crash(content)
         else:
             assert content == self.model.content, difference(content, [self.model.content])
-        if not self.settings.background:
-            check_account(self.store, entries)
-        if crashed and self.control.draw(FSCK_EVERY) == FSCK_EVERY - 1:
-            await check_clean(self.store, data=True)
+        check_account(self.store, entries)
+        if crashed and self.control.draw(_FSCK_EVERY) == _FSCK_EVERY - 1:
+            await check_clean(self.store, self.device)
 
     async def _compare_key(self, key: bytes) -> None:
         self.expect(key, await self.store.get(key))
@@ -348,12 +273,9 @@ class StoreSystem:
             try:
                 value = await self.store.get(key)
             except (DeviceError, CorruptionError):
+                self.unread.add(key)
                 self.coverage.counts["read of lost bytes"] += 1
             assert self.model.was_written(key, value), f"{key!r} was never {brief(value)}"
             if value is not None:
                 found[key] = value
         self.model.restart(found)
-
-
-def _content_digest(device: SimulatedDevice) -> int:
-    return xxhash.xxh3_64_intdigest(device.image())

@@ -14,19 +14,19 @@ from collections.abc import Sequence
 
 from shardfs import limits
 from shardfs.checking.conformance.case import Coverage, Operation, Operations
+from shardfs.checking.conformance.store_devices import (
+    EXTENT_BYTES,
+    GEOMETRIES,
+    Settings,
+    formatted,
+)
 from shardfs.checking.conformance.store_operations import (
     ALPHABET,
     CRASHES,
     KEYS,
     action_of,
 )
-from shardfs.checking.conformance.store_system import (
-    EXTENT_BYTES,
-    GEOMETRIES,
-    Settings,
-    StoreSystem,
-    formatted,
-)
+from shardfs.checking.conformance.store_system import StoreSystem
 from shardfs.checking.schedule import Control, Program
 
 DEVICE = "device"
@@ -64,7 +64,7 @@ _WEIGHTS = {
     "wait": 0.5,
 }
 _ENDINGS = {"reboot": 2, "crash": 4, "cut": 4, "crash-twice": 1}
-_FAULTS = ("fail-read", "fail-region", "fail-write", "fail-flush", "fail-reset")
+_FAULTS = ALPHABET[ALPHABET.index("fail-read") :]
 _ENDINGS_WEIGHTS = {0: 1, 1: 5, 2: 2, 3: 0.5}
 _FAULT_PROBABILITY = 0.2
 _LEFT_OUT_PROBABILITY = 0.2
@@ -90,7 +90,7 @@ class StoreWorld:
         """See World.program."""
         settings = Settings()
         if operations and operations[0].name == DEVICE:
-            geometry, latency, background = (operations[0].arguments + (0, 0, 0))[:3]
+            geometry, latency, background = (*operations[0].arguments, 0, 0, 0)[:3]
             settings = Settings(
                 GEOMETRIES[geometry % len(GEOMETRIES)], 1 + latency % 8, bool(background)
             )
@@ -163,9 +163,21 @@ class _Generator:
             case "cut" | "crash-twice":
                 pair = (rng.randrange(rng.choice((4, 12))), rng.randrange(len(CRASHES)))
                 return pair if name == "cut" else pair[::-1]
+            case "rot":
+                return (self._key(), rng.randrange(EXTENT_BYTES))
+            case "rot-anywhere":
+                # What is written first lies in front; half of what rots is not in use.
+                return (
+                    rng.randrange(rng.choice((8, 32))),
+                    rng.randrange(rng.choice((4096, EXTENT_BYTES))),
+                )
+            case "misdirect-write":
+                return (rng.randrange(32 * EXTENT_BYTES // limits.BLOCK_BYTES), rng.randrange(8))
+            case "vanish":
+                return (rng.randrange(12), rng.choice((0, 1, 3, 10)))
             case "fail-region":
                 return (rng.randrange(32),)
-            case "fail-read" | "fail-write" | "fail-flush" | "fail-reset":
+            case _ if name in _FAULTS:
                 return (rng.randrange(8),)
             case _:
                 return ()

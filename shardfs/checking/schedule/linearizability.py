@@ -79,15 +79,16 @@ class History(Generic[Operation]):
 
     def begin(self, operation: Operation) -> Call[Operation]:
         """A call begins now."""
-        call = Call(len(self.calls), operation, self._tick())
+        call = Call(len(self.calls), operation, self.tick())
         self.calls.append(call)
         return call
 
     def end(self, call: Call[Operation], result: object) -> None:
         """A call ends now, with this result."""
-        call.ended, call.result = self._tick(), result
+        call.ended, call.result = self.tick(), result
 
-    def _tick(self) -> int:
+    def tick(self) -> int:
+        """A moment that lies between all that was noted before and all that will be."""
         self._time += 1
         return self._time
 

@@ -1,0 +1,197 @@
+"""Mistakes in extents, the scheduler and the superblock: where writes go, and in which order.
+
+Role: one part of the catalog; each mutant is as in canary.py.
+
+Not here: what the writes hold (chunks.py), which batches they make durable (tree.py, store.py).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shardfs.checking.canaries.canary import Canary
+from shardfs.checking.canaries.planting import Edit
+from shardfs.engine import opening, reclaim, recovery
+from shardfs.engine.extents import Extents
+from shardfs.engine.scheduler import Scheduler
+from shardfs.engine.superblock import Superblock
+
+RECLAMATION: Final = (
+    Canary(
+        "live-bytes-in-whole-pages",
+        "An extent is taken for dead while a chunk just under a page is alive in it: live bytes "
+        "are counted in whole pages. (Only wholly dead extents are reclaimed, so this stands for "
+        "the scan of ShardStore's reclamation, which missed chunks near the page size.)",
+        (
+            Edit(
+                Extents.dead,
+                "and extent.live_bytes == 0",
+                "and extent.live_bytes // limits.BLOCK_BYTES == 0",
+            ),
+        ),
+        ("store",),
+        issue=1,
+    ),
+    Canary(
+        "extent-handed-out-before-its-record",
+        "A freed extent is handed out before the superblock record that frees it is persistent: "
+        "a crash leaves the old soft pointer and epoch over new data.",
+        (
+            Edit(
+                reclaim.reclaim_dead,
+                "await scheduler.settle(await committer.write_record())",
+                "await committer.write_record()",
+            ),
+        ),
+        ("store",),
+        issue=7,
+    ),
+    Canary(
+        "freed-before-what-dropped-it-is-durable",
+        "An extent is freed as soon as nothing in memory refers to it; the delta that dropped the "
+        "last reference may still be lost.",
+        (
+            Edit(
+                Extents.dead,
+                "extent.last_delta <= (checkpoint if extent.stream is Stream.META else "
+                "durable_delta)",
+                "extent.last_delta >= 0",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "epoch-not-raised",
+        "Freeing an extent leaves its epoch: what deltas and caches say of its former life is "
+        "taken for true of the new one.",
+        (Edit(Extents.mark_free, "extent.epoch += 1\n", ""),),
+        ("store",),
+    ),
+    Canary(
+        "pinned-extent-freed",
+        "An extent is reset while somebody reads from it.",
+        (Edit(Extents.dead, "extent.pins == 0", "extent.pins >= 0"),),
+        ("concurrent",),
+    ),
+)
+
+SUPERBLOCK: Final = (
+    Canary(
+        "ownership-as-before-the-crash",
+        "The snapshot written at opening repeats what the superblock said before, not what "
+        "recovery found: extents opened since are owned by nobody once the deltas that name them "
+        "are behind a checkpoint. (Ownership in shardfs hangs on this snapshot, where ShardStore "
+        "had a dependency.)",
+        (
+            Edit(
+                opening._make_durable,
+                "start_logs(root, extents.entries(), parts",
+                "start_logs(root, list(parts.found.entries.values()), parts",
+            ),
+        ),
+        ("store",),
+        issue=6,
+    ),
+    Canary(
+        "buffers-held-until-persistent",
+        "A write keeps its place in the pool until it is persistent, not until it is written: when "
+        "all places are taken, those who wait for a superblock update wait for ever.",
+        (
+            Edit(Scheduler._write_group, "self._writing -= 1\n", ""),
+            Edit(
+                Scheduler._write_group,
+                "self._issue_ready()\nself._made_progress()",
+                "def give_back() -> None:\n"
+                "    self._writing -= 1\n"
+                "    self._issue_ready()\n"
+                "group[-1].persistent.on_settled(give_back)\n"
+                "self._made_progress()",
+            ),
+        ),
+        ("concurrent", "store"),
+        issue=12,
+    ),
+    Canary(
+        "both-superblock-copies-at-once",
+        "The second copy of the superblock is reset before the first, started afresh, is flushed.",
+        (
+            Edit(
+                Superblock._start_log,
+                "await self._scheduler.settle(self._submit(copy, payload))",
+                "self._submit(copy, payload)",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "better-superblock-copy-first",
+        "Opening starts the newer superblock copy afresh first; a crash then leaves the older.",
+        (
+            Edit(
+                recovery.read_superblock,
+                "worse = numbers.index(min(numbers))",
+                "worse = numbers.index(max(numbers))",
+            ),
+        ),
+        ("store",),
+    ),
+)
+
+WRITES: Final = (
+    Canary(
+        "persistent-once-written",
+        "A write counts as persistent when the device has taken it, before any flush.",
+        (
+            Edit(
+                Scheduler._write_group,
+                "self._written.append(write.persistent)",
+                "write.persistent.resolve()",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "flush-error-ignored",
+        "A flush that failed is taken for one that succeeded.",
+        (
+            Edit(
+                Scheduler._flush_once,
+                "failure = error\nself._health.make_read_only(str(error))",
+                "del error",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "write-error-ignored",
+        "A write that failed is taken for one that succeeded.",
+        (
+            Edit(
+                Scheduler._write_group,
+                "except DeviceError as error:\n    failure = error",
+                "except DeviceError:\n    failure = None",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "flush-that-began-before-the-write",
+        "Who asks for a flush while one is running is content with that one, though it began "
+        "before the write completed.",
+        (
+            Edit(
+                Scheduler.flush,
+                "wanted = self._flushes_started + (1 if self._written else 0)",
+                "wanted = self._flushes_started + (0 if self._flush_running else 1)",
+            ),
+            Edit(
+                Scheduler._flush_once,
+                "for dependency in batch:",
+                "batch, self._written = batch + self._written, []\nfor dependency in batch:",
+            ),
+        ),
+        ("concurrent", "store"),
+    ),
+)
+
+CANARIES: Final = (*RECLAMATION, *SUPERBLOCK, *WRITES)

@@ -1,0 +1,266 @@
+"""The world of concurrent callers: several clients on one store, under explored schedules.
+
+Role: a sequence of operations says what each of up to four clients does, one thing after the
+other; which client goes on at each step is the schedule's choice. Clients also merge, reclaim
+and checkpoint, beside the store's own background tasks or instead of them; they are cancelled;
+one request of the device may fail; and the power may be cut at any device operation.
+
+What is checked, beside concurrent_clients.P1 to P3 and what the explorer finds by itself
+(deadlocks, livelocks, tasks left behind, unexpected errors):
+    W1. The history is linearizable: every call took effect at one moment between its beginning
+        and its end, batches and lists of all keys too. A list that takes several pages sees
+        each key as it was at some moment of the list, and keys that nobody changes once.
+    W2. What a power cut leaves is the state behind some prefix of such an order, and the prefix
+        holds all that a returned sync covered or a persistent dependency stood for.
+    W3. After a close without errors that prefix is everything.
+    W4. The account of live bytes fits the content, at the end and after reopening; in samples,
+        fsck is clean.
+    W5. A store without faults is healthy at its end.
+
+Operations (the first number is the client, modulo 4; those that set up have none):
+    get k, put k size, delete k, list, sync, settle, extend k size, create mask size,
+    remove mask, pause eighths, checkpoint, compact, reclaim; cancel: the client's next operation
+    may be cancelled. Setting up: device shape; background; cache 1 (none); latency n; fault
+    kind skip; cut n (at the n-th device operation).
+
+Not here: the operations themselves (concurrent_clients.py), devices (concurrent_devices.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from shardfs.checking.conformance.case import Coverage, Operation, Operations
+from shardfs.checking.conformance.concurrent_clients import (
+    COMMIT_INTERVAL_S,
+    KEYS,
+    Clients,
+    Values,
+)
+from shardfs.checking.conformance.concurrent_devices import SHAPES, Prepared, prepared
+from shardfs.checking.conformance.store_checks import check_account, check_clean, read_entries
+from shardfs.checking.power_cuts import Operation as DeviceOperation
+from shardfs.checking.power_cuts import PowerCutPoint
+from shardfs.checking.schedule import Control, Program
+from shardfs.checking.schedule.linearizability import find_violation
+from shardfs.checking.schedule.store_histories import StoreModel, after_a_cut
+from shardfs.checking.simulated_device import SimulatedDevice
+from shardfs.engine.store import Store, StoreOptions
+from shardfs.errors import CorruptionError, ShardfsError
+
+CLIENTS_MAX: Final = 4
+ALPHABET: Final = (
+    *("get", "put", "delete", "list", "sync", "settle", "extend", "create", "remove", "pause"),
+    *("checkpoint", "compact", "reclaim", "cancel"),
+)
+SETTING_UP: Final = ("device", "background", "cache", "latency", "fault", "cut")
+FAULT_KINDS: Final = ("read", "write", "flush", "discard")
+_SEEDS = 1 << 30
+_FSCK_EVERY = 8
+_CUT_OPERATIONS_MAX = 40
+_FAULT_SKIP_MAX = 24
+_LATENCY_MAX = 4
+_OPERATIONS_MAX = 36
+_WEIGHTS = (0, 1, 1, 2, 4)
+
+
+class ConcurrentWorld:
+    """Concurrent callers of a whole store. See World."""
+
+    name = "concurrent"
+    alphabet: Sequence[str] = (*ALPHABET, *SETTING_UP)
+
+    def __init__(self) -> None:
+        for shape in SHAPES:
+            prepared(shape)
+
+    def generate(self, rng: random.Random) -> Operations:
+        """See World.generate: a swarm, each sequence with weights of its own."""
+        operations = [Operation("device", (rng.randrange(len(SHAPES)),))]
+        if rng.random() < 0.4:
+            operations.append(Operation("background", (1,)))
+        if rng.random() < 0.5:
+            operations.append(Operation("cache", (1,)))
+        operations.append(Operation("latency", (rng.randrange(_LATENCY_MAX),)))
+        if rng.random() < 0.2:
+            fault = (rng.randrange(len(FAULT_KINDS)), rng.randrange(_FAULT_SKIP_MAX))
+            operations.append(Operation("fault", fault))
+        if rng.random() < 0.5:
+            operations.append(Operation("cut", (rng.randrange(1, _CUT_OPERATIONS_MAX),)))
+        clients = rng.randint(2, CLIENTS_MAX)
+        weights = [rng.choice(_WEIGHTS) for _ in ALPHABET]
+        weights[ALPHABET.index("put")] += 1
+        weights[ALPHABET.index("cancel")] *= rng.random() < 0.3
+        keys = rng.sample(range(len(KEYS)), rng.randint(1, 4))
+        for _ in range(rng.randint(4, _OPERATIONS_MAX)):
+            name = rng.choices(ALPHABET, weights)[0]
+            first = rng.randrange(16)
+            if name in ("get", "put", "delete"):
+                first = rng.choice(keys)
+            operations.append(Operation(name, (rng.randrange(clients), first, rng.randrange(10))))
+        return tuple(operations)
+
+    def program(self, operations: Operations, coverage: Coverage) -> Program[None]:
+        """See World.program."""
+        setup = {each.name: each.arguments or (0,) for each in operations}
+        origin = prepared(SHAPES[setup.get("device", (0,))[0] % len(SHAPES)])
+
+        async def program(control: Control) -> None:
+            await _Life(control, operations, setup, origin, coverage).run()
+
+        return program
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A moment at which the power might have been cut.
+
+    Args:
+        at: the moment in the history.
+        durable: what had ended before that moment survives.
+        point: of the device.
+    """
+
+    at: int
+    durable: int
+    point: PowerCutPoint
+
+
+class _Life:
+    """One case while it runs."""
+
+    def __init__(
+        self,
+        control: Control,
+        operations: Operations,
+        setup: dict[str, tuple[int, ...]],
+        origin: Prepared,
+        coverage: Coverage,
+    ) -> None:
+        self._control = control
+        self._operations = operations
+        self._origin = origin
+        self._coverage = coverage
+        self._cut_wanted = setup.get("cut", (0,))[0]
+        self._fault = setup.get("fault")
+        self._options = StoreOptions(
+            background=bool(setup.get("background", (0,))[0]),
+            cache_bytes=0 if setup.get("cache", (0,))[0] else 1 << 20,
+            commit_interval_s=COMMIT_INTERVAL_S,
+        )
+        self._checkpoints_max = 1 + setup.get("latency", (0,))[0] % _LATENCY_MAX
+        self._device = origin.device.power_cut()
+        self._steps_before = 0
+        self._clients: Clients | None = None
+        self._cut: _Cut | None = None
+
+    async def run(self) -> None:
+        """Everything, from opening to the last check."""
+        self._coverage.counts[f"device {self._origin.shape.name}"] += 1
+        self._device.reseed(self._control.draw(_SEEDS), self._checkpoints_max)
+        try:
+            async with Store.open(self._device, options=self._options) as store:
+                clients = self._begin(store)
+                await self._act(clients)
+                await self._settle_accounts(store, clients)
+                end = clients.history.tick()
+                closed = clients.history.tick()
+                durable = clients.durable
+        except ShardfsError as error:
+            if self._fault is None or isinstance(error, CorruptionError):
+                raise
+            return
+        self._device.observer = None
+        healthy = not store.health.reason
+        assert healthy or self._fault is not None, f"the store is {store.health.reason}"
+        calls = clients.history.calls
+        violation = find_violation(calls, StoreModel())
+        assert violation is None, f"{violation}"
+        if self._cut is not None:
+            left = self._after(self._cut.point)
+            await self._check_left(left, clients, self._cut.at, self._cut.durable, "a power cut")
+        elif healthy:
+            await self._check_left(self._device.power_cut(), clients, closed, end, "a clean close")
+        else:
+            left = self._after(self._device.power_cut_point())
+            await self._check_left(left, clients, closed, durable, "an error")
+
+    def _begin(self, store: Store) -> Clients:
+        self._clients = Clients(
+            self._control,
+            store,
+            self._origin.content,
+            Values(self._origin.content, self._origin.lengths),
+            self._coverage,
+            is_atomic=not self._origin.shape.crowded,
+            faulty=self._fault is not None,
+            background=self._options.background,
+        )
+        self._steps_before = self._device.step
+        if self._cut_wanted:
+            self._device.observer = self._observe
+        if self._fault is not None:
+            kind, skip = (*self._fault, 0)[:2]
+            kind_name = FAULT_KINDS[kind % len(FAULT_KINDS)]
+            self._device.fail(kind_name, skip=skip)
+            self._coverage.counts[f"fault {kind_name}"] += 1
+        return self._clients
+
+    def _observe(self, operation: DeviceOperation) -> None:
+        if operation.step - self._steps_before == self._cut_wanted and self._clients is not None:
+            durable = self._clients.durable
+            at = self._clients.history.tick()
+            self._cut = _Cut(at, durable, self._device.power_cut_point())
+
+    async def _act(self, clients: Clients) -> None:
+        lists: dict[int, list[tuple[int, Operation]]] = {}
+        for place, operation in enumerate(self._operations):
+            if operation.name in ALPHABET:
+                client = (*operation.arguments, 0)[0] % CLIENTS_MAX
+                lists.setdefault(client, []).append((place, operation))
+        async with trio.open_nursery() as nursery:
+            for client in sorted(lists):
+                nursery.start_soon(clients.perform, tuple(lists[client]), name=f"client {client}")
+
+    async def _settle_accounts(self, store: Store, clients: Clients) -> None:
+        await clients.look()
+        for attempt in range(2):
+            try:
+                check_account(store, await read_entries(store))
+                return
+            except ShardfsError as error:
+                if self._fault is None or attempt or isinstance(error, CorruptionError):
+                    raise
+
+    # --- what is left ---------------------------------------------------------------------------
+
+    def _after(self, point: PowerCutPoint) -> SimulatedDevice:
+        """The device after a cut, in a drawn state; often the one that loses most."""
+        rng = random.Random(self._control.draw(_SEEDS))
+        choices = list(point.choices(4, rng))
+        choice = choices[self._control.draw(len(choices))]
+        torn = any(survivor.units for survivor in choice)
+        kind = "nothing left" if not choice else "torn" if torn else "whole"
+        self._coverage.counts[f"crash {kind}"] += 1
+        return self._device.after_power_cut(point, choice)
+
+    async def _check_left(
+        self, device: SimulatedDevice, clients: Clients, at: int, durable: int, behind: str
+    ) -> None:
+        device.reseed(0)
+        read_only = self._control.draw(4) > 0
+        options = StoreOptions(background=False, read_only=read_only)
+        async with Store.open(device, options=options) as store:
+            assert read_only or not store.health.reason, f"it opens {store.health.reason}"
+            found = await clients.values.read_all(store)
+            check_account(store, await read_entries(store))
+            if self._control.draw(_FSCK_EVERY) == 1:
+                await check_clean(store, data=True)
+        calls = after_a_cut(clients.history.calls, at, durable, found)
+        violation = find_violation(calls, StoreModel())
+        assert violation is None, f"behind {behind} was found what fits no order: {violation}"

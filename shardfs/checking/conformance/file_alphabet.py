@@ -1,0 +1,267 @@
+"""The operations of the world of files, and random sequences of them.
+
+Role: says what each operation's numbers mean, and generates sequences that make names collide and
+that stay near sector, page, granule and shard limits. Swarm weights: each sequence leaves some
+operations out and makes others frequent, so that rare mixtures come up.
+
+Invariants:
+    I1. Any numbers are an operation: they are taken modulo what there is.
+
+Not here: what the operations do (file_client.py, file_run.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from shardfs import limits
+from shardfs.checking.conformance.case import Operation, Operations
+
+PATHS: Final = (
+    *("a", "b", "c", "d", "e"),
+    *("d/a", "d/b", "d/c", "e/a", "e/b"),
+    *("d/d", "d/d/a", "e/d", "e/d/b"),
+)
+"""Few, so that they collide. Any may become a file, a directory or a link."""
+
+ROOT: Final = len(PATHS)
+"""Number of the root where a directory is wanted."""
+XATTRS: Final = ("user.x", "user.y", "trusted.z")
+RENAME_FLAGS: Final = (0, 1, 2)
+SHARD_BYTES: Final = limits.SHARD_BYTES
+OFFSETS_END: Final = SHARD_BYTES + 64 * limits.KIB
+LENGTHS_END: Final = 128 * limits.KIB
+CLIENTS_MAX: Final = 3
+
+_EDGES: Final = (512, 4096, 32 * limits.KIB, 64 * limits.KIB)
+CRASHES: Final = ("lose all", "keep all", "subset", "torn", "within")
+
+
+class Setup(NamedTuple):
+    """What a sequence runs on; numbers of the operation "setup".
+
+    Args:
+        store: 0 the reference store; an engine on a device with sectors of 512 (1) or 4096 (2)
+            bytes, with zones (3), or hardly large enough (4).
+        background: 1: flusher, reaper, commits and maintenance run by themselves.
+        clients: how many more than one work at a time.
+        variety: 1: little may be buffered; 2: device requests overlap; 4: hardly any cache.
+    """
+
+    store: int = 0
+    background: int = 0
+    clients: int = 0
+    variety: int = 0
+
+
+STORE_KINDS: Final = 5
+CLIENT_OPERATIONS: Final = (
+    "lookup",
+    "read",
+    "list",
+    "create",
+    "mkdir",
+    "symlink",
+    "write",
+    "append",
+    "truncate",
+    "unlink",
+    "rmdir",
+    "link",
+    "rename",
+    "mode",
+    "time",
+    "xattr-set",
+    "xattr-get",
+    "xattr-remove",
+    "fsync",
+    "fsyncdir",
+    "flush",
+    "open",
+    "handle-read",
+    "handle-write",
+    "handle-truncate",
+    "handle-fsync",
+    "close",
+)
+"""Of one client, whose number comes first; then a path or the number of an open handle."""
+UPKEEP_OPERATIONS: Final = ("sync", "reap", "checkpoint", "compact", "reclaim", "sleep", "fault")
+"""Of the file system as a whole, beside the clients."""
+ENDINGS: Final = ("remount", "crash")
+"""The file system is opened anew."""
+ALPHABET: Final = ("setup", *CLIENT_OPERATIONS, *UPKEEP_OPERATIONS, *ENDINGS)
+
+_WEIGHTS: Final = (
+    dict.fromkeys(CLIENT_OPERATIONS, 1.0)
+    | {"create": 3.0, "write": 5.0, "append": 2.0, "truncate": 2.5, "rename": 4.0, "mkdir": 2.0}
+    | {"unlink": 2.0, "link": 1.5, "fsync": 1.5, "read": 1.5, "lookup": 0.7, "list": 0.7}
+    | {"sync": 0.6, "reap": 0.5, "checkpoint": 0.3, "compact": 0.15, "reclaim": 0.3}
+    | {"sleep": 0.4, "fault": 0.4, "crash": 0.9, "remount": 0.2}
+)
+_COUNT_MIN, _COUNT_MAX = 18, 36
+_LIVES_MAX = 2
+"""Each opening takes as long as a dozen operations."""
+
+
+def generate(rng: random.Random) -> Operations:
+    """A random sequence for the world of files."""
+    return _Generator(rng).sequence()
+
+
+class _Generator:
+    """One sequence in the making; guesses which names there will be."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._setup = self._choose_setup()
+        self._near_shards = rng.random() < 0.06
+        self._kinds: list[dict[int, str]] = [{} for _ in range(self._setup.clients + 1)]
+        self._endings = 0
+        self._weights = [
+            _WEIGHTS[name] * rng.choice((0.0, 0.5, 1.0, 1.0, 3.0)) for name in ALPHABET[1:]
+        ]
+
+    def sequence(self) -> Operations:
+        """Everything, the setup first."""
+        count = self._rng.randint(_COUNT_MIN, _COUNT_MAX)
+        made = [Operation("setup", self._setup)]
+        if not any(self._weights):
+            self._weights = [1.0] * len(self._weights)
+        for name in self._rng.choices(ALPHABET[1:], self._weights, k=count):
+            if name in ENDINGS:
+                self._endings += 1
+                if self._endings > _LIVES_MAX:
+                    continue
+            made.append(Operation(name, self._arguments(name)))
+        if not self._endings:
+            made.append(Operation("crash", self._arguments("crash")))
+        return tuple(made)
+
+    def _choose_setup(self) -> Setup:
+        rng = self._rng
+        store = rng.choices(range(STORE_KINDS), (5, 3, 1, 1, 0.4))[0]
+        background = int(rng.random() < 0.35)
+        clients = rng.choices((0, 1, 2), (7, 2, 1))[0]
+        small_cap = background and rng.random() < 0.2
+        overlapping = 2 if rng.random() < 0.3 else 0
+        uncached = 4 if rng.random() < 0.2 else 0
+        return Setup(store, background, clients, int(small_cap) + overlapping + uncached)
+
+    def _arguments(self, name: str) -> tuple[int, ...]:
+        rng = self._rng
+        if name in CLIENT_OPERATIONS:
+            client = rng.randrange(self._setup.clients + 1)
+            return (client, *_CLIENT_ARGUMENTS[name](self, client))
+        match name:
+            case "sleep":
+                return (rng.choice((1, 5, 5, 6)),)
+            case "fault":
+                return (rng.randrange(3), rng.choice((0, 0, 1, 2, 4, 8)), rng.randrange(2))
+            case "crash":
+                kind = rng.choices(range(len(CRASHES)), (2, 1, 3, 2, 4))[0]
+                return (kind, rng.choice((0, 0, 1, 2, 3, 5, 8, 13)))
+        return ()
+
+    # --- arguments of the clients' operations
+
+    def some(self, client: int, *kinds: str) -> int:
+        """A path that probably stands for one of these kinds."""
+        found = [path for path, kind in self._kinds[client].items() if kind in kinds]
+        if not found or self._rng.random() < 0.08:
+            return self._rng.randrange(len(PATHS))
+        return self._rng.choice(found)
+
+    def directory(self, client: int) -> int:
+        """A path that probably stands for a directory; ROOT among them."""
+        return ROOT if self._rng.random() < 0.4 else self.some(client, "directory")
+
+    def free(self, client: int, kind: str = "") -> int:
+        """A path that probably can be made; it is then taken to be of that kind."""
+        kinds = self._kinds[client]
+        paths = [
+            number
+            for number, path in enumerate(PATHS)
+            if number not in kinds and self._is_directory(client, path.rpartition("/")[0])
+        ]
+        if not paths or self._rng.random() < 0.05:
+            return self._rng.randrange(len(PATHS))
+        number = self._rng.choice(paths)
+        if kind:
+            kinds[number] = kind
+        return number
+
+    def taken(self, client: int, *kinds: str) -> int:
+        """As `some`; the path is then taken to be free."""
+        number = self.some(client, *kinds)
+        self._kinds[client].pop(number, None)
+        return number
+
+    def move(self, client: int) -> tuple[int, int, int]:
+        """Arguments of a rename."""
+        rng = self._rng
+        old = self.some(client, "file", "file", "directory", "symlink")
+        new = self.some(client, "file", "directory") if rng.random() < 0.6 else self.free(client)
+        flags = rng.choices((0, 1, 2), (6, 1, 2))[0]
+        kinds = self._kinds[client]
+        if old != new and old in kinds and flags == 0:
+            kinds[new] = kinds.pop(old)
+        return old, new, flags
+
+    def offset(self) -> int:
+        """Where something begins, or how long it is."""
+        rng = self._rng
+        if self._near_shards and rng.random() < 0.4:
+            return SHARD_BYTES + rng.choice((-5000, -4096, -3, -1, 0, 1, 100))
+        if rng.random() < 0.35:
+            return 0
+        if rng.random() < 0.5:
+            return rng.choice(_EDGES) + rng.choice((-1, 0, 0, 1))
+        return rng.choice((rng.randrange(64), rng.randrange(6000), rng.randrange(100_000)))
+
+    def length(self) -> int:
+        """How many bytes; mostly few."""
+        rng = self._rng
+        if rng.random() < 0.35:
+            return rng.choice(_EDGES) + rng.choice((-1, 0, 0, 1))
+        return 1 + rng.choice((rng.randrange(64), rng.randrange(6000), rng.randrange(40_000)))
+
+    def draw(self, bound: int) -> int:
+        """Any number below a bound."""
+        return self._rng.randrange(bound)
+
+    def _is_directory(self, client: int, path: str) -> bool:
+        return not path or self._kinds[client].get(PATHS.index(path)) == "directory"
+
+
+_ANY: Final = ("file", "directory", "symlink")
+_CLIENT_ARGUMENTS: Final[dict[str, Callable[[_Generator, int], tuple[int, ...]]]] = {
+    "lookup": lambda g, c: (g.some(c, *_ANY),),
+    "read": lambda g, c: (g.some(c, "file"), g.offset(), g.length()),
+    "list": lambda g, c: (g.directory(c),),
+    "create": lambda g, c: (g.free(c, "file"),),
+    "mkdir": lambda g, c: (g.free(c, "directory"),),
+    "symlink": lambda g, c: (g.free(c, "symlink"), g.draw(5)),
+    "write": lambda g, c: (g.some(c, "file"), g.offset(), g.length()),
+    "append": lambda g, c: (g.some(c, "file"), g.length()),
+    "truncate": lambda g, c: (g.some(c, "file"), g.offset()),
+    "unlink": lambda g, c: (g.taken(c, "file", "symlink"),),
+    "rmdir": lambda g, c: (g.some(c, "directory"),),
+    "link": lambda g, c: (g.some(c, "file"), g.free(c, "file")),
+    "rename": lambda g, c: g.move(c),
+    "mode": lambda g, c: (g.some(c, *_ANY), g.draw(512)),
+    "time": lambda g, c: (g.some(c, *_ANY), g.draw(1000)),
+    "xattr-set": lambda g, c: (g.some(c, *_ANY), g.draw(3), g.draw(2000)),
+    "xattr-get": lambda g, c: (g.some(c, *_ANY), g.draw(3)),
+    "xattr-remove": lambda g, c: (g.some(c, *_ANY), g.draw(3)),
+    "fsync": lambda g, c: (g.some(c, "file"),),
+    "fsyncdir": lambda g, c: (g.directory(c),),
+    "flush": lambda g, c: (g.some(c, "file"),),
+    "open": lambda g, c: (g.some(c, "file"),),
+    "handle-read": lambda g, c: (g.draw(4), g.offset(), g.length()),
+    "handle-write": lambda g, c: (g.draw(4), g.offset(), g.length()),
+    "handle-truncate": lambda g, c: (g.draw(4), g.offset()),
+    "handle-fsync": lambda g, c: (g.draw(4),),
+    "close": lambda g, c: (g.draw(4),),
+}

@@ -1,0 +1,66 @@
+"""The world of files: a file system without a kernel, beside the model of names and contents.
+
+Role: the World "files". What its operations mean is in file_alphabet.py, what is checked in
+file_run.py and file_client.py.
+
+Invariants:
+    I1. Times in inodes do not come from the wall clock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from shardfs import clock
+from shardfs.checking.conformance.case import Coverage, Operations
+from shardfs.checking.conformance.file_alphabet import ALPHABET, generate
+from shardfs.checking.conformance.file_devices import ground
+from shardfs.checking.conformance.file_run import FileRun, setup_of
+from shardfs.checking.schedule import Control, Program
+
+_FIRST_NS: Final = 1_700_000_000 * 10**9
+
+
+class FileWorld:
+    """See World."""
+
+    @property
+    def name(self) -> str:
+        """See World.name."""
+        return "files"
+
+    @property
+    def alphabet(self) -> Sequence[str]:
+        """See World.alphabet."""
+        return ALPHABET
+
+    def generate(self, rng: random.Random) -> Operations:
+        """See World.generate."""
+        return generate(rng)
+
+    def program(self, operations: Operations, coverage: Coverage) -> Program[None]:
+        """See World.program."""
+        setup = setup_of(operations)
+        base = ground(setup)
+
+        async def program(control: Control) -> None:
+            with _steady_clock():
+                await FileRun(control, coverage, setup, base, operations).run()
+
+        return program
+
+
+@contextmanager
+def _steady_clock() -> Iterator[None]:
+    """Each look at the clock is one nanosecond later (I1)."""
+    module = vars(clock)
+    before = module["now_ns"]
+    module["now_ns"] = itertools.count(_FIRST_NS).__next__
+    try:
+        yield
+    finally:
+        module["now_ns"] = before
