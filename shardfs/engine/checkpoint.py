@@ -30,10 +30,15 @@ from shardfs.engine.commit import Committer, Freeze
 from shardfs.engine.dependency import all_of
 from shardfs.engine.extents import Extents, Usage
 from shardfs.engine.layout import Kind, Stream
-from shardfs.engine.lsm.compaction import choose_runs, merge_runs, write_memtable
+from shardfs.engine.lsm.compaction import (
+    choose_runs,
+    copy_segment,
+    merge_runs,
+    write_memtable,
+)
 from shardfs.engine.lsm.manifest import Manifest, encode_manifest
 from shardfs.engine.lsm.merge import Run
-from shardfs.engine.lsm.segment import SegmentWriter
+from shardfs.engine.lsm.segment import Segment, SegmentWriter
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
@@ -134,6 +139,39 @@ class Checkpointer:
             _log.debug("merged %d runs of level %d", len(chosen), chosen[0].level)
             return True
 
+    async def empty(self, extent: int) -> bool:
+        """Write what the tree has in one extent again, elsewhere; False if it has nothing there.
+
+        Raises:
+            DeviceError, CorruptionError, ReadOnlyError, NoSpaceError: it stays where it was.
+        """
+        async with self._lock:
+            run = next((each for each in self._tree.runs if _segments_in(each, extent)), None)
+            manifest = self._committer.root.manifest
+            if run is None and (manifest is None or manifest.extent != extent):
+                return False
+            writer = self._writer(level=run.level if run is not None else 0)
+            try:
+                if run is None:
+                    await self._install(self._tree.runs, writer, None)
+                    return True
+                doomed = _segments_in(run, extent)
+                kept = {each.meta.first_key: each for each in run.segments if each not in doomed}
+                writer.run_id = run.run_id
+                for segment in doomed:
+                    await copy_segment(segment, writer)
+                kept |= {each.meta.first_key: each for each in writer.segments}
+                again = run._replace(segments=tuple(kept[key] for key in sorted(kept)))
+                runs = tuple(again if each is run else each for each in self._tree.runs)
+                await self._install(runs, writer, None)
+            except BaseException:
+                self._abandon(writer)
+                raise
+            for segment in doomed:
+                for locator in segment.locators:
+                    self._debit(locator)
+            return True
+
     def _writer(self, *, level: int) -> SegmentWriter:
         run_id = self._next_run_id
         self._next_run_id += 1
@@ -173,6 +211,14 @@ class Checkpointer:
 
     def _debit(self, locator: Locator) -> None:
         self._extents.debit(locator.extent, locator.epoch, locator_bytes(locator))
+
+
+def _segments_in(run: Run, extent: int) -> list[Segment]:
+    return [
+        segment
+        for segment in run.segments
+        if any(locator.extent == extent for locator in segment.locators)
+    ]
 
 
 def _as_run(writer: SegmentWriter, level: int) -> tuple[Run, ...]:

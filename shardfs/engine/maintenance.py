@@ -27,6 +27,7 @@ from shardfs.engine.commit import Committer
 from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health
+from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.reclaim import reclaim_dead
 from shardfs.engine.scheduler import Scheduler
 from shardfs.errors import DeviceError, NoSpaceError, ShardfsError
@@ -122,16 +123,33 @@ class Maintenance:
             freed = await reclaim_dead(self._extents, self._committer, self._scheduler)
             if freed or not evacuate:
                 return freed
-            emptied = 0
-            while emptied < _EVACUATED_AT_ONCE and (chosen := self._evacuator.choose()):
-                await self._evacuator.evacuate(chosen)
-                emptied += 1
-                if self._extents.free_count <= _SCARCE_EXTENTS:
-                    break
-            if not emptied:
+            if not (await self._empty_data() or await self._empty_tree()):
                 return 0
             await self._committer.commit()
             return await reclaim_dead(self._extents, self._committer, self._scheduler)
+
+    async def _empty_data(self) -> int:
+        """Move what is live out of some extents of data; out of how many."""
+        emptied = 0
+        while emptied < _EVACUATED_AT_ONCE and (chosen := self._evacuator.choose()):
+            await self._evacuator.evacuate(chosen)
+            emptied += 1
+            if self._extents.free_count <= _SCARCE_EXTENTS:
+                break
+        return emptied
+
+    async def _empty_tree(self) -> bool:
+        """Make extents of the tree or of its log dead, if there is one worth it."""
+        sealed = [each for each in self._extents.all if each.state is ExtentState.SEALED]
+        log = [each for each in sealed if each.stream is Stream.META]
+        if len(log) > 1:
+            await self._checkpointer.checkpoint()
+            return True
+        runs = [each for each in sealed if each.stream is Stream.RUNS and each.live_bytes]
+        emptiest = min(runs, key=lambda each: each.live_bytes, default=None)
+        if emptiest is None or 2 * emptiest.live_bytes > self._extents.extent_bytes:
+            return False
+        return await self._checkpointer.empty(emptiest.index)
 
     async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:

@@ -23,7 +23,7 @@ from shardfs import limits
 from shardfs.engine.lsm.entry import TOMBSTONE
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.merge import Run, load_page
-from shardfs.engine.lsm.segment import SegmentWriter
+from shardfs.engine.lsm.segment import Segment, SegmentWriter
 
 _HIDDEN_FRACTION_MAX = 0.2
 _KEY_END = b"\xff" * (limits.KEY_BYTES_MAX + 1)
@@ -87,5 +87,21 @@ async def merge_runs(chosen: Sequence[Run], writer: SegmentWriter, *, is_oldest:
         if page.horizon is None:
             break
         start = page.horizon + b"\0"
+        await trio.lowlevel.checkpoint()
+    writer.finish()
+
+
+async def copy_segment(segment: Segment, writer: SegmentWriter) -> None:
+    """Write the entries of one segment again, as a segment of their own.
+
+    Checkpoints: at least once a block.
+
+    Raises:
+        DeviceError, CorruptionError: the segment cannot be read; nothing has been replaced.
+    """
+    for number in range(len(segment.index.blocks)):
+        block = await segment.block(number)
+        for key, value in zip(block.keys, block.values, strict=True):
+            writer.add(key, value)
         await trio.lowlevel.checkpoint()
     writer.finish()

@@ -185,7 +185,7 @@ class SegmentWriter:
         self._chunks = chunks
         self._extents = extents
         self._cache = cache
-        self._run_id = run_id
+        self.run_id = run_id
         self._level = level
         self._entries: list[tuple[bytes, bytes]] = []
         self._entry_bytes = 0
@@ -229,7 +229,7 @@ class SegmentWriter:
             self._end_segment()
 
     def _put(self, kind: Kind, owner: bytes, payload: bytes) -> Locator:
-        locator, persistent = self._chunks.put(kind, Stream.RUNS, owner, self._run_id, (payload,))
+        locator, persistent = self._chunks.put(kind, Stream.RUNS, owner, self.run_id, (payload,))
         # Live from the moment it is written: reclamation must not take what no manifest names
         # yet (the class of ShardStore's issue 14).
         self._extents.credit(locator.extent, locator_bytes(locator))
@@ -253,10 +253,10 @@ class SegmentWriter:
         count = len(self._keys)
         key_filter = Filter.of(self._keys, count)
         first_key = self._blocks[0][0]
-        payload = encode_index(self._run_id, count, self._blocks, key_filter.encode())
+        payload = encode_index(self.run_id, count, self._blocks, key_filter.encode())
         locator = self._put(Kind.RUN_INDEX, first_key, payload)
         meta = SegmentMeta(
-            self._run_id,
+            self.run_id,
             self._level,
             count,
             self._segment_bytes,
@@ -265,7 +265,7 @@ class SegmentWriter:
             locator,
         )
         index = SegmentIndex(
-            self._run_id,
+            self.run_id,
             count,
             [key for key, _ in self._blocks],
             [block for _, block in self._blocks],
