@@ -28,6 +28,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import trio
+import xxhash
 
 from shardfs.checking.faults import Effect, Fault, FaultPlan
 from shardfs.checking.power_cuts import (
@@ -288,6 +289,14 @@ class SimulatedDevice:
     def image(self) -> bytes:
         """Everything, as a read would return it."""
         return self._content(self._pages, 0, self.size_bytes)
+
+    def digest(self) -> int:
+        """Of what a read of everything would return; the same in every process."""
+        whole = xxhash.xxh3_64()
+        for number in sorted(self._pages):
+            whole.update(number.to_bytes(8, "little"))
+            whole.update(self._pages[number])
+        return whole.intdigest()
 
     @classmethod
     def from_image(cls, image: bytes, sector_bytes: int = 512, seed: int = 0) -> SimulatedDevice:

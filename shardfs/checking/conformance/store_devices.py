@@ -14,8 +14,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import xxhash
-
 from shardfs import limits
 from shardfs.checking.models.key_value_model import KeyValueModel
 from shardfs.checking.power_cuts import PowerCutPoint
@@ -76,12 +74,14 @@ class Ending:
         point: of the crash; None for a clean close.
         model: as of then.
         recovery_cut: power fails again at this device operation of the next open; 0: it does not.
+        recovery_kind: how it fails then.
     """
 
     kind: str
     point: PowerCutPoint | None
     model: KeyValueModel
     recovery_cut: int = 0
+    recovery_kind: str = ""
 
 
 @functools.cache
@@ -122,11 +122,6 @@ def device_after(
             return device.after_power_cut(point, point.random_choice(rng, torn=kind == "tear"))
         case _:
             return device.after_power_cut(point)
-
-
-def content_digest(device: SimulatedDevice) -> int:
-    """Of everything on the device."""
-    return xxhash.xxh3_64_intdigest(device.image())
 
 
 def loses_bytes(struck: Mapping[str, int]) -> bool:

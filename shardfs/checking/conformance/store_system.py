@@ -32,7 +32,6 @@ from shardfs.checking.conformance.store_devices import (
     SEEDS,
     Ending,
     Settings,
-    content_digest,
     device_after,
     excuses,
     formatted,
@@ -107,12 +106,12 @@ class StoreSystem:
             self._cut_kind = kind
             self.device.observer = self._observe
 
-    def end(self, kind: str, *, recovery_cut: int = 0) -> None:
+    def end(self, kind: str, *, recovery_cut: int = 0, recovery_kind: str = "") -> None:
         """This life ends, now."""
         crashed = kind != "clean"
         point = self.device.power_cut_point() if crashed else None
         model = self.model.snapshot() if crashed else self.model
-        self.ending = Ending(kind, point, model, recovery_cut)
+        self.ending = Ending(kind, point, model, recovery_cut, recovery_kind)
 
     def expect(self, key: bytes, found: bytes | None) -> None:
         """A read has given this."""
@@ -145,7 +144,8 @@ class StoreSystem:
             if self.bytes_were_lost:
                 return False
             self.end("kill")
-        if self._cut is None and self.ending is None:
+        if not self._ends():
+            self._check_promises()
             return False
         self._begin_anew()
         return True
@@ -181,12 +181,8 @@ class StoreSystem:
         self.coverage.counts[f"crash {ending.kind}"] += 1
         point = ending.point
         if point is None:
-            if not self.store.health.reason:
-                unkept = [each for each in self.model.promises if not each.is_persistent()]
-                assert not unkept, f"a clean close leaves {len(unkept)} promises unkept"
-                self.model.persist()
-            else:
-                self.model = self.model.snapshot()
+            self._check_promises()
+            self.model = self.model.snapshot()
             point = self.device.power_cut_point()
         else:
             self.model = ending.model
@@ -198,9 +194,9 @@ class StoreSystem:
             self.device.fail("read", skip=self.reads_to_fail)
             self.reads_to_fail = None
         if ending.recovery_cut:
-            self.plan_cut(ending.recovery_cut, ending.kind)
+            self.plan_cut(ending.recovery_cut, ending.recovery_kind)
         if ending.kind != "clean":
-            self.coverage.crash_states.add(content_digest(self.device))
+            self.coverage.crash_states.add(self.device.digest())
 
     def _count_faults(self) -> None:
         struck = self.device.faults.struck
@@ -228,6 +224,13 @@ class StoreSystem:
             lost and isinstance(error, DeviceError | ReadOnlyError | CorruptionError)
         ):
             raise error
+
+    def _check_promises(self) -> None:
+        """After a close: forward progress (C4)."""
+        if not self.store.health.reason:
+            unkept = [each for each in self.model.promises if not each.is_persistent()]
+            assert not unkept, f"a clean close leaves {len(unkept)} promises unkept"
+            self.model.persist()
 
     async def _check_opened(self) -> None:
         if self.bytes_were_lost:

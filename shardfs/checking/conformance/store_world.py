@@ -32,7 +32,7 @@ from shardfs.checking.schedule import Control, Program
 DEVICE = "device"
 """The operation that a sequence begins with: geometry, latency, background."""
 
-_STEPS_MIN, _STEPS_MAX = 10, 50
+_STEPS_MIN, _STEPS_MAX = 10, 46
 _CORNERS = (
     0,
     limits.INLINE_VALUE_BYTES_MAX,
@@ -62,13 +62,16 @@ _WEIGHTS = {
     "compact": 1,
     "reclaim": 1.5,
     "wait": 0.5,
+    "empty": 0.1,
 }
 _ENDINGS = {"reboot": 2, "crash": 4, "cut": 4, "crash-twice": 1}
 _FAULTS = ALPHABET[ALPHABET.index("fail-read") :]
-_ENDINGS_WEIGHTS = {0: 1, 1: 5, 2: 2, 3: 0.5}
+_ENDINGS_WEIGHTS = {0: 1.5, 1: 6, 2: 1.5, 3: 0.3}
 _FAULT_PROBABILITY = 0.2
 _LEFT_OUT_PROBABILITY = 0.2
 _FULL_PROBABILITY = 0.05
+_CHURN_PROBABILITY = 0.03
+_EMPTY_PROBABILITY = 0.7
 _BACKGROUND_PROBABILITY = 0.3
 _KEY_AGAIN_PROBABILITY = 0.8
 
@@ -132,7 +135,12 @@ class _Generator:
             for _ in range(rng.choice((1, 1, 2))):
                 names.insert(rng.randrange(len(names)), rng.choice(_FAULTS))
         if rng.random() < _FULL_PROBABILITY:
-            names.insert(rng.randrange(len(names) // 2), "fill")
+            at = rng.randrange(len(names) // 2)
+            names.insert(at, "fill")
+            if rng.random() < _EMPTY_PROBABILITY:
+                names.insert(rng.randrange(at + 1, len(names)), "empty")
+        if rng.random() < _CHURN_PROBABILITY:
+            names.insert(rng.randrange(len(names)), "churn")
         return [Operation(name, self._arguments(name)) for name in names]
 
     def _arguments(self, name: str) -> tuple[int, ...]:
@@ -161,8 +169,12 @@ class _Generator:
             case "crash":
                 return (rng.randrange(len(CRASHES)),)
             case "cut" | "crash-twice":
-                pair = (rng.randrange(rng.choice((4, 12))), rng.randrange(len(CRASHES)))
-                return pair if name == "cut" else pair[::-1]
+                at, kind = rng.randrange(rng.choice((4, 12))), rng.randrange(len(CRASHES))
+                if name == "cut":
+                    return at, kind
+                return kind, at, rng.choice((kind, rng.randrange(len(CRASHES))))
+            case "churn":
+                return (rng.randrange(4, 48),)
             case "rot":
                 return (self._key(), rng.randrange(EXTENT_BYTES))
             case "rot-anywhere":
