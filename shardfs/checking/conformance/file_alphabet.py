@@ -47,7 +47,8 @@ class Setup(NamedTuple):
             bytes, with zones (3), or hardly large enough (4).
         background: 1: flusher, reaper, commits and maintenance run by themselves.
         clients: how many more than one work at a time.
-        variety: 1: little may be buffered; 2: device requests overlap; 4: hardly any cache.
+        variety: 1: little may be buffered; 2: device requests overlap; 4: hardly any cache;
+            8: the file system's own limits are small, so that two is many.
     """
 
     store: int = 0
@@ -147,7 +148,9 @@ class _Generator:
         small_cap = background and rng.random() < 0.2
         overlapping = 2 if rng.random() < 0.3 else 0
         uncached = 4 if rng.random() < 0.2 else 0
-        return Setup(store, background, clients, int(small_cap) + overlapping + uncached)
+        small_limits = 8 if rng.random() < 0.4 else 0
+        variety = int(small_cap) + overlapping + uncached + small_limits
+        return Setup(store, background, clients, variety)
 
     def _arguments(self, name: str) -> tuple[int, ...]:
         rng = self._rng

@@ -33,13 +33,24 @@ class Version(NamedTuple):
 
     Args:
         moment: number of changes of names made before it.
-        ends: for each shard written to since the last truncation, where the last byte written
-            there ends.
+        writes: (start, end) of those made since the last truncation.
     """
 
     content: bytes
     moment: int
-    ends: dict[int, int]
+    writes: tuple[tuple[int, int], ...] = ()
+
+    def end_in(self, shard: int) -> int:
+        """Where the last byte written in a shard ends; 0 if there is none."""
+        first, behind = shard * SHARD_BYTES, (shard + 1) * SHARD_BYTES
+        return max(
+            (min(end, behind) for start, end in self.writes if start < behind and end > first),
+            default=0,
+        )
+
+    def writes_below(self, length: int) -> tuple[tuple[int, int], ...]:
+        """What of the writes lies below an offset."""
+        return tuple((start, min(end, length)) for start, end in self.writes if start < length)
 
 
 class Mark(NamedTuple):
@@ -59,7 +70,7 @@ class ContentModel:
     """
 
     def __init__(self, content: bytes = b"", moment: int = 0) -> None:
-        self._versions = [Version(content, moment, {})]
+        self._versions = [Version(content, moment)]
         self._floors = [(moment, 0)]
         """(moment, index): the state after that many changes has that version or a later one."""
         self._between: list[Version] = []
@@ -99,7 +110,7 @@ class ContentModel:
             for version in self._versions[low : high + 1]
         ]
         content = old.content[:length].ljust(length, b"\0")
-        self._versions.append(Version(content, moment, {}))
+        self._versions.append(Version(content, moment))
         self._floors.append((moment, self.last))
         self.stored = self.last
 
@@ -112,8 +123,8 @@ class ContentModel:
         """Writes may have been lost while nobody crashed: what is found now, if it may be."""
         if not self.may_be(found, moment):
             return False
-        ends = {shard: min(end, len(found)) for shard, end in self._versions[-1].ends.items()}
-        self._versions.append(Version(found, moment, ends))
+        writes = self._versions[-1].writes_below(len(found))
+        self._versions.append(Version(found, moment, writes))
         return True
 
     def made_durable(self, index: int, moment: int) -> None:
@@ -143,7 +154,7 @@ class ContentModel:
         for shard in range(-(-max(size_max, len(found)) // SHARD_BYTES)):
             here = slice(shard * SHARD_BYTES, (shard + 1) * SHARD_BYTES)
             ends = {
-                max(size_least, version.ends.get(shard, 0))
+                max(size_least, version.end_in(shard))
                 for version in candidates
                 if _same(found[here], version.content[here])
             }
@@ -165,19 +176,14 @@ class ContentModel:
 def _written(old: Version, offset: int, data: bytes, moment: int) -> Version:
     end = offset + len(data)
     content = old.content[:offset].ljust(offset, b"\0") + data + old.content[end:]
-    ends = dict(old.ends)
-    for shard in range(offset // SHARD_BYTES, -(-end // SHARD_BYTES)):
-        ends[shard] = max(ends.get(shard, 0), min(end, (shard + 1) * SHARD_BYTES))
-    return Version(content, moment, ends)
+    return Version(content, moment, (*old.writes, (offset, end)))
 
 
 def _kept_below(version: Version, last: Version, length: int, moment: int) -> Version:
     """An old version with what the last one has below `length`."""
     below = last.content[:length]
-    ends = dict(version.ends)
-    for shard, end in last.ends.items():
-        ends[shard] = max(ends.get(shard, 0), min(end, length))
-    return Version(below + version.content[len(below) :], moment, ends)
+    content = below + version.content[len(below) :]
+    return Version(content, moment, version.writes + last.writes_below(length))
 
 
 def _same(found: bytes, version: bytes) -> bool:
