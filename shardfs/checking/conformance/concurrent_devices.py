@@ -29,7 +29,7 @@ EXTENT_BYTES: Final = 64 * limits.KIB
 FIRST_TOKEN: Final = 1000
 """Tokens of values that are there from the start; those of operations are lower."""
 AGES: Final = 6
-_FILLERS = 560
+_FILLERS = 300
 _FILLER_BYTES = 40
 
 
