@@ -237,10 +237,10 @@ class RecordedLife:
                 if self._history is not None:
                     self._history.change(said)
             case Promised(is_given=True):
+                held = self._contents.get(said.ino)
                 # A promise without a condition says the same of the same content, and more.
-                self._contents = {said.ino: said, **self._contents}
-                if self._contents[said.ino].is_given:
-                    self._contents[said.ino] = said
+                if held is None or held.is_given:
+                    self._contents = {**self._contents, said.ino: said}
             case Promised():
                 self.promises += 1
                 self._names_promised = max(self._names_promised, said.names)

@@ -218,8 +218,13 @@ class _Check:
 
     def _choices(self, moment: Moment) -> list[Choice]:
         """Nothing, everything, and a sample of what is between."""
-        choices = list(moment.point.choices(2 * self._per_point, self._rng))
-        ends, between = choices[:2], choices[2:]
+        found: dict[Choice, None] = {}
+        for _ in range(self._per_point if moment.point.unflushed else 1):
+            # Of few writes there are few subsets, but each time others are torn elsewhere.
+            found.update(dict.fromkeys(moment.point.choices(2 * self._per_point, self._rng)))
+            if len(found) >= self._per_point:
+                break
+        ends, between = list(found)[:2], list(found)[2:]
         count = max(0, self._per_point - len(ends))
         if len(between) > count:
             between = self._rng.sample(between, count)
