@@ -68,6 +68,7 @@ CLI_SHARED = frozenset({"shardfs.cli.output", "shardfs.cli.options", "shardfs.cl
 # Packages that only these modules or rooms may import (a prefix ending in "." names a room).
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "click": ("shardfs.cli.",),
+    "rich": ("shardfs.cli.",),
     "pyfuse3": ("shardfs.fuse.", "shardfs.cli."),
     "hypothesis": ("shardfs.checking.",),
     "pytest": (),
