@@ -75,7 +75,7 @@ def _write_and_flush(patch: pytest.MonkeyPatch) -> None:
     def early(self: Extents, extent: Any) -> None:
         tail = extent.tail
         cut(self, extent)
-        unwritten: dict[Any, Any] = self._unwritten  # type: ignore[assignment]
+        unwritten: dict[Any, Any] = self._unwritten
         for offset in tail.frames if tail is not None else ():
             unwritten[extent.index, offset] = None
 
