@@ -32,21 +32,6 @@ CANARIES: Final = (
         issue=2,
     ),
     Canary(
-        "identity-of-a-chunk-not-compared",
-        "A whole frame at the right place passes for the chunk that a crash has torn, though it "
-        "is an older one: neither sequence number nor epoch is compared. (The sequence number is "
-        "what the UUID was, which collided.)",
-        (
-            Edit(
-                ChunkStore.is_whole,
-                "if frame.epoch != epoch or frame.sequence != sequence:\n    return False\n",
-                "",
-            ),
-        ),
-        ("store",),
-        issue=10,
-    ),
-    Canary(
         "rider-not-verified",
         "Recovery takes the last delta without looking whether its data is whole.",
         (Edit(recovery._riders_whole, "for part in parts:", "for part in ():"),),
@@ -54,12 +39,27 @@ CANARIES: Final = (
     ),
     Canary(
         "rider-verified-by-its-head",
-        "Recovery takes a chunk whose head is whole for a whole chunk.",
+        "A crash tears the end of a chunk, and recovery takes it for whole by its head. (Chunks "
+        "have no UUID at their end to be torn; checksums stand in for it.)",
         (
             Edit(
                 ChunkStore.is_whole,
                 'verify_granules(payload, frame.checksums, 0, "rider")',
                 "del payload",
+            ),
+        ),
+        ("store",),
+        issue=10,
+    ),
+    Canary(
+        "identity-of-a-chunk-not-compared",
+        "A whole frame at the right place passes for the chunk that a crash has torn, though it "
+        "is an older one: neither sequence number nor epoch is compared.",
+        (
+            Edit(
+                ChunkStore.is_whole,
+                "if frame.epoch != epoch or frame.sequence != sequence:\n    return False\n",
+                "",
             ),
         ),
         ("store",),

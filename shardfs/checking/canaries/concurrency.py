@@ -107,7 +107,7 @@ CANARIES: Final = (
         ("concurrent",),
     ),
     Canary(
-        "sync-with-another's-commit",
+        "sync-joins-a-running-commit",
         "A sync that finds a commit under way takes that one for its own.",
         (
             Edit(
