@@ -155,8 +155,8 @@ async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
 
 
 async def fill(system: StoreSystem, count: int) -> None:
-    """Many values, to bring the device near its end."""
-    for number in range(min(count, 64)):
+    """Many values, to bring the device to its end or near it."""
+    for number in range(min(count, 128)):
         name = b"f%d" % number
         value = system.value(_FILL_BYTES)
         with system.model.applying({name: value}) as applied:
@@ -273,9 +273,17 @@ async def crash(system: StoreSystem, kind: int) -> None:
     system.end(CRASHES[kind % len(CRASHES)])
 
 
-async def cut(system: StoreSystem, device_operations: int, kind: int) -> None:
-    """The power will fail in the middle of something."""
-    system.plan_cut(device_operations + 1, CRASHES[kind % len(CRASHES)])
+async def cut(
+    system: StoreSystem, device_operations: int, kind: int, again: int, second: int
+) -> None:
+    """The power will fail in the middle of something; unless `again` is 0, once more while the
+    store recovers from that."""
+    system.plan_cut(
+        device_operations + 1,
+        CRASHES[kind % len(CRASHES)],
+        recovery_cut=again,
+        recovery_kind=CRASHES[second % len(CRASHES)],
+    )
 
 
 async def crash_twice(system: StoreSystem, kind: int, device_operations: int, second: int) -> None:

@@ -77,8 +77,10 @@ class StoreSystem:
         self.unread: set[bytes] = set()
         self.reads_to_fail: int | None = None
         self.ending: Ending | None = None
+        self._is_first_life = True
         self._cut_after = 0
         self._cut_kind = ""
+        self._cut_again = 0, ""
         self._cut: Ending | None = None
         self._written_before = 0
         self._values = 0
@@ -99,11 +101,19 @@ class StoreSystem:
         start = self._values * _POOL_STEP % _POOL_BYTES
         return (b"%d:" % self._values + _POOL[start : start + size])[:size]
 
-    def plan_cut(self, device_operations: int, kind: str) -> None:
+    def plan_cut(
+        self,
+        device_operations: int,
+        kind: str,
+        *,
+        recovery_cut: int = 0,
+        recovery_kind: str = "",
+    ) -> None:
         """The power fails when so many more operations have been submitted to the device."""
         if not self._cut_after and self._cut is None:
             self._cut_after = device_operations
             self._cut_kind = kind
+            self._cut_again = recovery_cut, recovery_kind
             self.device.observer = self._observe
 
     def end(self, kind: str, *, recovery_cut: int = 0, recovery_kind: str = "") -> None:
@@ -170,7 +180,7 @@ class StoreSystem:
         self._cut_after -= 1
         if self._cut_after == 0:
             point = self.device.power_cut_point()
-            self._cut = Ending(self._cut_kind, point, self.model.snapshot())
+            self._cut = Ending(self._cut_kind, point, self.model.snapshot(), *self._cut_again)
             self.device.observer = None
 
     def _begin_anew(self) -> None:
@@ -178,6 +188,7 @@ class StoreSystem:
         ending = self._cut or self.ending
         assert ending is not None
         self._cut, self.ending, self._cut_after = None, None, 0
+        self._is_first_life = False
         self.coverage.counts[f"crash {ending.kind}"] += 1
         point = ending.point
         if point is None:
@@ -237,6 +248,8 @@ class StoreSystem:
             await self._take_what_is_left()
             return
         assert not self.store.health.reason, f"the store opened {self.store.health.reason}"
+        if self._is_first_life:
+            return
         try:
             await self._compare(crashed=True)
         except DeviceError as error:

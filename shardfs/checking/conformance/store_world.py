@@ -58,19 +58,20 @@ _WEIGHTS = {
     "write-out": 0.7,
     "flush": 0.7,
     "commit": 1,
-    "checkpoint": 1.5,
+    "checkpoint": 1.2,
     "compact": 1,
     "reclaim": 1.5,
     "wait": 0.5,
-    "empty": 0.1,
+    "empty": 0.02,
 }
 _ENDINGS = {"reboot": 2, "crash": 4, "cut": 4, "crash-twice": 1}
 _FAULTS = ALPHABET[ALPHABET.index("fail-read") :]
-_ENDINGS_WEIGHTS = {0: 1.5, 1: 6, 2: 1.5, 3: 0.3}
+_ENDINGS_WEIGHTS = {0: 2.5, 1: 6, 2: 1, 3: 0.3}
 _FAULT_PROBABILITY = 0.2
 _LEFT_OUT_PROBABILITY = 0.2
 _FULL_PROBABILITY = 0.05
 _CHURN_PROBABILITY = 0.03
+_CUT_AGAIN_PROBABILITY = 0.2
 _EMPTY_PROBABILITY = 0.7
 _BACKGROUND_PROBABILITY = 0.3
 _KEY_AGAIN_PROBABILITY = 0.8
@@ -161,7 +162,7 @@ class _Generator:
             case "patch":
                 return (rng.randrange(6), self._size(), self._size())
             case "fill":
-                return (rng.choice((20, 40, 60)),)
+                return (rng.choice((20, 40, 60, 90)),)
             case "sync-one":
                 return (rng.randrange(4),)
             case "wait":
@@ -170,11 +171,13 @@ class _Generator:
                 return (rng.randrange(len(CRASHES)),)
             case "cut" | "crash-twice":
                 at, kind = rng.randrange(rng.choice((4, 12))), rng.randrange(len(CRASHES))
+                second = rng.randrange(len(CRASHES))
                 if name == "cut":
-                    return at, kind
-                return kind, at, rng.choice((kind, rng.randrange(len(CRASHES))))
+                    again = rng.randrange(1, 6) if rng.random() < _CUT_AGAIN_PROBABILITY else 0
+                    return at, kind, again, second
+                return kind, at, rng.choice((kind, second))
             case "churn":
-                return (rng.randrange(4, 48),)
+                return rng.randrange(4, 48), rng.choice((0, 1, 1, 2)), rng.choice((0, 0, 4))
             case "rot":
                 return (self._key(), rng.randrange(EXTENT_BYTES))
             case "rot-anywhere":
