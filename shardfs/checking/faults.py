@@ -36,12 +36,12 @@ a read gives the right bytes or an error that names the place, never wrong ones.
                           a power cut. When it comes back by itself under an open store, that
                           store has met errors and no more.
 
-Damage of the delta log (by lost or misdirected writes, or rot) behind its first delta: opening
-finds that the log ends before a delta which a superblock record calls durable, and opens
-read-only with a reason. No record is written for each commit, though: deltas behind the last
-record that are damaged *and have no whole delta of a later number behind them* look like
-a crash before their flush, and are dropped. That is out of scope, as it is for any journal: nothing
-on the device tells a flushed tail that was lost from one that was never flushed.
+Damage of the delta log, by lost or misdirected writes or by rot, of a delta or of a rider of it:
+opening finds it when the log ends before a delta that a superblock record calls durable, and opens
+read-only with a reason. No record is written for each commit, though. Damage behind the last record
+looks like a crash before the flush: the damaged delta *and all behind it* are dropped without
+a word, acknowledged or not. That is out of scope in this version; a clean close ends the danger,
+because its record covers the whole log.
 
 Out of scope: a device that acknowledges flushes and loses what they covered in a power cut; one
 that answers reads of the superblock or the delta log with older, valid content (a rollback);
