@@ -133,5 +133,6 @@ assert WRITE_BYTES_TARGET % BLOCK_BYTES == 0
 assert SHARD_BYTES % CHUNK_BYTES_MAX == 0
 assert XATTR_BYTES_MAX + 64 <= RECORD_BYTES_MAX
 assert FILE_BYTES_MAX % SHARD_BYTES == 0
+assert SHARDS_PER_BATCH_MAX >= 2, "freeing begins each batch with the inode, which goes last"
 assert DIRTY_BYTES_MAX >= 8 * SHARD_BYTES
 assert DIRTY_AGE_S + FLUSHER_INTERVAL_S < 5.0, "what is older than 5 s survives a power cut"
