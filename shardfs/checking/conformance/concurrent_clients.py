@@ -50,8 +50,9 @@ FIRST_KEY, LAST_KEY = b"\0", b"\xff"
 FILLER: Final = b"filler"
 """Keys that begin like this are there from the start and never change."""
 RECORD_SIZES: Final = (8, 200, limits.INLINE_VALUE_BYTES_MAX)
-SHARD_SIZES: Final = (257, 1000, 4050, 4096, 9000, 16 * limits.KIB, 33_000)
+SHARD_SIZES: Final = (257, 1000, 4050, 4096, 9000, 16 * limits.KIB, 33_000, 60_000)
 _SIZES: Final = RECORD_SIZES + SHARD_SIZES
+SIZES: Final = len(_SIZES)
 _EXTENDED_BYTES_MAX = 96 * limits.KIB
 COMMIT_INTERVAL_S: Final = 0.5
 _PATIENCE = 4

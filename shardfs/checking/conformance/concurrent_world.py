@@ -39,6 +39,7 @@ from shardfs.checking.conformance.case import Coverage, Operation, Operations
 from shardfs.checking.conformance.concurrent_clients import (
     COMMIT_INTERVAL_S,
     KEYS,
+    SIZES,
     Clients,
     Values,
 )
@@ -73,7 +74,7 @@ ARGUMENTS: Final = {
 """Numbers of each operation of a client, beside the client's own."""
 ALPHABET: Final = tuple(ARGUMENTS)
 SETTING_UP: Final = ("device", "background", "cache", "latency", "fault", "cut")
-FAULT_KINDS: Final = ("read", "write", "flush", "discard")
+FAULT_KINDS: Final = ("read", "write", "flush", "discard", "read", "read")
 _SEEDS = 1 << 30
 _FSCK_EVERY = 8
 _CUT_OPERATIONS_MAX = 40
@@ -111,7 +112,7 @@ class ConcurrentWorld:
         weights[ALPHABET.index("put")] += 1
         weights[ALPHABET.index("cancel")] *= rng.random() < 0.3
         keys = rng.sample(range(len(KEYS)), rng.randint(1, 4))
-        sizes = rng.sample(range(10), rng.randint(1, 5))
+        sizes = rng.sample(range(SIZES), rng.randint(1, 5))
         for _ in range(rng.randint(4, _OPERATIONS_MAX)):
             name = rng.choices(ALPHABET, weights)[0]
             first = rng.randrange(16)
