@@ -7,9 +7,8 @@ Not here: what the content should be (models/key_value_model.py), when to look (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import itertools
+from collections.abc import Iterator
 
 from shardfs.checking.models.key_value_model import State
 from shardfs.checking.simulated_device import SimulatedDevice
