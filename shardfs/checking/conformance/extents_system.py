@@ -116,6 +116,7 @@ class ExtentsSystem:
         self.durable = 0
         self.ending: Past | None = None
         self._applied: list[tuple[int, Dependency]] = []
+        self._unsettled: list[Chunk] = []
         self._cut_after = 0
         self._cut_kind = ""
         self._values = 0
@@ -153,6 +154,7 @@ class ExtentsSystem:
         position = self.model.append(locator.extent, data, locator_bytes(locator), locator.offset)
         chunk = Chunk(locator, position, persistent, after.position if after else None)
         self.chunks[position] = chunk
+        self._unsettled.append(chunk)
         return chunk
 
     def refer(self, slot: int, chunk: Chunk | None) -> None:
@@ -332,15 +334,17 @@ class ExtentsSystem:
         self.model, self.durable = past.model, past.durable
         del self.states[past.applied :]
         self._applied = []
+        self._unsettled = []
         self.device = device_after(self.device, past.point, past.kind, self.control)
         if past.kind != "clean":
             self.coverage.crash_states.add(self.device.digest())
 
     def _poll(self) -> None:
         """Take note of what has become persistent."""
-        for chunk in self.chunks.values():
+        for chunk in self._unsettled:
             if chunk.persistent.is_persistent():
                 self.model.persist(chunk.position)
+        self._unsettled = [each for each in self._unsettled if not each.persistent.settled]
         for number, dependency in self._applied:
             if dependency.is_persistent():
                 self.durable = max(self.durable, number)

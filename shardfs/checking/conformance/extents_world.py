@@ -183,7 +183,7 @@ async def _cut(system: ExtentsSystem, after: int, kind: int) -> None:
 
 
 async def _fail(kind: str, system: ExtentsSystem, skip: int) -> None:
-    system.device.fail(kind, skip=skip % 20)
+    system.device.fail(kind, skip=skip % (4 if kind == "read" else 20))
 
 
 async def _flip_read(system: ExtentsSystem, skip: int) -> None:
