@@ -71,7 +71,7 @@ _FAULT_PROBABILITY = 0.2
 _LEFT_OUT_PROBABILITY = 0.2
 _FULL_PROBABILITY = 0.05
 _CHURN_PROBABILITY = 0.03
-_CUT_AGAIN_PROBABILITY = 0.2
+_CUT_AGAIN_PROBABILITY = 0.3
 _EMPTY_PROBABILITY = 0.7
 _BACKGROUND_PROBABILITY = 0.3
 _KEY_AGAIN_PROBABILITY = 0.8
@@ -173,8 +173,11 @@ class _Generator:
                 at, kind = rng.randrange(rng.choice((4, 12))), rng.randrange(len(CRASHES))
                 second = rng.randrange(len(CRASHES))
                 if name == "cut":
-                    again = rng.randrange(1, 6) if rng.random() < _CUT_AGAIN_PROBABILITY else 0
-                    return at, kind, again, second
+                    if rng.random() >= _CUT_AGAIN_PROBABILITY:
+                        return at, kind, 0, 0
+                    # A killed process leaves unflushed what recovery then relies on.
+                    first = rng.choice((kind, CRASHES.index("kill")))
+                    return at, first, rng.choice((1, 1, 2, 3, 5)), second
                 return kind, at, rng.choice((kind, second))
             case "churn":
                 return rng.randrange(4, 48), rng.choice((0, 1, 1, 2)), rng.choice((0, 0, 4))
@@ -193,7 +196,7 @@ class _Generator:
             case "fail-region":
                 return (rng.randrange(32),)
             case _ if name in _FAULTS:
-                return (rng.randrange(8),)
+                return (rng.randrange(rng.choice((1, 3, 8))),)
             case _:
                 return ()
 
