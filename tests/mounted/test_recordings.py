@@ -39,13 +39,11 @@ def git_work(root: Path) -> None:
         "user.email": "a@example.org",
         "gc.auto": "0",
     }
+    surroundings = (f"PATH={os.environ['PATH']}", f"HOME={root}", "GIT_CONFIG_NOSYSTEM=1")
     options = [word for pair in settings.items() for word in ("-c", "=".join(pair))]
 
     def git(*arguments: str) -> None:
-        run_command(
-            *("env", "-i", f"PATH={os.environ['PATH']}", f"HOME={root}", "GIT_CONFIG_NOSYSTEM=1"),
-            *("git", *options, "-C", work, *arguments),
-        )
+        run_command("env", "-i", *surroundings, "git", *options, "-C", work, *arguments)
 
     work.mkdir()
     git("init", "--quiet", "--initial-branch=main")
