@@ -109,6 +109,9 @@ class ConcurrentWorld:
             operations.append(Operation("cut", (rng.randrange(1, _CUT_OPERATIONS_MAX),)))
         clients = rng.randint(2, CLIENTS_MAX)
         weights = [rng.choice(_WEIGHTS) for _ in ALPHABET]
+        if rng.random() < 0.3:  # a few kinds of operations again and again, beside each other
+            few = rng.sample(range(len(ALPHABET)), 3)
+            weights = [8 * (number in few) for number in range(len(ALPHABET))]
         weights[ALPHABET.index("put")] += 1
         weights[ALPHABET.index("cancel")] *= rng.random() < 0.3
         keys = rng.sample(range(len(KEYS)), rng.randint(1, 4))
