@@ -135,7 +135,8 @@ class _Ageing:
                 await self._put(store, b"k0", length=_LARGE_BYTES if large else 30_000)
                 await self._put(store, b"r0", b"r1", length=100)
                 await self._put(store, b"k1", length=_LARGE_BYTES if large else 100)
-                await self._put(store, b"s0", length=9000)
+                if not large:
+                    await self._put(store, b"s0", length=9000)
                 if age % 2:
                     await store.delete(b"r1")
                     del self.content[b"r1"]
