@@ -29,6 +29,7 @@ SEEDS = 1 << 30
 _LOSING = frozenset({"write lost", "write misdirected", "rot"})
 _READING = frozenset({"read error once", "read error for ever"})
 _PASSING = frozenset({*_READING, "read flipped"})
+_CHANGING = frozenset({"write error once", "flush error once"})
 _POWER_OFF = frozenset({"flush error once", "flush error for ever", "vanished"})
 
 
@@ -132,6 +133,11 @@ def loses_bytes(struck: Mapping[str, int]) -> bool:
 def may_turn_read_only(struck: Mapping[str, int]) -> bool:
     """Whether faults that have struck are a reason for a store to take no more changes."""
     return not struck.keys() <= _READING
+
+
+def must_turn_read_only(struck: Mapping[str, int]) -> bool:
+    """Whether faults that have struck forbid that a store takes more changes."""
+    return not _CHANGING.isdisjoint(struck)
 
 
 def excuses(struck: Counter[str], error: ShardfsError) -> bool:

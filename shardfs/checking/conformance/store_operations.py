@@ -179,6 +179,9 @@ async def empty(system: StoreSystem) -> None:
             await put(system, 0, _FILL_BYTES)
             return
         except NoSpaceError as error:
+            if system.device.faults.struck:
+                # An extent that could not be reset stays unused until the next opening.
+                raise
             if not rounds_left:
                 raise AssertionError(f"an emptied store has no room: {store.space()}") from error
 

@@ -7,10 +7,12 @@ the next life is what the ending leaves.
 What is checked, beside the answers of operations (store_operations.py):
     C1.  A store opens by itself, healthy, as long as nothing destroyed bytes.
     C2.  What it holds then is allowed by the model (key_value_model.I1 to I5).
-    C3.  The account of live bytes agrees with the content; where a draw says so, fsck is clean.
+    C3.  The account of live bytes agrees with the content; where a draw says so, fsck is clean
+         (not with the store's own tasks running, which change what it compares).
     C4.  A clean close makes everything persistent: every promise ever handed out is kept.
     C5.  Errors come only after a fault has struck that explains them (faults.py says which faults
          must be survived, and how), NoSpaceError only when much was written.
+    C6.  A write or flush that failed has turned the store read-only.
 
 Not here: the operations, and which sequences are tried (store_world.py).
 """
@@ -37,6 +39,7 @@ from shardfs.checking.conformance.store_devices import (
     formatted,
     loses_bytes,
     may_turn_read_only,
+    must_turn_read_only,
 )
 from shardfs.checking.models.key_value_model import KeyValueModel, State, brief, difference
 from shardfs.checking.power_cuts import Operation as DeviceOperation
@@ -167,6 +170,7 @@ class StoreSystem:
                 await self._tolerating(self._check_end())
                 return
             await self._tolerating(action(self))
+            self._check_health()
             if not self.settings.background and self.store._committer.is_overdue:
                 await self._tolerating(self.store.checkpoint())
 
@@ -243,6 +247,11 @@ class StoreSystem:
             assert not unkept, f"a clean close leaves {len(unkept)} promises unkept"
             self.model.persist()
 
+    def _check_health(self) -> None:
+        """A store whose device failed a change takes no more of them (C6)."""
+        if must_turn_read_only(self.device.faults.struck) and self.store.health.is_writable:
+            raise AssertionError("the device has failed a change, and the store is still writable")
+
     async def _check_opened(self) -> None:
         if self.bytes_were_lost:
             await self._take_what_is_left()
@@ -275,7 +284,9 @@ class StoreSystem:
         else:
             assert content == self.model.content, difference(content, [self.model.content])
         check_account(self.store, entries)
-        if crashed and self.control.draw(_FSCK_EVERY) == _FSCK_EVERY - 1:
+        # fsck wants a store that nothing moves under it.
+        quiet = crashed and not self.settings.background
+        if quiet and self.control.draw(_FSCK_EVERY) == _FSCK_EVERY - 1:
             await check_clean(self.store, self.device)
 
     async def _compare_key(self, key: bytes) -> None:
