@@ -80,7 +80,7 @@ CANARIES: Final = (
                 "-(-(start + length - 1) // granule) * granule",
             ),
         ),
-        ("store", "extents", "files"),
+        ("store", "files"),
     ),
     Canary(
         "sequence-numbers-again",
