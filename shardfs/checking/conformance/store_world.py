@@ -87,7 +87,7 @@ class StoreWorld:
         """See World.generate."""
         generator = _Generator(rng)
         background = rng.random() < _BACKGROUND_PROBABILITY
-        first = (rng.randrange(len(GEOMETRIES)), rng.choice((0, 0, 0, 1, 2, 5)), int(background))
+        first = (rng.randrange(len(GEOMETRIES)), rng.choice((0, 0, 0, 0, 1, 3)), int(background))
         return (Operation(DEVICE, first), *generator.steps())
 
     def program(self, operations: Operations, coverage: Coverage) -> Program[None]:
