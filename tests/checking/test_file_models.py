@@ -172,18 +172,8 @@ def test_a_truncation_comes_after_the_writes_before_it() -> None:
     assert not content.may_be(b"oo", 1)
     assert not content.may_be(b"nnnn", 1)
     assert content.may_be(b"oooo", 0)
-    assert content.may_be(b"nnoo", 0), "what was buffered beyond the new end was given up first"
-    assert not content.may_be(b"oonn", 0)
-
-
-def test_a_truncation_may_leave_the_writes_below_the_new_end_alone() -> None:
-    content = ContentModel()
-    content.write(50, b"far", 0)
-    content.write(2, b"near", 0)
-    content.truncate(20, 1)
-    assert content.may_be(b"\0\0near", 0)
-    assert not content.may_be(b"\0\0near" + bytes(14), 0)
-    assert content.may_be(b"\0\0near" + bytes(14), 1)
+    assert content.may_be(b"nnnn", 0)
+    assert not content.may_be(b"nnoo", 0)
 
 
 # --- both

@@ -13,8 +13,7 @@ Invariants (what an application may rely on after a crash):
     I3. What fsync was called for stays: data and size.
     I4. A write is never kept without the changes of names that were made before it.
     I5. A truncation is a numbered change: it is there wholly or not at all, and after all writes
-        before it. Until it is there, one more state is possible: what was buffered below the
-        new end is kept, what was buffered beyond it is not.
+        before it.
 
 Not here: names (namespace_model.py), and which call applies what (file_model.py).
 """
@@ -73,8 +72,6 @@ class ContentModel:
         self._versions = [Version(content, moment)]
         self._floors = [(moment, 0)]
         """(moment, index): the state after that many changes has that version or a later one."""
-        self._between: list[Version] = []
-        """What an unfinished truncation may leave (I5)."""
         self.stored = 0
         """Index of the last version that is only waiting for any sync."""
 
@@ -82,7 +79,7 @@ class ContentModel:
         """As of now."""
         after = ContentModel()
         after._versions, after._floors = list(self._versions), list(self._floors)
-        after._between, after.stored = list(self._between), self.stored
+        after.stored = self.stored
         return after
 
     @property
@@ -103,13 +100,7 @@ class ContentModel:
 
     def truncate(self, length: int, moment: int) -> None:
         """truncate(2), which is change number `moment`."""
-        old = self._versions[-1]
-        low, high = self._window(moment - 1)
-        self._between += [
-            _kept_below(version, old, length, moment - 1)
-            for version in self._versions[low : high + 1]
-        ]
-        content = old.content[:length].ljust(length, b"\0")
+        content = self.content[:length].ljust(length, b"\0")
         self._versions.append(Version(content, moment))
         self._floors.append((moment, self.last))
         self.stored = self.last
@@ -147,7 +138,6 @@ class ContentModel:
         """Whether a crash may leave these bytes with the first `moment` changes of names."""
         low, high = self._window(moment)
         candidates = self._versions[low : high + 1]
-        candidates += [version for version in self._between if version.moment == moment]
         size_least = len(self._versions[low].content)
         size_max = max(len(version.content) for version in candidates)
         sizes = {size_least}
@@ -177,13 +167,6 @@ def _written(old: Version, offset: int, data: bytes, moment: int) -> Version:
     end = offset + len(data)
     content = old.content[:offset].ljust(offset, b"\0") + data + old.content[end:]
     return Version(content, moment, (*old.writes, (offset, end)))
-
-
-def _kept_below(version: Version, last: Version, length: int, moment: int) -> Version:
-    """An old version with what the last one has below `length`."""
-    below = last.content[:length]
-    content = below + version.content[len(below) :]
-    return Version(content, moment, version.writes + last.writes_below(length))
 
 
 def _same(found: bytes, version: bytes) -> bool:
