@@ -224,9 +224,12 @@ async def commit(system: StoreSystem) -> None:
 
 
 async def checkpoint(system: StoreSystem) -> None:
-    """The memtable becomes a run."""
+    """The memtable becomes a run; on a full device, too, for that is what the reserve is for."""
     applied_count = system.model.applied_count
-    await system.store.checkpoint()
+    try:
+        await system.store.checkpoint()
+    except NoSpaceError as error:
+        raise AssertionError(f"no room for a checkpoint: {system.store.space()}") from error
     system.model.persist(applied_count)
 
 
