@@ -52,19 +52,6 @@ CANARIES: Final = (
         issue=10,
     ),
     Canary(
-        "identity-of-a-chunk-not-compared",
-        "A whole frame at the right place passes for the chunk that a crash has torn, though it "
-        "is an older one: neither sequence number nor epoch is compared.",
-        (
-            Edit(
-                ChunkStore.is_whole,
-                "if frame.epoch != epoch or frame.sequence != sequence:\n    return False\n",
-                "",
-            ),
-        ),
-        ("store",),
-    ),
-    Canary(
         "checksum-not-verified",
         "Bytes are returned as the device gives them.",
         (Edit(ChunkStore.get, "verify_granules(data, locator.checksums, first, where)\n", ""),),

@@ -54,12 +54,6 @@ RECLAMATION: Final = (
         (Edit(Extents.mark_free, "extent.epoch += 1\n", ""),),
         ("store",),
     ),
-    Canary(
-        "pinned-extent-freed",
-        "An extent is reset while somebody reads from it.",
-        (Edit(Extents.dead, "extent.pins == 0", "extent.pins >= 0"),),
-        ("concurrent",),
-    ),
 )
 
 SUPERBLOCK: Final = (
