@@ -54,6 +54,9 @@ FILTER_FALSE_POSITIVE_RATE: Final = 0.01
 MEMTABLE_BYTES_MAX: Final = 8 * MIB
 DELTA_LOG_BYTES_MAX: Final = 32 * MIB
 """A checkpoint starts when the delta log has grown by this much: it bounds recovery."""
+LOG_LOOK_BYTES: Final = 4 * MIB
+"""Opening looks this far past the delta log's end for what came later: no less than the largest
+write, which may be the one that the device has lost."""
 DELTA_BYTES_MAX: Final = 4 * MIB
 """Changes not yet in a delta; beyond it a commit is started."""
 RECORD_BYTES_MAX: Final = 68 * KIB

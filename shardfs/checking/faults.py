@@ -22,8 +22,7 @@ a read gives the right bytes or an error that names the place, never wrong ones.
                           on: the next opening reads what the medium has.
     Lost write            Acknowledged and never applied. Found in a chunk, a run or a manifest:
                           their checksums are in the reference (chunks.I2). In one superblock copy
-                          survived: the other serves. In the delta log it cuts the log short;
-                          see the last paragraph.
+                          survived: the other serves. In the delta log: see below.
     Misdirected write     Applied at another block-aligned place: a lost write here, and rot
                           there. Zoned devices are spared: a zone refuses it.
     Flipped bits, lasting Found by checksums and named; what they held is lost. When both
@@ -37,10 +36,13 @@ a read gives the right bytes or an error that names the place, never wrong ones.
                           store has met errors and no more.
 
 Damage of the delta log, by lost or misdirected writes or by rot, of a delta or of a rider of it:
-opening finds it when the log ends before a delta that a superblock record calls durable, and opens
-read-only with a reason. No record is written for each commit, though. Damage behind the last record
-looks like a crash before the flush: the damaged delta *and all behind it* are dropped without
-a word, acknowledged or not. That is out of scope in this version; a clean close ends the danger,
+found, when anything shows that the delta had been durable: a superblock record that calls it so, or
+any later delta of the same mount, because none is issued before the last is durable
+(delta_log.I2; looked for limits.LOG_LOOK_BYTES past the damage, which is the largest write, and
+in the extents declared for the log). The store opens read-only with a reason and shows what came
+before. Of a damaged rider only the data are lost, and reading them fails. Damage of the *very last*
+delta before a crash, with no record behind it, cannot be told from a crash before its flush: it is
+dropped without a word, acknowledged or not. That one is out of scope; a clean close ends the danger,
 because its record covers the whole log.
 
 Out of scope: a device that acknowledges flushes and loses what they covered in a power cut; one

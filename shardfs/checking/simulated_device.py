@@ -40,6 +40,7 @@ from shardfs.checking.power_cuts import (
     drop_bytes,
     store_bytes,
 )
+from shardfs.checking.schedule.driver import is_alone
 from shardfs.checking.zones import (
     SimulationError,
     require_alone,
@@ -365,6 +366,8 @@ class SimulatedDevice:
         latency = self._checkpoints_max
         most = latency if isinstance(latency, int) else latency.get(kind, 1)
         for _ in range(self._rng.randint(1, most) if most > 1 else 1):
+            if is_alone():
+                break
             await trio.lowlevel.cancel_shielded_checkpoint()  # device.I3
             if not self._powered:
                 raise PowerCut

@@ -56,6 +56,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("commit",),
     ("checkpoint", "reclaim", "scrub"),
     ("maintenance",),
+    ("delta_log",),
     ("recovery",),
     ("opening",),
     ("store",),

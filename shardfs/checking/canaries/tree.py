@@ -15,10 +15,10 @@ from shardfs.checking.canaries.planting import Edit, Setting
 from shardfs.engine import recovery
 from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
+from shardfs.engine.delta_log import _LogReader, read_log
 from shardfs.engine.lsm import compaction, merge
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.segment import Segment, SegmentWriter
-from shardfs.engine.recovery import _LogReader
 
 RUNS: Final = (
     Canary(
@@ -187,7 +187,7 @@ DELTAS: Final = (
         "that is taken away and brought back twice has lost what they held.",
         (
             Edit(
-                recovery._read_log,
+                read_log,
                 "part.number > record.root.durable_delta\nand frame",
                 "frame",
             ),
@@ -264,7 +264,7 @@ DELTAS: Final = (
             Edit(
                 recovery.replay_log,
                 "_end_log(record, extents, chain, accepted)",
-                "_end_log(record, extents, chain, found)",
+                "_end_log(record, extents, chain, log.deltas)",
             ),
         ),
         ("store",),

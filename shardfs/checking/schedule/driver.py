@@ -29,6 +29,7 @@ from math import inf
 import trio
 from trio._core import _run as trio_run
 from trio._core._entry_queue import EntryQueue
+from trio._core._io_epoll import EpollIOManager
 from trio._core._run import CancelStatus
 
 from shardfs.checking.schedule.findings import Finding, FindingKind, place_of, without_addresses
@@ -43,6 +44,17 @@ _DRAINS_MAX = 6
 
 class Abandoned(BaseException):
     """Thrown into a task that will not end otherwise (I4)."""
+
+
+_installed: Driver | None = None
+
+
+def is_alone() -> bool:
+    """Whether a checkpoint of the running task would change nothing: the run is driven, no other
+    task can go on, and nothing can be cancelled. A simulated part may leave it out then."""
+    if _installed is None or _installed._scopes:
+        return False
+    return not trio_run.GLOBAL_RUN_CONTEXT.runner.runq
 
 
 class Driver:
@@ -86,12 +98,24 @@ class Driver:
         module = vars(trio_run)
         hooks = ("_ALLOW_DETERMINISTIC_SCHEDULING", "_r")
         before = {name: module[name] for name in hooks}
+        global _installed
+        ask_kernel = EpollIOManager.get_events
+
+        def get_events(manager: EpollIOManager, timeout: float) -> list[tuple[int, int]]:
+            """Nothing comes from outside while a task can go on: one system call a step less."""
+            can_go_on = trio_run.GLOBAL_RUN_CONTEXT.runner.runq
+            return [] if can_go_on else ask_kernel(manager, timeout)
+
         collecting = gc.isenabled()
         gc.disable()
+        _installed = self
+        EpollIOManager.get_events = get_events  # type: ignore[method-assign]
         module.update(_ALLOW_DETERMINISTIC_SCHEDULING=True, _r=stand_in)
         try:
             yield
         finally:
+            _installed = None
+            EpollIOManager.get_events = ask_kernel  # type: ignore[method-assign]
             module.update(before)
             if collecting:
                 gc.enable()
