@@ -2,8 +2,9 @@
 
 Role: trio 0.35 with `_ALLOW_DETERMINISTIC_SCHEDULING` set sorts the runnable tasks of each pass and
 calls `_r.shuffle(batch)`. A Driver stands in for `_r`: it leaves the chosen task in the batch and
-puts the others back on the run queue. That is private to trio, hence the exact version in
-pyproject.toml, and the tests that count interleavings.
+puts the others back on the run queue. The kernel is asked for events only when no task can go on;
+nothing that a driven program waits for comes from there. All that is private to trio, hence the
+exact version in pyproject.toml, and the tests that count interleavings.
 
 Invariants:
     I1. Choices are asked of the strategy only where there are two or more, and all are recorded.
@@ -22,7 +23,7 @@ import array
 import gc
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 
@@ -46,7 +47,15 @@ class Abandoned(BaseException):
     """Thrown into a task that will not end otherwise (I4)."""
 
 
+_ASK_KERNEL = EpollIOManager.get_events
+
 _installed: Driver | None = None
+
+
+def _get_events(manager: EpollIOManager, timeout: float) -> Sequence[tuple[int, int]]:
+    """Nothing comes from outside while a task can go on: one system call a step less."""
+    can_go_on = trio_run.GLOBAL_RUN_CONTEXT.runner.runq
+    return () if can_go_on else _ASK_KERNEL(manager, timeout)
 
 
 def is_alone() -> bool:
@@ -99,23 +108,16 @@ class Driver:
         hooks = ("_ALLOW_DETERMINISTIC_SCHEDULING", "_r")
         before = {name: module[name] for name in hooks}
         global _installed
-        ask_kernel = EpollIOManager.get_events
-
-        def get_events(manager: EpollIOManager, timeout: float) -> list[tuple[int, int]]:
-            """Nothing comes from outside while a task can go on: one system call a step less."""
-            can_go_on = trio_run.GLOBAL_RUN_CONTEXT.runner.runq
-            return [] if can_go_on else ask_kernel(manager, timeout)
-
         collecting = gc.isenabled()
         gc.disable()
         _installed = self
-        EpollIOManager.get_events = get_events  # type: ignore[method-assign]
+        EpollIOManager.get_events = _get_events  # type: ignore[method-assign, assignment]
         module.update(_ALLOW_DETERMINISTIC_SCHEDULING=True, _r=stand_in)
         try:
             yield
         finally:
             _installed = None
-            EpollIOManager.get_events = ask_kernel  # type: ignore[method-assign]
+            EpollIOManager.get_events = _ASK_KERNEL  # type: ignore[method-assign]
             module.update(before)
             if collecting:
                 gc.enable()
