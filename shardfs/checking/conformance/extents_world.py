@@ -3,7 +3,8 @@
 Role: the alphabet and the generator. Sizes lie around sectors, blocks, the largest chunk and the
 end of the extent; few slots are used again and again; each sequence prefers some operations.
 
-Not here: what is checked (extents_system.py), what extents are (models/extents_model.py).
+Not here: what is checked (extents_system.py, extents_lives.py), what extents are
+(models/extents_model.py).
 """
 
 from __future__ import annotations
@@ -14,13 +15,8 @@ from functools import partial
 
 from shardfs import limits
 from shardfs.checking.conformance.case import Coverage, Operation, Operations
-from shardfs.checking.conformance.extents_system import (
-    SLOTS,
-    STREAMS,
-    Action,
-    ExtentsSystem,
-    key_of,
-)
+from shardfs.checking.conformance.extents_lives import Action, ExtentsLives
+from shardfs.checking.conformance.extents_system import SLOTS, STREAMS, key_of
 from shardfs.checking.conformance.store_devices import GEOMETRIES, Settings, formatted
 from shardfs.checking.schedule import Control, Program
 from shardfs.engine.framing import head_bytes
@@ -77,7 +73,7 @@ Step = Callable[..., Awaitable[None]]
 # --- what operations do -----------------------------------------------------------------------
 
 
-def _size(system: ExtentsSystem, corner: int, off: int, stream: Stream, key: bytes) -> int:
+def _size(system: ExtentsLives, corner: int, off: int, stream: Stream, key: bytes) -> int:
     chunks = system.parts.chunks
     corner %= _ROOM + 1
     if corner == _ROOM:
@@ -87,70 +83,70 @@ def _size(system: ExtentsSystem, corner: int, off: int, stream: Stream, key: byt
     return min(max(1, size + off % 3 - 1), chunks.payload_bytes_max)
 
 
-async def _append(system: ExtentsSystem, slot: int, corner: int, off: int) -> None:
+async def _append(system: ExtentsLives, slot: int, corner: int, off: int) -> None:
     slot %= SLOTS
     key = key_of(slot)
     size = _size(system, corner, off, Stream.DATA, key)
     system.refer(slot, system.append(size, Stream.DATA, key))
 
 
-async def _read(system: ExtentsSystem, slot: int, start: int, cached: int) -> None:
+async def _read(system: ExtentsLives, slot: int, start: int, cached: int) -> None:
     position = system.references.get(slot % SLOTS)
     if position is not None:
         await system.read(position, start, position.length, cached=cached % 2 == 1)
 
 
-async def _read_all(system: ExtentsSystem) -> None:
+async def _read_all(system: ExtentsLives) -> None:
     for position in list(system.references.values()):
         await system.read(position, 0, position.length, cached=True)
 
 
-async def _drop_all(system: ExtentsSystem) -> None:
+async def _drop_all(system: ExtentsLives) -> None:
     for slot in list(system.references):
         await _drop(system, slot)
 
 
-async def _drop(system: ExtentsSystem, slot: int) -> None:
+async def _drop(system: ExtentsLives, slot: int) -> None:
     system.parts.health.require_writable()
     if slot % SLOTS in system.references:
         system.refer(slot % SLOTS, None)
 
 
-async def _scrap(system: ExtentsSystem, which: int, corner: int, off: int) -> None:
+async def _scrap(system: ExtentsLives, which: int, corner: int, off: int) -> None:
     stream = STREAMS[which % len(STREAMS)]
     system.append(_size(system, corner, off, stream, b""), stream, b"")
 
 
-async def _chain(system: ExtentsSystem, which: int, corner: int, off: int) -> None:
+async def _chain(system: ExtentsLives, which: int, corner: int, off: int) -> None:
     stream = STREAMS[which % len(STREAMS)]
     last = next(reversed(system.chunks.values()), None)
     system.append(_size(system, corner, off, stream, b"chained"), stream, b"chained", last)
 
 
-async def _cut_tails(system: ExtentsSystem) -> None:
+async def _cut_tails(system: ExtentsLives) -> None:
     system.parts.extents.cut_all()
 
 
-async def _write_out(system: ExtentsSystem) -> None:
+async def _write_out(system: ExtentsLives) -> None:
     system.parts.extents.cut_all()
     await system.parts.scheduler.write_out()
 
 
-async def _flush(system: ExtentsSystem) -> None:
+async def _flush(system: ExtentsLives) -> None:
     await _write_out(system)
     await system.parts.scheduler.flush()
 
 
-async def _commit(system: ExtentsSystem) -> None:
+async def _commit(system: ExtentsLives) -> None:
     await system.commit()
 
 
-async def _record(system: ExtentsSystem) -> None:
+async def _record(system: ExtentsLives) -> None:
     system.parts.health.require_writable()
     await system.write_record()
 
 
-async def _seal(system: ExtentsSystem, which: int) -> None:
+async def _seal(system: ExtentsLives, which: int) -> None:
     system.parts.health.require_writable()
     extents = system.parts.extents
     extent = extents._current.get(STREAMS[which % len(STREAMS)])
@@ -158,47 +154,47 @@ async def _seal(system: ExtentsSystem, which: int) -> None:
         extents.seal(extent)
 
 
-async def _free(system: ExtentsSystem) -> None:
+async def _free(system: ExtentsLives) -> None:
     system.parts.health.require_writable()
     await system.free()
 
 
-async def _read_reset(system: ExtentsSystem, which: int) -> None:
+async def _read_reset(system: ExtentsLives, which: int) -> None:
     model = system.model
     gone = [each for each in system.chunks if each.epoch < model.epoch(each.extent)]
     if gone:
         await system.read(gone[which % len(gone)], 0, 1, cached=False)
 
 
-async def _reboot(system: ExtentsSystem) -> None:
+async def _reboot(system: ExtentsLives) -> None:
     system.end("clean")
 
 
-async def _crash(system: ExtentsSystem, kind: int) -> None:
+async def _crash(system: ExtentsLives, kind: int) -> None:
     system.end(CRASHES[kind % len(CRASHES)])
 
 
-async def _cut(system: ExtentsSystem, after: int, kind: int) -> None:
+async def _cut(system: ExtentsLives, after: int, kind: int) -> None:
     system.plan_cut(1 + after % 40, CRASHES[kind % len(CRASHES)])
 
 
-async def _fail(kind: str, system: ExtentsSystem, skip: int) -> None:
+async def _fail(kind: str, system: ExtentsLives, skip: int) -> None:
     system.device.fail(kind, skip=skip % (4 if kind == "read" else 20))
 
 
-async def _flip_read(system: ExtentsSystem, skip: int) -> None:
+async def _flip_read(system: ExtentsLives, skip: int) -> None:
     system.device.faults.flip_read(skip=skip % 8)
 
 
-async def _vanish(system: ExtentsSystem, skip: int) -> None:
+async def _vanish(system: ExtentsLives, skip: int) -> None:
     system.device.faults.vanish(skip % 20)
 
 
-async def _lose_write(system: ExtentsSystem, skip: int) -> None:
+async def _lose_write(system: ExtentsLives, skip: int) -> None:
     system.device.faults.lose_write(skip=skip % 8)
 
 
-async def _rot(system: ExtentsSystem, which: int) -> None:
+async def _rot(system: ExtentsLives, which: int) -> None:
     places = list(system.references.values())
     if places:
         at = places[which % len(places)]
@@ -240,7 +236,7 @@ def _action(operation: Operation) -> Action:
     step, count = _STEPS[operation.name]
     numbers = (*operation.arguments, *(0,) * count)[:count]
 
-    async def act(system: ExtentsSystem) -> None:
+    async def act(system: ExtentsLives) -> None:
         system.coverage.counts[f"operation {operation.name}"] += 1
         await step(system, *numbers)
 
@@ -292,7 +288,7 @@ class ExtentWorld:
         actions = [_action(each) for each in operations if each.name != DEVICE]
 
         async def program(control: Control) -> None:
-            await ExtentsSystem(control, coverage, settings, free_max).run(iter(actions))
+            await ExtentsLives(control, coverage, settings, free_max).run(iter(actions))
 
         return program
 
