@@ -14,9 +14,12 @@ a read gives the right bytes or an error that names the place, never wrong ones.
                           the rest can. Of the two superblock copies either is enough. In the
                           manifest, in the index of a run or in the delta log it keeps the store
                           from opening, with DeviceError and nothing changed on the device.
-    Write, reset error    Survived as data, not as a mount: the store turns read-only, what was
+    Write error           Survived as data, not as a mount: the store turns read-only, what was
                           persistent stays, what was not fails for all who wait. A failed write
                           leaves any of its sectors new.
+    Reset error           Survived. The extents that were to be freed stay unused until the next
+                          opening; the background's reclamation turns the store read-only, one
+                          asked for by hand raises and leaves it writable.
     Flush error           The same. It has failed for ever (device.I2): nothing more is written.
                           Whatever it should have covered may be lost, also if the power stays
                           on: the next opening reads what the medium has.
@@ -42,8 +45,8 @@ any later delta of the same mount, because none is issued before the last is dur
 in the extents declared for the log). The store opens read-only with a reason and shows what came
 before. Of a damaged rider only the data are lost, and reading them fails. Damage of the *very last*
 delta before a crash, with no record behind it, cannot be told from a crash before its flush: it is
-dropped without a word, acknowledged or not. That one is out of scope; a clean close ends the danger,
-because its record covers the whole log.
+dropped without a word, acknowledged or not. That one is out of scope; a clean close ends the
+danger, because its record covers the whole log.
 
 Out of scope: a device that acknowledges flushes and loses what they covered in a power cut; one
 that answers reads of the superblock or the delta log with older, valid content (a rollback);

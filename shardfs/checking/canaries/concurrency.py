@@ -156,6 +156,12 @@ CANARIES: Final = (
         ("store", "concurrent"),
     ),
     Canary(
+        "pinned-extent-freed",
+        "Reclamation frees an extent that somebody is reading.",
+        (Edit(Extents.dead, "extent.pins == 0", "extent.pins >= 0"),),
+        ("concurrent",),
+    ),
+    Canary(
         "failed-load-wakes-nobody",
         "Those who wait for a cached block are not woken when reading it fails.",
         (

@@ -82,6 +82,7 @@ _FAULT_SKIP_MAX = 24
 _LATENCY_MAX = 4
 _OPERATIONS_MAX = 36
 _WEIGHTS = (0, 1, 1, 2, 4)
+_READING_PROBABILITY = 0.08
 
 
 class ConcurrentWorld:
@@ -123,6 +124,8 @@ class ConcurrentWorld:
                 first = rng.choice(keys)
             arguments = (rng.randrange(clients), first, rng.choice(sizes))
             operations.append(Operation(name, arguments[: 1 + ARGUMENTS[name]]))
+        if rng.random() < _READING_PROBABILITY:
+            return _reading_what_is_reclaimed(rng)
         return tuple(operations)
 
     def program(self, operations: Operations, coverage: Coverage) -> Program[None]:
@@ -134,6 +137,21 @@ class ConcurrentWorld:
             await _Life(control, operations, setup, origin, coverage).run()
 
         return program
+
+
+def _reading_what_is_reclaimed(rng: random.Random) -> Operations:
+    """One client reads values that have an extent each, one replaces them, one reclaims."""
+    large = next(number for number, shape in enumerate(SHAPES) if shape.large)
+    operations = [
+        Operation("device", (large,)),
+        Operation("cache", (rng.randrange(2),)),
+        Operation("latency", (_LATENCY_MAX - 1,)),
+    ]
+    for _ in range(rng.randint(2, 4)):
+        operations.append(Operation("get", (0, rng.randrange(2))))
+        operations.append(Operation("put", (1, rng.randrange(2), rng.randrange(SIZES))))
+        operations += [Operation("sync", (2,)), Operation("reclaim", (2,))]
+    return tuple(operations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +277,9 @@ class _Life:
         torn = any(survivor.units for survivor in choice)
         kind = "nothing left" if not choice else "torn" if torn else "whole"
         self._coverage.counts[f"crash {kind}"] += 1
-        return self._device.after_power_cut(point, choice)
+        left = self._device.after_power_cut(point, choice)
+        self._coverage.crash_states.add(left.digest())
+        return left
 
     async def _check_left(
         self, device: SimulatedDevice, clients: Clients, at: int, durable: int, behind: str
