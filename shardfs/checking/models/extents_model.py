@@ -1,8 +1,8 @@
 """What append-only extents are, in a few dictionaries; and what a crash may make of them.
 
 Role: the specification of engine/extents.py and the superblock's soft write pointers, for readers
-first. conformance/extents_system.py runs it beside the engine; tests/engine/model_extents.py puts it
-in the place of engine/extents.py, under the unit tests of chunks, shard data, runs and their merge.
+first. conformance/extents_system.py runs it beside the engine; tests/engine/model_extents.py puts
+it in the place of engine/extents.py, under the unit tests of chunks, shard data, runs and merges.
 
 Invariants, of every implementation:
     I1. Bytes are appended at the write pointer, which may first move up to the next block. They
