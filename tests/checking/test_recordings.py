@@ -147,6 +147,7 @@ def test_a_rename_without_content_is_found(tmp_path: Path) -> None:
     assert any("R3 b'a'" in finding for finding in report.findings), report.findings
 
 
+@pytest.mark.expected_warnings("now read-only")
 def test_a_device_that_forgets_a_flush_is_found(tmp_path: Path) -> None:
     """The recorded requests show a flush that covers less than the engine thinks."""
     path, lying = tmp_path / "recording", tmp_path / "lying"
