@@ -54,6 +54,9 @@ FILTER_FALSE_POSITIVE_RATE: Final = 0.01
 MEMTABLE_BYTES_MAX: Final = 8 * MIB
 DELTA_LOG_BYTES_MAX: Final = 32 * MIB
 """A checkpoint starts when the delta log has grown by this much: it bounds recovery."""
+LOG_LOOK_BYTES: Final = 4 * MIB
+"""Opening looks this far past the delta log's end for what came later: no less than the largest
+write, which may be the one that the device has lost."""
 DELTA_BYTES_MAX: Final = 4 * MIB
 """Changes not yet in a delta; beyond it a commit is started."""
 RECORD_BYTES_MAX: Final = 68 * KIB
@@ -133,5 +136,6 @@ assert WRITE_BYTES_TARGET % BLOCK_BYTES == 0
 assert SHARD_BYTES % CHUNK_BYTES_MAX == 0
 assert XATTR_BYTES_MAX + 64 <= RECORD_BYTES_MAX
 assert FILE_BYTES_MAX % SHARD_BYTES == 0
+assert SHARDS_PER_BATCH_MAX >= 2, "freeing begins each batch with the inode, which goes last"
 assert DIRTY_BYTES_MAX >= 8 * SHARD_BYTES
 assert DIRTY_AGE_S + FLUSHER_INTERVAL_S < 5.0, "what is older than 5 s survives a power cut"

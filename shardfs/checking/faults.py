@@ -14,16 +14,18 @@ a read gives the right bytes or an error that names the place, never wrong ones.
                           the rest can. Of the two superblock copies either is enough. In the
                           manifest, in the index of a run or in the delta log it keeps the store
                           from opening, with DeviceError and nothing changed on the device.
-    Write, reset error    Survived as data, not as a mount: the store turns read-only, what was
+    Write error           Survived as data, not as a mount: the store turns read-only, what was
                           persistent stays, what was not fails for all who wait. A failed write
                           leaves any of its sectors new.
+    Reset error           Survived. The extents that were to be freed stay unused until the next
+                          opening; the background's reclamation turns the store read-only, one
+                          asked for by hand raises and leaves it writable.
     Flush error           The same. It has failed for ever (device.I2): nothing more is written.
                           Whatever it should have covered may be lost, also if the power stays
                           on: the next opening reads what the medium has.
     Lost write            Acknowledged and never applied. Found in a chunk, a run or a manifest:
                           their checksums are in the reference (chunks.I2). In one superblock copy
-                          survived: the other serves. In the delta log it cuts the log short;
-                          see the last paragraph.
+                          survived: the other serves. In the delta log: see below.
     Misdirected write     Applied at another block-aligned place: a lost write here, and rot
                           there. Zoned devices are spared: a zone refuses it.
     Flipped bits, lasting Found by checksums and named; what they held is lost. When both
@@ -36,12 +38,15 @@ a read gives the right bytes or an error that names the place, never wrong ones.
                           a power cut. When it comes back by itself under an open store, that
                           store has met errors and no more.
 
-Damage of the delta log (by lost or misdirected writes, or rot) behind its first delta: opening
-finds that the log ends before a delta which a superblock record calls durable, and opens
-read-only with a reason. No record is written for each commit, though: deltas behind the last
-record that are damaged *and have no whole delta of a later number behind them* look like
-a crash before their flush, and are dropped. That is out of scope, as it is for any journal: nothing
-on the device tells a flushed tail that was lost from one that was never flushed.
+Damage of the delta log, by lost or misdirected writes or by rot, of a delta or of a rider of it:
+found, when anything shows that the delta had been durable: a superblock record that calls it so, or
+any later delta of the same mount, because none is issued before the last is durable
+(delta_log.I2; looked for limits.LOG_LOOK_BYTES past the damage, which is the largest write, and
+in the extents declared for the log). The store opens read-only with a reason and shows what came
+before. Of a damaged rider only the data are lost, and reading them fails. Damage of the *very last*
+delta before a crash, with no record behind it, cannot be told from a crash before its flush: it is
+dropped without a word, acknowledged or not. That one is out of scope; a clean close ends the
+danger, because its record covers the whole log.
 
 Out of scope: a device that acknowledges flushes and loses what they covered in a power cut; one
 that answers reads of the superblock or the delta log with older, valid content (a rollback);

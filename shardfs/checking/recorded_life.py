@@ -46,7 +46,7 @@ class Moment:
     number: rises by one from moment to moment, from 0.
     what: what happens next, or has just happened, in words.
     names_promised, names_changed: how many changes of names must be found, and may be found.
-    contents: promised sizes and digests by inode number.
+    contents: promised sizes and digests by inode number, some for certain names only.
     """
 
     number: int
@@ -83,9 +83,12 @@ class NameHistory:
         self._changes.append(changed)
         self._marks.append(mark)
 
-    def holds(self, names: Names, first: int, last: int) -> bool:
-        """Whether `names` is one of the states `first` to `last`."""
-        return fingerprint(names) in self._marks[first : last + 1]
+    def find(self, names: Names, first: int, last: int) -> int | None:
+        """The number of the first state from `first` to `last` that is `names`; None: none is."""
+        try:
+            return self._marks.index(fingerprint(names), first, last + 1)
+        except ValueError:
+            return None
 
     def difference(self, names: Names, number: int) -> str:
         """How names differ from a state, in words; for findings."""
@@ -233,6 +236,11 @@ class RecordedLife:
                 self._names_changed += 1
                 if self._history is not None:
                     self._history.change(said)
+            case Promised(is_given=True):
+                held = self._contents.get(said.ino)
+                # A promise without a condition says the same of the same content, and more.
+                if held is None or held.is_given:
+                    self._contents = {**self._contents, said.ino: said}
             case Promised():
                 self.promises += 1
                 self._names_promised = max(self._names_promised, said.names)

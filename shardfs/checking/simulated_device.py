@@ -28,6 +28,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import trio
+import xxhash
 
 from shardfs.checking.faults import Effect, Fault, FaultPlan
 from shardfs.checking.power_cuts import (
@@ -39,6 +40,7 @@ from shardfs.checking.power_cuts import (
     drop_bytes,
     store_bytes,
 )
+from shardfs.checking.schedule.driver import is_alone
 from shardfs.checking.zones import (
     SimulationError,
     require_alone,
@@ -289,6 +291,14 @@ class SimulatedDevice:
         """Everything, as a read would return it."""
         return self._content(self._pages, 0, self.size_bytes)
 
+    def digest(self) -> int:
+        """Of what a read of everything would return; the same in every process."""
+        whole = xxhash.xxh3_64()
+        for number in sorted(self._pages):
+            whole.update(number.to_bytes(8, "little"))
+            whole.update(self._pages[number])
+        return whole.intdigest()
+
     @classmethod
     def from_image(cls, image: bytes, sector_bytes: int = 512, seed: int = 0) -> SimulatedDevice:
         """A conventional device that holds `image` durably."""
@@ -356,6 +366,8 @@ class SimulatedDevice:
         latency = self._checkpoints_max
         most = latency if isinstance(latency, int) else latency.get(kind, 1)
         for _ in range(self._rng.randint(1, most) if most > 1 else 1):
+            if is_alone():
+                break
             await trio.lowlevel.cancel_shielded_checkpoint()  # device.I3
             if not self._powered:
                 raise PowerCut

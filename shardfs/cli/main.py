@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import click
 
 from shardfs import __version__
+from shardfs.cli.check import check
 from shardfs.cli.errors import SUCCESS, report, root_cause
 from shardfs.cli.fsck import fsck
 from shardfs.cli.info import info
@@ -45,7 +46,7 @@ def group(context: click.Context, verbose: int) -> None:
     )
 
 
-for command in (mkfs, mount, umount, info, shards, fsck, sync, stat):
+for command in (mkfs, mount, umount, info, shards, fsck, sync, stat, check):
     group.add_command(command)
 
 

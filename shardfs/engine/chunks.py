@@ -8,6 +8,8 @@ Invariants:
     I2. Bytes are returned only if they match the digests that were made when they were put; a
         lost, torn or misdirected write is found, because the digests are kept with the
         reference and not beside the data.
+    I3. A reset makes what lay in the extent unreadable at once, also where the device still has
+        the bytes: the epoch in a locator must be that of its extent.
 
 Not here: which chunks are referenced (lsm, store.py).
 """
@@ -109,9 +111,14 @@ class ChunkStore:
 
         Raises:
             DeviceError: the device could not read them.
-            CorruptionError: a granule of the range does not match its digest.
+            CorruptionError: a granule of the range does not match its digest, or the chunk's
+                extent has been reset since (I3).
         """
         assert start >= 0 and start + length <= locator.length, "outside the chunk"
+        extent = self._extents.at(locator.extent)
+        if extent.epoch != locator.epoch:
+            where = f"extent {locator.extent} byte {locator.offset} (chunk {locator.sequence})"
+            raise CorruptionError("the chunk's extent has been reset since", where)
         unwritten = self._extents.unwritten(locator.extent, locator.offset)
         if unwritten is not None:
             return memoryview(concatenate(unwritten))[start : start + length]

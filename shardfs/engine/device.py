@@ -357,6 +357,10 @@ def open_device(
             read_only = read_only or bool(_ioctl_number(descriptor, _BLKROGET, "i"))
         else:
             size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+        if exclusive:
+            # After a failed flush the page cache may hold, as clean, what never reached the medium:
+            # an earlier process has seen the error, and nobody else would.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         if sector_bytes is not None and sector_bytes not in SECTOR_BYTES_ALLOWED:
             raise UsageError(f"{name} has sectors of {sector_bytes} bytes; 512 or 4096 needed")
         return BlockDevice(

@@ -11,7 +11,8 @@ deltas, at most limits.RIDER_BYTES_MAX each). What is read does not grow with th
     Step 3. Delta log: deltas from the checkpoint on, while whole and consecutive. A delta that
             was never durable counts only if this was the incarnation that wrote it and its
             riders are whole. (A cut during a commit leaves a torn delta, or a whole one with
-            torn data: either ends the log.)
+            torn data: either ends the log.) A log that ends before what was durable is damaged:
+            the result is what is left, and not to be written to (delta_log.I2).
     Step 4. Extents: write pointers and live bytes from superblock, manifest and deltas; what
             lies beyond a pointer is referenced by nothing.
 
@@ -27,16 +28,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from shardfs import limits
 from shardfs.engine.cache import Cache
 from shardfs.engine.chunks import ChunkStore, locator_bytes
+from shardfs.engine.delta_log import LoggedDelta, log_chain, log_start, read_log
 from shardfs.engine.device import Device
 from shardfs.engine.extents import Extent, Extents, Usage
-from shardfs.engine.framing import Frame, decode_frame, is_cut_short
-from shardfs.engine.layout import ExtentState, Kind, Stream
-from shardfs.engine.lsm.delta import DeltaPart, decode_delta
+from shardfs.engine.layout import ExtentState, Stream
+from shardfs.engine.lsm.delta import DeltaPart
 from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.merge import Run
 from shardfs.engine.lsm.segment import Segment, SegmentMeta
@@ -45,10 +45,6 @@ from shardfs.engine.superblock import CopyState, ExtentEntry, Identity, Record, 
 from shardfs.errors import CorruptionError, DeviceError, NotShardfsError
 
 _log = logging.getLogger(__name__)
-
-INCARNATION_SHIFT = 40
-"""A sequence number is incarnation << 40 | counter."""
-_READ_STEP_BYTES = 64 * limits.KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +166,14 @@ async def replay_log(record: Record, chunks: ChunkStore, extents: Extents, tree:
     Raises:
         DeviceError: the log cannot be read.
     """
-    chain = _log_chain(record, extents)
-    found = await _read_log(record, extents, chain)
-    known_durable = max([record.root.durable_delta, *(each.parts[-1].durable for each in found)])
+    chain = log_chain(record, extents)
+    log = await read_log(record, extents, chain)
     result = Replayed(record.root.checkpoint)
     accepted = []
-    for delta in found:
+    for delta in log.deltas:
         parts = delta.parts
         number = parts[0].number
-        if number > known_durable and not await _riders_whole(parts, chunks):
+        if number > log.durable and not await _riders_whole(parts, chunks):
             result.notes.append(f"delta {number} was cut off by a crash: its data is not whole")
             break
         for part in parts:
@@ -190,9 +185,9 @@ async def replay_log(record: Record, chunks: ChunkStore, extents: Extents, tree:
             keys, values = part.block
             result.log_bytes += sum(map(len, keys)) + sum(map(len, values)) + limits.BLOCK_BYTES
     _end_log(record, extents, chain, accepted)
-    if result.durable < record.root.durable_delta:
+    if result.durable < log.durable:
         result.damage = (
-            f"the delta log ends at {result.durable}, but {record.root.durable_delta} was durable: "
+            f"the delta log ends at {result.durable}, but {log.durable} was durable: "
             "the device has lost or damaged data"
         )
     return result
@@ -222,66 +217,16 @@ def _apply(part: DeltaPart, sequence: int, extents: Extents, tree: Tree) -> None
         tree.set(key, value)
 
 
-class _Delta(NamedTuple):
-    """A whole delta: its first sequence number, its parts, and where it ends in each extent."""
-
-    sequence: int
-    parts: list[DeltaPart]
-    ends: dict[int, int]
-
-
-def _log_chain(record: Record, extents: Extents) -> list[Extent]:
-    """The extents of the delta log in the order written, from where reading starts."""
-    chain = sorted(
-        (each for each in extents.all if each.stream is Stream.META), key=lambda each: each.order
-    )
-    start = next(
-        (index for index, each in enumerate(chain) if each.index == record.root.log_extent), 0
-    )
-    return chain[start:]
-
-
-def _log_start(record: Record, extent: Extent) -> int:
-    return record.root.log_offset if extent.index == record.root.log_extent else 0
-
-
-async def _read_log(record: Record, extents: Extents, chain: list[Extent]) -> list[_Delta]:
-    """Whole, consecutive deltas behind the checkpoint, riders not yet looked at."""
-    found: list[_Delta] = []
-    open_parts: list[DeltaPart] = []
-    open_ends: dict[int, int] = {}
-    number = record.root.checkpoint + 1
-    for extent in chain:
-        limit = extent.write_pointer if extent.state is ExtentState.SEALED else None
-        reader = _LogReader(extents, extent, _log_start(record, extent), limit)
-        while (taken := await reader.next()) is not None:
-            frame, part = taken
-            fits = part.number == number and part.part == len(open_parts)
-            stale = (
-                part.number > record.root.durable_delta
-                and frame.sequence >> INCARNATION_SHIFT != record.incarnation
-            )
-            if not fits or stale:
-                break
-            if part.part == 0:
-                sequence = frame.sequence
-            open_parts.append(part)
-            open_ends[extent.index] = reader.offset
-            if len(open_parts) == part.parts:
-                found.append(_Delta(sequence, open_parts, open_ends))
-                open_parts, open_ends = [], {}
-                number += 1
-    return found
-
-
-def _end_log(record: Record, extents: Extents, chain: list[Extent], accepted: list[_Delta]) -> None:
+def _end_log(
+    record: Record, extents: Extents, chain: list[Extent], accepted: list[LoggedDelta]
+) -> None:
     """Writing goes on right behind the last accepted delta.
 
     What stands there, be it a torn delta or a whole one that was refused, must not be left in
     front of the deltas to come: the next recovery would end at it.
     """
     for extent in chain:
-        extent.write_pointer = _log_start(record, extent)
+        extent.write_pointer = log_start(record, extent)
     last = chain[0] if chain else None
     for delta in accepted:
         for index, end in delta.ends.items():
@@ -292,48 +237,3 @@ def _end_log(record: Record, extents: Extents, chain: list[Extent], accepted: li
         in_log = extent.stream is Stream.META and extent.state is ExtentState.OPEN
         if last is not None and in_log and extent.order < last.order:
             extents.seal(extent)
-
-
-class _LogReader:
-    """Delta frames of one extent, in order, until one is not whole."""
-
-    def __init__(self, extents: Extents, extent: Extent, offset: int, limit: int | None) -> None:
-        self._extents = extents
-        self._extent = extent
-        self._limit = extents.extent_bytes if limit is None else limit
-        self._start = offset
-        self._data = b""
-        self._step = _READ_STEP_BYTES
-        self.offset = offset
-
-    async def next(self) -> tuple[Frame, DeltaPart] | None:
-        """The next whole delta part, or None; `offset` is behind it then."""
-        while True:
-            try:
-                frame, payload = decode_frame(
-                    self._data,
-                    self.offset - self._start,
-                    store_id=self._extents.identity.store_id,
-                )
-                if frame.kind is not Kind.DELTA or frame.epoch != self._extent.epoch:
-                    return None
-                part = decode_delta(payload)
-                self.offset += frame.total_bytes
-                return frame, part
-            except CorruptionError:
-                if await self._read_more():
-                    continue
-                if self.offset % limits.BLOCK_BYTES == 0:
-                    return None
-                # Behind the frames of one commit, the rest of the block is zeros.
-                self.offset += -self.offset % limits.BLOCK_BYTES
-
-    async def _read_more(self) -> bool:
-        """Whether more of the extent has come in, which may complete the frame at `offset`."""
-        have = self._start + len(self._data)
-        step = min(self._step, self._limit - have)
-        if step <= 0 or not is_cut_short(self._data, self.offset - self._start):
-            return False
-        self._step *= 2
-        self._data += bytes(await self._extents.read(self._extent.index, have, step))
-        return True

@@ -214,7 +214,14 @@ class Files:
 
     # --- truncating
 
-    async def truncate(self, ino: int, length: int, amend: Callable[[Inode], Inode]) -> None:
+    async def truncate(
+        self,
+        ino: int,
+        length: int,
+        amend: Callable[[Inode], Inode],
+        *,
+        committed: Callable[[], None],
+    ) -> None:
         """Set a file's size; what is beyond it is gone, what is added is a hole.
 
         Requires: the caller keeps others from changing the file's content meanwhile.
@@ -222,6 +229,7 @@ class Files:
         Args:
             length: the new size, bytes.
             amend: gives the inode its new times and mode.
+            committed: called as soon as the file has its new size, before anything else runs.
 
         Raises:
             DeviceError, CorruptionError, ReadOnlyError
@@ -238,6 +246,7 @@ class Files:
                 await self.tables.run(partial(self._truncate_now, ino, length, doomed, amend))
             except StaleError:
                 continue
+            committed()
             break
         await self.finish_truncation(ino)
 

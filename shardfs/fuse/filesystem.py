@@ -24,7 +24,7 @@ from shardfs.fuse.files import Files
 from shardfs.fuse.handles import Handles
 from shardfs.fuse.listing import Listing
 from shardfs.fuse.namespace import Namespace
-from shardfs.fuse.observed import ObservedWriteback
+from shardfs.fuse.observed import ObservedNamespace, ObservedWriteback
 from shardfs.fuse.orphans import Orphans
 from shardfs.fuse.promises import Expectation, Observer
 from shardfs.fuse.tables import Tables
@@ -61,7 +61,11 @@ class FileSystem:
             else ObservedWriteback(*parts, dirty_bytes_max=dirty_bytes_max, observer=observer)
         )
         self.handles = Handles(self.writeback, self.orphans)
-        self.namespace = Namespace(tables, self.writeback, self.orphans, self.handles)
+        self.namespace = (
+            ObservedNamespace(tables, self.writeback, self.orphans, self.handles)
+            if isinstance(self.writeback, ObservedWriteback)
+            else Namespace(tables, self.writeback, self.orphans, self.handles)
+        )
         self.xattrs = Xattrs(tables, self.orphans)
         self.started = trio.Event()
         """Set when a kernel has begun to send requests."""

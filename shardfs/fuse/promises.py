@@ -11,7 +11,9 @@ Invariants:
         only if the file was not changed until the call returned.
     I3. A promise of content holds until the file is marked as changed. A promise of names counts
         the changes of names that were applied when the call began.
-    I4. Decoding any bytes returns a mark or raises CorruptionError, nothing else.
+    I4. A file that a rename puts in the place of another has, wherever that change of names is
+        found, the content that it had when the rename began: never an empty file.
+    I5. Decoding any bytes returns a mark or raises CorruptionError, nothing else.
 
 Not here: the recording itself (engine/recording.py), checking (checking/recordings.py).
 """
@@ -19,7 +21,8 @@ Not here: the recording itself (engine/recording.py), checking (checking/recordi
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from enum import IntEnum
 from typing import Final, NamedTuple, Protocol
 
@@ -42,7 +45,10 @@ class Expectation(Protocol):
     """What a call will have promised if it returns."""
 
     def kept(self) -> None:
-        """The call returns now."""
+        """The call returns now: all of it is durable."""
+
+    def given(self) -> AbstractContextManager[None]:
+        """Names that change within the context bring this content with them."""
 
 
 class Observer(Protocol):
@@ -67,6 +73,7 @@ class MarkKind(IntEnum):
     NAMES = 1
     CHANGED = 2
     PROMISE = 3
+    GIVEN = 4
 
 
 NAMES_MARK: Final = Table(
@@ -95,8 +102,8 @@ PROMISE_MARK: Final = Table(
     "promise mark",
     (
         ("mark_kind", "B", "MarkKind"),
-        ("names", "Q", "names marks, from the first on, that are promised"),
-        ("ino", "Q", "a file whose content is promised; 0: none"),
+        ("names", "Q", "names marks, from the first on, that are promised (GIVEN: may be found)"),
+        ("ino", "Q", "a file whose content is promised (GIVEN: if they are found); 0: none"),
         ("size", "Q", "its length in bytes"),
         ("digest", "Q", "xxh3-64 of its bytes"),
     ),
@@ -117,12 +124,16 @@ class ContentChanged(NamedTuple):
 
 
 class Promised(NamedTuple):
-    """The first `names` changes of names are durable, and so is this content, if `ino` is not 0."""
+    """The first `names` changes of names are durable, and so is this content, if `ino` is not 0.
+
+    is_given: neither need be; but where those changes are found, the content is.
+    """
 
     names: int
     ino: int
     size: int
     digest: int
+    is_given: bool = False
 
 
 Said = NamesChanged | ContentChanged | Promised
@@ -139,7 +150,8 @@ def encode_mark(said: Said) -> bytes:
         case ContentChanged():
             return CHANGED_MARK.pack(MarkKind.CHANGED, said.ino)
         case Promised():
-            return PROMISE_MARK.pack(MarkKind.PROMISE, *said)
+            kind = MarkKind.GIVEN if said.is_given else MarkKind.PROMISE
+            return PROMISE_MARK.pack(kind, said.names, said.ino, said.size, said.digest)
 
 
 def decode_mark(data: bytes) -> Said:
@@ -153,8 +165,9 @@ def decode_mark(data: bytes) -> Said:
         return _decode_names(data)
     if kind == MarkKind.CHANGED and len(data) == CHANGED_MARK.size:
         return ContentChanged(CHANGED_MARK.unpack(data)[1])
-    if kind == MarkKind.PROMISE and len(data) == PROMISE_MARK.size:
-        return Promised(*PROMISE_MARK.unpack(data)[1:])
+    if kind in (MarkKind.PROMISE, MarkKind.GIVEN) and len(data) == PROMISE_MARK.size:
+        _, names, ino, size, digest = PROMISE_MARK.unpack(data)
+        return Promised(names, ino, size, digest, is_given=kind == MarkKind.GIVEN)
     raise CorruptionError(f"a mark of kind {kind} with {len(data)} bytes", "recording")
 
 
@@ -190,6 +203,7 @@ class PromiseRecorder:
         self._versions: dict[int, int] = {}
         self._promised: set[int] = set()
         self._unpromised: dict[int, None] = {}
+        self._given: dict[int, tuple[int, Promised]] = {}
 
     def names_changed(self, entries: Mapping[tuple[int, bytes], Entry | None]) -> None:
         """See Observer."""
@@ -197,6 +211,8 @@ class PromiseRecorder:
             names = [(*key, entry.ino if entry else 0) for key, entry in entries.items()]
             self._mark(encode_mark(NamesChanged(tuple(names))))
             self.names_count += 1
+            for _, _, ino in names:
+                self._mark_given(ino)
 
     def content_changed(self, ino: int) -> None:
         """See Observer."""
@@ -205,6 +221,13 @@ class PromiseRecorder:
         if ino in self._promised:
             self._promised.discard(ino)
             self._mark(encode_mark(ContentChanged(ino)))
+
+    def _mark_given(self, ino: int) -> None:
+        """A name of the file has changed: its content, as it was given, goes with it (I5)."""
+        version, promise = self._given.get(ino, (-1, None))
+        if promise is not None and version == self.version(ino):
+            self._mark(encode_mark(promise._replace(names=self.names_count, is_given=True)))
+            self._promised.add(ino)
 
     def version(self, ino: int) -> int:
         """Rises with every change of the file's content."""
@@ -216,6 +239,17 @@ class PromiseRecorder:
         for ino in list(self._unpromised) if inos is None else inos:
             await expectation.add(ino, read)
         return expectation
+
+    @contextmanager
+    def giving(self, contents: Sequence[tuple[int, Promised]]) -> Iterator[None]:
+        """Within, a change of names brings these contents with it. Args: (version, content)."""
+        for version, promise in contents:
+            self._given[promise.ino] = (version, promise)
+        try:
+            yield
+        finally:
+            for _, promise in contents:
+                self._given.pop(promise.ino, None)
 
     def keep(self, promises: Iterable[Promised]) -> None:
         """Write down what a call that returns now has promised."""
@@ -254,3 +288,7 @@ class _Expectation:
         recorder = self._recorder
         kept = [each for version, each in self._contents if recorder.version(each.ino) == version]
         recorder.keep(kept or [Promised(self._names, 0, 0, 0)])
+
+    def given(self) -> AbstractContextManager[None]:
+        """See Expectation."""
+        return self._recorder.giving(self._contents)

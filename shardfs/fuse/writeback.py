@@ -241,9 +241,10 @@ class Writeback:
         file.users += 1
         try:
             async with file.lock:
-                self._forget(file, length)
-                await self._flush_shards(file, file.ranges.shards())
-                await self._files.truncate(ino, length, amend)
+                kept = [index for index in file.ranges.shards() if index * SHARD_BYTES < length]
+                await self._flush_shards(file, kept)
+                cut = partial(self._forget, file, length)
+                await self._files.truncate(ino, length, amend, committed=cut)
                 file.mtime_ns = None
         finally:
             file.users -= 1

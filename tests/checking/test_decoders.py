@@ -1,188 +1,217 @@
-"""Every decoder of engine bytes: any input gives a value or CorruptionError, and quickly.
+"""Every decoder of stored bytes (checking.decoders): a value or a refusal, whatever the bytes.
 
-Inputs are arbitrary bytes, well-formed ones with bytes changed, cut or doubled, and well-formed
-ones with a count or length field set to a huge number.
+Inputs are arbitrary bytes, and valid ones with bytes changed, cut, doubled or spliced, or with a
+number in them made huge. What a decoder may do is counted, never timed.
 """
 
 from __future__ import annotations
 
-import contextlib
+import sys
 import tracemalloc
-import uuid
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from shardfs.checking.decoders import (
+    ENTRIES,
+    IDENTITY,
+    LOCATOR,
+    MANIFEST,
+    RECORD,
+    Decoder,
+    DecoderFinding,
+    check,
+    decoders,
+)
 from shardfs.engine.extents import Usage
-from shardfs.engine.framing import decode_frame, encode_head, granule_digests, scan_frames
-from shardfs.engine.layout import Bytes, ExtentState, Kind, Stream
+from shardfs.engine.layout import Stream
 from shardfs.engine.lsm.delta import Rider, Tail, decode_delta, encode_delta
-from shardfs.engine.lsm.entry import (
-    decode_block,
-    decode_value,
-    encode_block,
-    encode_record,
-    encode_shard,
-)
+from shardfs.engine.lsm.entry import decode_block, encode_block
 from shardfs.engine.lsm.filter import Filter
-from shardfs.engine.lsm.manifest import Manifest, decode_manifest, encode_manifest
-from shardfs.engine.lsm.segment import SegmentMeta, decode_index, encode_index
-from shardfs.engine.mkfs import plan
-from shardfs.engine.pieces import (
-    Locator,
-    Piece,
-    decode_locator,
-    decode_pieces,
-    encode_locator,
-    encode_pieces,
-)
-from shardfs.engine.superblock import ExtentEntry, Record, Root, decode_record
-from shardfs.engine.superblock import encode_record as encode_superblock_record
-from shardfs.errors import CorruptionError, IncompatibleError
+from shardfs.engine.lsm.manifest import decode_manifest, encode_manifest
+from shardfs.engine.pieces import Piece, encode_pieces
+from shardfs.engine.superblock import Root, decode_record, encode_record
+from shardfs.errors import IncompatibleError
 
-LOCATOR = Locator(5, 2, 4096, 40_000, 1 << 41, 9, bytes(range(16)))
-PIECES = (Piece(0, 100, 4, LOCATOR), Piece(200, 39_000, 1000, LOCATOR))
-ENTRIES = [
-    (b"a", encode_record(b"")),
-    (b"ab", encode_record(b"value")),
-    (b"b", b"\0"),
-    (b"c" * 40, encode_shard(PIECES)),
-]
-IDENTITY = plan(64 << 20, 512, label="bücher", store_uuid=uuid.UUID(int=3))
-RECORD = Record(
-    True,
-    False,
-    7,
-    2,
-    Root(LOCATOR, 4, 8192, 3, 5),
-    tuple(ExtentEntry(n, ExtentState.OPEN, Stream.DATA, 1, 4096, n) for n in range(24)),
-)
+MEMORY_FIXED_BYTES = 64 * 1024
+MEMORY_FACTOR = 64
+"""What a decoder may allocate at once: so much, and this many bytes for each byte of input."""
+LINES_FIXED = 500
+LINES_FACTOR = 8
+"""How many lines of Python it may run: likewise."""
 
-
-class Decoder(NamedTuple):
-    """A decoder, one good input, and what it may raise besides CorruptionError."""
-
-    decode: Callable[[bytes], object]
-    good: bytes
-    may_raise: type[Exception] = CorruptionError
-
-
-def _frame() -> bytes:
-    payload = bytes(range(100))
-    digests = granule_digests(payload)
-    return encode_head(Kind.DELTA, 1, 2, 3, b"owner", 0, len(payload), digests) + payload
-
-
-def _scan(data: Bytes) -> object:
-    return list(scan_frames(data))
-
-
-DECODERS = {
-    "frame": Decoder(decode_frame, _frame()),
-    "scan": Decoder(_scan, _frame() * 2),
-    "locator": Decoder(decode_locator, encode_locator(LOCATOR)),
-    "pieces": Decoder(decode_pieces, encode_pieces(PIECES)),
-    "value": Decoder(decode_value, encode_shard(PIECES)),
-    "block": Decoder(decode_block, encode_block(ENTRIES)),
-    "filter": Decoder(Filter.decode, Filter.of([b"a", b"b"], 2).encode()),
-    "index": Decoder(
-        decode_index,
-        encode_index(
-            4, 30, [(b"a", LOCATOR), (b"k", LOCATOR)], Filter.of([b"a", b"k"], 2).encode()
-        ),
+PLACES = 200
+"""So many bytes at the start of a valid input are overwritten one after the other."""
+LARGE = {
+    "entry.decode_block": encode_block([(b"%d" % n, b"\1") for n in range(1000, 9999)]),
+    "superblock.decode_record": encode_record(
+        IDENTITY, RECORD._replace(entries=RECORD.entries * 200)
     ),
-    "manifest": Decoder(
-        decode_manifest,
-        encode_manifest(
-            Manifest(
-                9,
-                (SegmentMeta(1, 0, 30, 9999, b"a", b"z", LOCATOR),),
-                (Usage(5, 2, 50_000), Usage(6, 1, 3)),
-            )
-        ),
+    "delta.decode_delta": encode_delta(
+        1, 0, [Tail(5, 2, 8192, Stream.DATA, 9)] * 3000, [Rider(5, 2, 0, 1)] * 3000, [], 1 << 20
+    )[0],
+    "manifest.decode_manifest": encode_manifest(
+        MANIFEST._replace(segments=MANIFEST.segments * 999, usage=MANIFEST.usage * 999)
     ),
-    "delta": Decoder(
-        decode_delta,
-        encode_delta(
-            8, 7, [Tail(5, 2, 8192, Stream.DATA, -40)], [Rider(5, 2, 0, 77)], ENTRIES, 65536
-        )[0],
-    ),
-    "superblock": Decoder(
-        decode_record, encode_superblock_record(IDENTITY, RECORD), IncompatibleError
+    "pieces.decode_pieces": encode_pieces(
+        [Piece(2 * n, 1, 0, LOCATOR._replace(length=1, checksums=bytes(8))) for n in range(999)]
     ),
 }
 
-each_decoder = pytest.mark.parametrize("name", DECODERS)
+each_decoder = pytest.mark.parametrize("name", decoders())
 
 
-def attempt(name: str, data: bytes) -> None:
-    """Decode; anything but the allowed exceptions fails the test."""
-    decoder = DECODERS[name]
-    with contextlib.suppress(CorruptionError, decoder.may_raise):
-        decoder.decode(data)
+@st.composite
+def damaged(draw: st.DrawFn, samples: tuple[bytes, ...]) -> bytes:
+    """A valid input after one to four changes."""
+    data = bytearray(draw(st.sampled_from(samples)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data)))
+        match draw(st.sampled_from(["flip", "set", "number", "cut", "insert", "drop", "splice"])):
+            case "flip" if at < len(data):
+                data[at] ^= 1 << draw(st.integers(0, 7))
+            case "set" if at < len(data):
+                data[at] = draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFE, 0xFF]))
+            case "number":
+                width = draw(st.sampled_from([2, 4, 8]))
+                number = draw(st.integers(0, 2 ** (8 * width) - 1))
+                data[at : at + width] = number.to_bytes(width, "little")
+            case "cut":
+                del data[at:]
+            case "insert":
+                data[at:at] = draw(st.binary(min_size=1, max_size=9))
+            case "splice":
+                other = draw(st.sampled_from(samples))
+                data[at:] = other[draw(st.integers(0, len(other))) :]
+            case _:
+                del data[at : at + draw(st.integers(1, 9))]
+    return bytes(data)
+
+
+# --- every decoder --------------------------------------------------------------------------------
 
 
 @each_decoder
-def test_the_good_input_decodes(name: str) -> None:
-    DECODERS[name].decode(DECODERS[name].good)
-    DECODERS[name].decode(bytes(bytearray(DECODERS[name].good)))
+def test_valid_inputs_decode_and_encode_to_themselves(name: str) -> None:
+    decoder = decoders()[name]
+    for sample in decoder.samples:
+        assert check(name, sample)
+        if decoder.encode is not None:
+            encoded = decoder.encode(decoder.decode(sample))
+            assert encoded == sample[: len(encoded)]
 
 
 @each_decoder
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=300))
 @example(data=b"")
 def test_arbitrary_bytes(name: str, data: bytes) -> None:
-    attempt(name, data)
+    check(name, data)
 
 
 @each_decoder
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(data=st.data())
-def test_mutated_bytes(name: str, data: st.DataObject) -> None:
-    mutated = bytearray(DECODERS[name].good)
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(mutated)))
-        change = data.draw(st.sampled_from(["set", "cut", "insert", "drop"]))
-        if change == "set" and at < len(mutated):
-            mutated[at] = data.draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFE, 0xFF]))
-        elif change == "cut":
-            del mutated[at:]
-        elif change == "insert":
-            mutated[at:at] = data.draw(st.binary(min_size=1, max_size=9))
-        else:
-            del mutated[at : at + data.draw(st.integers(1, 9))]
-    attempt(name, bytes(mutated))
+def test_damaged_inputs(name: str, data: st.DataObject) -> None:
+    check(name, data.draw(damaged(decoders()[name].samples)))
 
 
 @each_decoder
-def test_every_prefix_is_refused_or_decodes(name: str) -> None:
-    good = DECODERS[name].good
-    for length in range(len(good)):
-        attempt(name, good[:length])
+def test_every_prefix(name: str) -> None:
+    for sample in decoders()[name].samples:
+        for length in range(min(len(sample), PLACES)):
+            check(name, sample[:length])
+
+
+def _huge_numbers(sample: bytes) -> Iterator[bytes]:
+    """The sample with each place near its start made a number that no length is."""
+    for width in (2, 4, 8):
+        for at in range(min(len(sample), PLACES) - width + 1):
+            for last in (b"\xff", b"\x7f"):
+                yield sample[:at] + b"\xff" * (width - 1) + last + sample[at + width :]
 
 
 @each_decoder
-def test_a_huge_count_costs_neither_memory_nor_time(name: str) -> None:
-    good = DECODERS[name].good
+def test_a_huge_number_costs_no_memory(name: str) -> None:
+    for sample in decoders()[name].samples:
+        peak_bytes = _peak_bytes(name, _huge_numbers(sample))
+        assert peak_bytes <= MEMORY_FIXED_BYTES + MEMORY_FACTOR * len(sample)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_memory_grows_with_the_input_alone(name: str) -> None:
+    assert check(name, LARGE[name])
+    assert _peak_bytes(name, [LARGE[name]]) <= MEMORY_FACTOR * len(LARGE[name])
+
+
+def _peak_bytes(name: str, inputs: Iterable[bytes]) -> int:
     tracemalloc.start()
     try:
-        for width in (2, 4, 8):
-            for at in range(len(good) - width):
-                for value in (b"\xff", b"\x7f"):
-                    fill = b"\xff" * (width - 1) + value
-                    attempt(name, good[:at] + fill + good[at + width :])
-        _, peak_bytes = tracemalloc.get_traced_memory()
+        for data in inputs:
+            check(name, data)
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak_bytes < 8 << 20
+
+
+@each_decoder
+def test_a_huge_number_costs_no_work(name: str) -> None:
+    for sample in decoders()[name].samples:
+        for data in _huge_numbers(sample[:PLACES]):
+            assert _lines_run(name, data) <= LINES_FIXED + LINES_FACTOR * len(data)
+
+
+@each_decoder
+@settings(max_examples=30)
+@given(data=st.data())
+def test_work_grows_with_the_input_alone(name: str, data: st.DataObject) -> None:
+    damage = data.draw(damaged(decoders()[name].samples))
+    assert _lines_run(name, damage) <= LINES_FIXED + LINES_FACTOR * len(damage)
+
+
+def _lines_run(name: str, data: bytes) -> int:
+    """Lines of Python that decoding runs, as the interpreter tells a tracer."""
+    lines = 0
+
+    def trace(_frame: FrameType, event: str, _argument: Any) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        check(name, data)
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("decoder", "data"),
+    [
+        (Decoder(int, ()), b"no number"),
+        (Decoder(int, (), lambda value: b"1" * value), b"2"),
+        (Decoder(lambda data: data[: 1 + len(data)], (), lambda value: value + b"x"), b""),
+    ],
+)
+def test_a_broken_promise_is_a_finding(
+    decoder: Decoder, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardfs.checking.decoders.decoders", lambda: {"broken": decoder})
+    with pytest.raises(DecoderFinding, match=f"broken on {data.hex() or 'nothing'}"):
+        check("broken", data)
+
+
+# --- one by one -----------------------------------------------------------------------------------
 
 
 def test_a_superblock_of_another_version_is_incompatible() -> None:
-    good = bytearray(DECODERS["superblock"].good)
+    good = bytearray(encode_record(IDENTITY, RECORD))
     assert good[2:4] == b"\x01\x00"
     good[2] = 2
     with pytest.raises(IncompatibleError):
@@ -203,15 +232,15 @@ def test_a_block_survives_encoding(entries: list[tuple[bytes, bytes]]) -> None:
 
 
 def test_a_superblock_record_survives_encoding() -> None:
-    identity, record = decode_record(encode_superblock_record(IDENTITY, RECORD))
+    identity, record = decode_record(encode_record(IDENTITY, RECORD))
     assert (identity, record) == (IDENTITY, RECORD)
     empty = RECORD._replace(root=Root(), entries=(), snapshot=False, clean=True)
-    assert decode_record(encode_superblock_record(IDENTITY, empty)) == (IDENTITY, empty)
+    assert decode_record(encode_record(IDENTITY, empty)) == (IDENTITY, empty)
 
 
 def test_a_manifest_survives_encoding() -> None:
-    manifest = decode_manifest(DECODERS["manifest"].good)
-    assert encode_manifest(manifest) == DECODERS["manifest"].good
+    manifest = decode_manifest(encode_manifest(MANIFEST))
+    assert manifest == MANIFEST
     assert manifest.segments[0].index_locator == LOCATOR
     assert manifest.usage[1] == Usage(6, 1, 3)
 
@@ -239,6 +268,11 @@ def test_a_delta_of_many_parts_survives_encoding(
         pair for part in parts for pair in zip(part.block.keys, part.block.values, strict=True)
     ]
     assert taken == entries
+
+
+def test_the_sample_of_a_delta_has_all_it_can_have() -> None:
+    part = decode_delta(decoders()["delta.decode_delta"].samples[0])
+    assert part.tails and part.riders and len(part.block.keys) == len(ENTRIES)
 
 
 @given(st.sets(st.binary(min_size=1, max_size=30), max_size=200))

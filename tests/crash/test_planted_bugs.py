@@ -15,15 +15,14 @@ from typing import Any
 import pytest
 
 from shardfs import limits
+from shardfs.checking.canaries import Canary, catalog
 from shardfs.checking.simulated_device import SimulatedDevice, SimulationError
-from shardfs.engine import chunks, framing, recovery
+from shardfs.engine import chunks, framing
 from shardfs.engine.commit import Committer
-from shardfs.engine.dependency import PERSISTENT, Dependency
-from shardfs.engine.device import Buffer
+from shardfs.engine.dependency import PERSISTENT
 from shardfs.engine.extents import Extent, Extents
 from shardfs.engine.lsm.delta import encode_delta
 from shardfs.engine.scheduler import Scheduler
-from shardfs.engine.superblock import Superblock
 from tests.crash import workloads
 from tests.crash.harness import (
     CrashFinding,
@@ -67,6 +66,11 @@ def first_finding(
     raise AssertionError("the planted bug was not found")
 
 
+def canary(name: str) -> Canary:
+    """The mistake of this name in the catalog."""
+    return next(each for each in catalog() if each.name == name)
+
+
 @pytest.fixture(autouse=True)
 def _formatted_before_the_bug() -> None:
     for zoned in (False, True):
@@ -85,30 +89,10 @@ def test_a_flush_that_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(first_finding(), CrashFinding)
 
 
-def test_persistent_once_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_persistent_once_written() -> None:
     """A dependency that resolves when the device has taken the write, before any flush."""
-    real_submit = Scheduler.submit
-
-    def submit(
-        self: Scheduler,
-        extent: int,
-        offset: int,
-        buffers: Sequence[Buffer],
-        length: int,
-        before: Dependency,
-        persistent: Dependency,
-        on_written: Any,
-    ) -> None:
-        def written() -> None:
-            on_written()
-            if not persistent.settled:
-                persistent.resolve()
-
-        inner = Dependency()
-        real_submit(self, extent, offset, buffers, length, before, inner, written)
-
-    monkeypatch.setattr(Scheduler, "submit", submit)
-    assert isinstance(first_finding(), CrashFinding)
+    with canary("persistent-once-written").planted():
+        assert isinstance(first_finding(), CrashFinding)
 
 
 def test_writes_that_do_not_wait_for_their_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,12 +108,9 @@ def test_writes_that_do_not_wait_for_their_dependency(monkeypatch: pytest.Monkey
     assert isinstance(first_finding(), CrashFinding)
 
 
-def test_riders_that_are_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def whole(*_: object) -> bool:
-        return True
-
-    monkeypatch.setattr(recovery, "_riders_whole", whole)
-    assert "do not match their checksum" in str(first_finding())
+def test_riders_that_are_not_verified() -> None:
+    with canary("rider-not-verified").planted():
+        assert "do not match their checksum" in str(first_finding())
 
 
 def test_riders_that_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,20 +150,10 @@ def test_extents_freed_before_what_dropped_them_is_durable(
     assert isinstance(first_finding(lives=[unsynced]), CrashFinding)
 
 
-def test_a_superblock_log_restarted_while_the_other_copy_is_unflushed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_superblock_log_restarted_while_the_other_copy_is_unflushed() -> None:
     """Both copies afresh at a time: for a moment there is no whole one."""
-
-    async def start_log(self: Superblock, copy: int, root: Any, entries: Any) -> None:
-        size = self.identity.extent_bytes
-        await self._device.reset(self.identity.extent_offset(copy), size)
-        self._ends[copy] = 0
-        self._number += 1
-        self._submit(copy, self._payload(root, entries, snapshot=True, clean=False))
-
-    monkeypatch.setattr(Superblock, "_start_log", start_log)
-    assert isinstance(first_finding(), CrashFinding)
+    with canary("both-superblock-copies-at-once").planted():
+        assert isinstance(first_finding(), CrashFinding)
 
 
 def test_a_batch_split_over_two_deltas(monkeypatch: pytest.MonkeyPatch) -> None:

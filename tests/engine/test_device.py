@@ -516,3 +516,23 @@ def test_partitions_and_holders_are_users(tmp_path: Path, monkeypatch: pytest.Mo
         for use in claims._uses_of_number(number, name)
     ]
     assert uses == ["/dev/sda1 is mounted on /home", "/dev/sda2 is held by /dev/dm-0"]
+
+
+async def test_opening_drops_what_the_page_cache_calls_clean(tmp_path: Path) -> None:
+    """After a failed flush it may be what never reached the medium."""
+    path = tmp_path / "image"
+    create_image(path, 1 << 20)
+    device = open_device(path)
+    await device.write(0, [b"a" * BLOCK_BYTES])
+    await device.flush()
+    device.close()
+    advised = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "posix_fadvise", lambda *arguments: advised.append(arguments[1:]))
+        open_device(path, read_only=True, exclusive=False).close()
+        assert not advised
+        open_device(path).close()
+    assert advised == [(0, 0, os.POSIX_FADV_DONTNEED)]
+    device = open_device(path)
+    assert bytes(await device.read(0, BLOCK_BYTES)) == b"a" * BLOCK_BYTES
+    device.close()

@@ -202,8 +202,10 @@ def test_an_error_and_a_cancelled_caller(tmp_path: Path) -> None:
             await recorded.write(BLOCK, [bytes(BLOCK)])
         assert scope.cancelled_caught
         async with trio.open_nursery() as nursery:
+            steps = device.step
             nursery.start_soon(recorded.write, BLOCK, [b"x" * BLOCK])
-            await trio.lowlevel.checkpoint()
+            while device.step == steps:
+                await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
         recorded.close()
 

@@ -1,7 +1,7 @@
-"""The store against a dictionary: random lives with reopenings and power cuts.
+"""The store against its specification: random lives with reopenings and power cuts.
 
-A life is replayed by its number. The model is the list of states since the last sync: after a
-power cut the store must hold one of them, after anything else the newest.
+A life is replayed by its number. Stores here are larger than those of the conformance checks,
+and live longer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from shardfs import limits
+from shardfs.checking.models.key_value_model import KeyValueModel, State
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.layout import ExtentState, Stream
@@ -25,8 +26,6 @@ from tests.engine.stores import MANUAL, content, formatted, opened, tidy_up
 KIB = limits.KIB
 CORNERS = (0, 1, 256, 512, 4 * KIB, 16 * KIB, 32 * KIB, 64 * KIB)
 """Inline limit, sector, block, largest chunk and granule and extent of the small stores here."""
-
-State = dict[bytes, bytes]
 
 
 async def check_accounts(store: Store) -> None:
@@ -50,17 +49,12 @@ class Life:
     def __init__(self, seed: int, device: SimulatedDevice) -> None:
         self.rng = random.Random(seed)
         self.device = device
-        self.states: list[State] = [{}]
+        self.model = KeyValueModel()
         self.keys = [b"%c%d" % (97 + n % 3, n) for n in range(12)] + [b"long" * 200]
 
     @property
     def state(self) -> State:
-        return self.states[-1]
-
-    def changed(self, change: Callable[[State], object]) -> None:
-        state = dict(self.state)
-        change(state)
-        self.states.append(state)
+        return self.model.content
 
     def value(self) -> bytes:
         size = max(0, self.rng.choice(CORNERS) + self.rng.choice((-1, 0, 0, 1, 77)))
@@ -73,20 +67,20 @@ class Life:
         except NoSpaceError:
             await self.make_room(store)
         else:
-            self.changed(lambda state: state.update({key: value}))
+            self.model.put(key, value)
 
     async def make_room(self, store: Store) -> None:
         for key in self.rng.sample(sorted(self.state), len(self.state) // 2):
             await store.delete(key)
-            self.changed(lambda state, key=key: state.pop(key))  # type: ignore[misc]
+            self.model.delete(key)
         await store.sync()
-        self.states = [self.state]
+        self.model.persist()
         await tidy_up(store)
 
     async def delete(self, store: Store) -> None:
         key = self.rng.choice(self.keys)
         await store.delete(key)
-        self.changed(lambda state: state.pop(key, None))
+        self.model.delete(key)
 
     async def get(self, store: Store) -> None:
         key = self.rng.choice(self.keys)
@@ -100,23 +94,17 @@ class Life:
     async def batch(self, store: Store) -> None:
         """Several records at once; under a power cut all or none."""
         batch = store.batch(essential=True)
-        changes: State = {}
+        changes: dict[bytes, bytes | None] = {}
         for key in self.rng.sample(self.keys, self.rng.randint(1, 5)):
             key = b"r" + key
             if self.rng.random() < 0.3:
                 batch.delete(key)
-                changes[key] = b""
+                changes[key] = None
             else:
-                changes[key] = self.rng.randbytes(self.rng.choice((1, 200, 3000)))
-                batch.put(key, changes[key])
-        store.apply(batch)
-
-        def change(state: State) -> None:
-            state.update(changes)
-            for key in [key for key, value in changes.items() if not value]:
-                del state[key]
-
-        self.changed(change)
+                record = self.rng.randbytes(self.rng.choice((1, 200, 3000)))
+                changes[key] = record
+                batch.put(key, record)
+        self.model.apply(changes, store.apply(batch))
 
     async def scan(self, store: Store) -> None:
         assert await content(store) == self.state
@@ -128,11 +116,11 @@ class Life:
 
     async def sync(self, store: Store) -> None:
         await store.sync()
-        self.states = [self.state]
+        self.model.persist()
 
     async def checkpoint(self, store: Store) -> None:
         await store.checkpoint()
-        self.states = [self.state]
+        self.model.persist()
 
     async def compact(self, store: Store) -> None:
         await store.compact()
@@ -164,18 +152,18 @@ class Life:
             cut = self.rng.random() < 0.6
             async with opened(self.device, options) as store:
                 found = await content(store)
-                assert found in self.states, "a state that the power cut may leave"
-                self.states = [found]
+                self.model.crash(found)
                 await check_accounts(store)
                 await self.some_steps(store, self.rng.randrange(steps))
                 await check_accounts(store)
                 if cut:
                     point = self.device.power_cut_point()
+                    self.model = self.model.snapshot()
             if cut:
                 choices = list(point.choices(4, self.rng))
                 self.device = self.device.after_power_cut(point, self.rng.choice(choices))
             else:
-                self.states = [self.state]
+                self.model.persist()
                 self.device.reopen()
 
 
@@ -215,9 +203,10 @@ async def test_a_life_with_a_device_error(seed: int, zoned: bool) -> None:
                 with pytest.raises(ReadOnlyError):
                     await store.put(b"k", b"v")
             point = device.power_cut_point()
+            life.model = life.model.snapshot()
         for choice in point.choices(4, rng):
             async with opened(device.after_power_cut(point, choice)) as store:
-                assert await content(store) in life.states
+                assert await content(store) in life.model.states_after_crash()
 
 
 @pytest.mark.parametrize("zoned", [False, True], ids=["conventional", "zoned"])

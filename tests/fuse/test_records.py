@@ -1,9 +1,6 @@
-"""fuse/records.py: encoding and decoding agree, and any bytes decode or are corrupt."""
+"""fuse/records.py: encoding and decoding agree. (Any bytes: tests/checking/test_decoders.py.)"""
 
 from __future__ import annotations
-
-import contextlib
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -83,31 +80,6 @@ def test_key_order_is_the_order_of_scans(ino: int, index: int, name: bytes) -> N
         records.inode_key(ino + 1),
     ]
     assert keys == sorted(keys) and len(set(keys)) == len(keys)
-
-
-DECODERS: list[Callable[[bytes], object]] = [
-    records.decode_inode,
-    records.decode_entry,
-    records.decode_facts,
-    records.decode_file_key,
-    records.decode_entry_key,
-    records.decode_marker_key,
-]
-
-
-@pytest.mark.parametrize("decode", DECODERS, ids=lambda decode: decode.__name__)
-@given(st.binary(max_size=300))
-def test_any_bytes_decode_or_are_corrupt(decode: Callable[[bytes], object], data: bytes) -> None:
-    with contextlib.suppress(CorruptionError):
-        decode(data)
-
-
-@given(REGULAR | DIRECTORY | SYMLINK, st.data())
-def test_a_damaged_inode_decodes_or_is_corrupt(inode: Inode, data: st.DataObject) -> None:
-    record = bytearray(records.encode_inode(inode))
-    record[data.draw(st.integers(0, len(record) - 1))] ^= data.draw(st.integers(1, 255))
-    with contextlib.suppress(CorruptionError):
-        records.decode_inode(bytes(record[: data.draw(st.integers(0, len(record)))]))
 
 
 @pytest.mark.parametrize(

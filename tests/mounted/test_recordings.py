@@ -21,7 +21,7 @@ from tests.mounted.conftest import LoopDeviceFactory, MountFactory
 from tests.mounted.mounts import SHARDFS, MountedShardfs, run_command, shardfs
 
 DEVICE_BYTES = 64 << 20
-STATES = 150
+STATES = 100
 STATES_SLOW = 5000
 
 Work = Callable[[Path], None]
@@ -39,13 +39,11 @@ def git_work(root: Path) -> None:
         "user.email": "a@example.org",
         "gc.auto": "0",
     }
+    surroundings = (f"PATH={os.environ['PATH']}", f"HOME={root}", "GIT_CONFIG_NOSYSTEM=1")
     options = [word for pair in settings.items() for word in ("-c", "=".join(pair))]
 
     def git(*arguments: str) -> None:
-        run_command(
-            *("env", "-i", f"PATH={os.environ['PATH']}", f"HOME={root}", "GIT_CONFIG_NOSYSTEM=1"),
-            *("git", *options, "-C", work, *arguments),
-        )
+        run_command("env", "-i", *surroundings, "git", *options, "-C", work, *arguments)
 
     work.mkdir()
     git("init", "--quiet", "--initial-branch=main")
@@ -111,6 +109,24 @@ def mail_work(root: Path) -> None:
         index.rename(root / "index")
 
 
+def bulk_work(root: Path) -> None:
+    """Large files side by side, so that much is unflushed when one of them is synced."""
+    rng = random.Random(3)
+    with (
+        (root / "a").open("wb", buffering=0) as one,
+        (root / "b").open("wb", buffering=0) as other,
+        (root / "log").open("ab", buffering=0) as log,
+    ):
+        for number in range(24):
+            one.write(rng.randbytes(300_000))
+            other.write(rng.randbytes(170_000))
+            log.write(b"line %d\n" % number)
+            os.fsync((log, log, one, other)[number % 4])
+            if number % 7 == 6:
+                other.truncate(100_000)
+                other.seek(0)
+
+
 def sync_directory(path: Path) -> None:
     """fsync(2) of a directory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -130,17 +146,18 @@ def recorded(
     return mounted
 
 
-def check_crashes(recording: Path, states: int) -> dict[str, int]:
-    """The report of `shardfs check crashes`."""
+def check_crashes(recording: Path, states: int, per_point: int = 8) -> dict[str, int]:
+    """The report of `shardfs check crashes`, which finds nothing."""
     output = run_command(
-        *(SHARDFS, "check", "crashes", recording, "--states", str(states), "--json"),
-        seconds_max=30 + states / 10,
+        *(SHARDFS, "check", "crashes", recording, "--states", str(states)),
+        *("--per-point", str(per_point), "--json"),
+        seconds_max=60 + states / 10,
     )
     report: dict[str, int] = json.loads(output)
     return report
 
 
-@pytest.mark.parametrize("work", [git_work, sqlite_work, mail_work])
+@pytest.mark.parametrize("work", [git_work, sqlite_work, mail_work, bulk_work])
 def test_crash_states(
     work: Work, tmp_path: Path, loop_device: LoopDeviceFactory, mount_shardfs: MountFactory
 ) -> None:
@@ -153,13 +170,13 @@ def test_crash_states(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("work", [git_work, sqlite_work, mail_work])
+@pytest.mark.parametrize("work", [git_work, sqlite_work, mail_work, bulk_work])
 def test_many_crash_states(
     work: Work, tmp_path: Path, loop_device: LoopDeviceFactory, mount_shardfs: MountFactory
 ) -> None:
     recording = tmp_path / "recording"
     recorded(work, recording, loop_device, mount_shardfs)
-    assert check_crashes(recording, STATES_SLOW)["states"] >= 1000
+    assert check_crashes(recording, STATES_SLOW, 50)["states"] >= 1000
 
 
 def test_a_killed_mount_leaves_a_recording(
@@ -174,7 +191,8 @@ def test_a_killed_mount_leaves_a_recording(
     mounted.arguments = ("--record", str(again))
     mounted.start()
     (mounted.path / "index").read_text()
-    sqlite_work(mounted.path)
+    (mounted.path / "second").mkdir()
+    mail_work(mounted.path / "second")
     mounted.umount()
     assert check_crashes(again, 40)["promises"] >= 20
 

@@ -56,6 +56,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("commit",),
     ("checkpoint", "reclaim", "scrub"),
     ("maintenance",),
+    ("delta_log",),
     ("recovery",),
     ("opening",),
     ("store",),
@@ -68,6 +69,7 @@ CLI_SHARED = frozenset({"shardfs.cli.output", "shardfs.cli.options", "shardfs.cl
 # Packages that only these modules or rooms may import (a prefix ending in "." names a room).
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "click": ("shardfs.cli.",),
+    "rich": ("shardfs.cli.",),
     "pyfuse3": ("shardfs.fuse.", "shardfs.cli."),
     "hypothesis": ("shardfs.checking.",),
     "pytest": (),

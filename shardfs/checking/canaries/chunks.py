@@ -32,21 +32,6 @@ CANARIES: Final = (
         issue=2,
     ),
     Canary(
-        "identity-of-a-chunk-not-compared",
-        "A whole frame at the right place passes for the chunk that a crash has torn, though it "
-        "is an older one: neither sequence number nor epoch is compared. (The sequence number is "
-        "what the UUID was, which collided.)",
-        (
-            Edit(
-                ChunkStore.is_whole,
-                "if frame.epoch != epoch or frame.sequence != sequence:\n    return False\n",
-                "",
-            ),
-        ),
-        ("store",),
-        issue=10,
-    ),
-    Canary(
         "rider-not-verified",
         "Recovery takes the last delta without looking whether its data is whole.",
         (Edit(recovery._riders_whole, "for part in parts:", "for part in ():"),),
@@ -54,7 +39,8 @@ CANARIES: Final = (
     ),
     Canary(
         "rider-verified-by-its-head",
-        "Recovery takes a chunk whose head is whole for a whole chunk.",
+        "A crash tears the end of a chunk, and recovery takes it for whole by its head. (Chunks "
+        "have no UUID at their end to be torn; checksums stand in for it.)",
         (
             Edit(
                 ChunkStore.is_whole,
@@ -63,6 +49,7 @@ CANARIES: Final = (
             ),
         ),
         ("store",),
+        issue=10,
     ),
     Canary(
         "checksum-not-verified",
@@ -80,7 +67,7 @@ CANARIES: Final = (
                 "-(-(start + length - 1) // granule) * granule",
             ),
         ),
-        ("store", "extents", "files"),
+        ("store", "files"),
     ),
     Canary(
         "sequence-numbers-again",

@@ -107,7 +107,7 @@ CANARIES: Final = (
         ("concurrent",),
     ),
     Canary(
-        "sync-with-another's-commit",
+        "sync-joins-a-running-commit",
         "A sync that finds a commit under way takes that one for its own.",
         (
             Edit(
@@ -154,6 +154,12 @@ CANARIES: Final = (
             ),
         ),
         ("store", "concurrent"),
+    ),
+    Canary(
+        "pinned-extent-freed",
+        "Reclamation frees an extent that somebody is reading.",
+        (Edit(Extents.dead, "extent.pins == 0", "extent.pins >= 0"),),
+        ("concurrent",),
     ),
     Canary(
         "failed-load-wakes-nobody",

@@ -50,14 +50,7 @@ CONTENT: Final = (
     Canary(
         "truncate-forgets-dirty-data",
         "Truncation leaves buffered data beyond the new end to be written later.",
-        (
-            Edit(
-                Writeback.truncate,
-                "self._forget(file, length)\n"
-                "await self._flush_shards(file, file.ranges.shards())\n",
-                "",
-            ),
-        ),
+        (Edit(Writeback.truncate, "partial(self._forget, file, length)", "bool"),),
         ("files",),
     ),
     Canary(

@@ -14,8 +14,8 @@ Not here: which mistakes there are (the modules beside this one), finding them (
 """
 
 from __future__ import annotations
-
 import __future__
+
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Sequence

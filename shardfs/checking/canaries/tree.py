@@ -15,11 +15,10 @@ from shardfs.checking.canaries.planting import Edit, Setting
 from shardfs.engine import recovery
 from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
-from shardfs.engine.extents import Extents
+from shardfs.engine.delta_log import _LogReader, read_log
 from shardfs.engine.lsm import compaction, merge
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.segment import Segment, SegmentWriter
-from shardfs.engine.recovery import _LogReader
 
 RUNS: Final = (
     Canary(
@@ -37,7 +36,7 @@ RUNS: Final = (
                 "    break",
             ),
         ),
-        ("store",),
+        ("concurrent", "store"),
         issue=5,
     ),
     Canary(
@@ -56,14 +55,13 @@ RUNS: Final = (
         "tombstone-dropped-by-a-merge",
         "A merge drops tombstones although an older run, left out of it, holds the key.",
         (
-            Setting(limits, "RUNS_PER_LEVEL_MAX", 2),
             Edit(
                 compaction.merge_runs,
                 "if not (is_oldest and value == TOMBSTONE):",
                 "if value != TOMBSTONE:",
             ),
         ),
-        ("store",),
+        ("concurrent", "store"),
     ),
     Canary(
         "older-run-wins-a-get",
@@ -169,15 +167,15 @@ MANIFESTS: Final = (
 
 DELTAS: Final = (
     Canary(
-        "pointer-only-where-live-bytes-changed",
-        "A delta carries the write pointers of those extents only whose live bytes changed: an "
-        "overwrite within one extent leaves its pointer behind, and after a crash new writes go "
-        "over live data.",
+        "pointer-of-what-is-written",
+        "A delta leaves out the write pointer of an extent while writes to it are pending, and "
+        "these do not wait for the next delta: after a crash new writes go over live data.",
         (
             Edit(
-                Extents.take_touched,
-                "if extent.stream in _DATA_STREAMS:",
-                "if extent.stream in _DATA_STREAMS and extent.live_change:",
+                Committer._cut_delta,
+                "Tail(extent.index, extent.epoch, extent.write_pointer, extent.stream, change)",
+                "Tail(extent.index, extent.epoch, 0 if extent.writes_pending else "
+                "extent.write_pointer, extent.stream, change)",
             ),
         ),
         ("store",),
@@ -189,7 +187,7 @@ DELTAS: Final = (
         "that is taken away and brought back twice has lost what they held.",
         (
             Edit(
-                recovery._read_log,
+                read_log,
                 "part.number > record.root.durable_delta\nand frame",
                 "frame",
             ),
@@ -241,7 +239,7 @@ DELTAS: Final = (
             Edit(
                 recovery._apply,
                 "extent.write_pointer = max(extent.write_pointer, tail.write_pointer)",
-                "del sequence",
+                "pass",
             ),
         ),
         ("store",),
@@ -266,7 +264,7 @@ DELTAS: Final = (
             Edit(
                 recovery.replay_log,
                 "_end_log(record, extents, chain, accepted)",
-                "_end_log(record, extents, chain, found)",
+                "_end_log(record, extents, chain, log.deltas)",
             ),
         ),
         ("store",),

@@ -50,8 +50,9 @@ FIRST_KEY, LAST_KEY = b"\0", b"\xff"
 FILLER: Final = b"filler"
 """Keys that begin like this are there from the start and never change."""
 RECORD_SIZES: Final = (8, 200, limits.INLINE_VALUE_BYTES_MAX)
-SHARD_SIZES: Final = (257, 1000, 4050, 4096, 9000, 16 * limits.KIB, 33_000)
+SHARD_SIZES: Final = (257, 1000, 4050, 4096, 9000, 16 * limits.KIB, 33_000, 60_000)
 _SIZES: Final = RECORD_SIZES + SHARD_SIZES
+SIZES: Final = len(_SIZES)
 _EXTENDED_BYTES_MAX = 96 * limits.KIB
 COMMIT_INTERVAL_S: Final = 0.5
 _PATIENCE = 4
@@ -78,10 +79,14 @@ class Values:
     Args:
         content: what there is at first: keys, and values by the tokens of their parts.
         lengths: of those parts, by token.
+
+    Attributes:
+        entries: what `read_all` has seen last.
     """
 
     def __init__(self, content: Pairs, lengths: Mapping[int, int]) -> None:
         self._lengths = dict(lengths)
+        self.entries: list[tuple[bytes, bytes | Shard]] = []
         self.fillers = sum(key.startswith(FILLER) for key, _ in content)
 
     def part(self, token: int, length: int) -> bytes:
@@ -105,14 +110,14 @@ class Values:
 
     async def read_all(self, store: Store) -> Pairs:
         """Every key and its value by its tokens; fillers must be there, each once."""
-        values: list[tuple[bytes, bytes | Shard]] = []
+        entries: list[tuple[bytes, bytes | Shard]] = []
         pairs = []
         with ExitStack() as stack:
             async for key, value in store.scan(FIRST_KEY, LAST_KEY):
                 if isinstance(value, Shard):
                     stack.enter_context(store.pinned(value.pieces))
-                values.append((key, value))
-            for key, value in values:
+                entries.append((key, value))
+            for key, value in entries:
                 if isinstance(value, Shard):
                     value = await store.read_shard(value, 0, value.length)
                 pairs.append((key, self.told(value)))
@@ -122,6 +127,7 @@ class Values:
         )
         fillers = sum(key.startswith(FILLER) for key in keys)
         assert fillers == self.fillers, f"a scan saw {fillers} of {self.fillers} keys that stay"
+        self.entries = entries
         return tuple(pairs)
 
 

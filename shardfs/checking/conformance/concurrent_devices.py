@@ -29,8 +29,9 @@ EXTENT_BYTES: Final = 64 * limits.KIB
 FIRST_TOKEN: Final = 1000
 """Tokens of values that are there from the start; those of operations are lower."""
 AGES: Final = 6
-_FILLERS = 560
-_FILLER_BYTES = 40
+_FILLERS = 300
+_LARGE_BYTES = 60_000
+_FILLER_BYTES = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,9 @@ class Shape:
         sector_bytes: 512 or 4096.
         zoned: a zone is an extent.
         aged: how many times entries were written, replaced and checkpointed; 0: an empty store.
-        crowded: there are so many keys that a scan takes several pages.
+        crowded: there are so many keys that a scan takes several pages, and one run more than an
+            extent.
+        large: values are nearly as large as extents, so each has one of its own.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Shape:
     zoned: bool = False
     aged: int = 0
     crowded: bool = False
+    large: bool = False
 
 
 SHAPES: Final = (
@@ -60,6 +64,8 @@ SHAPES: Final = (
     *(Shape("zoned", sector_bytes=4096, zoned=True, aged=3 + age) for age in range(2)),
     Shape("small", extent_count=limits.EXTENT_COUNT_MIN, aged=3),
     Shape("crowded", aged=3, crowded=True),
+    Shape("crowded", aged=4, crowded=True),
+    Shape("large", extent_count=48, aged=3, large=True),
 )
 
 
@@ -120,14 +126,17 @@ class _Ageing:
     async def run(self) -> None:
         """Live through the store's youth; it is closed when this returns."""
         options = StoreOptions(background=False)
+        large = self._shape.large
         async with Store.open(self._device, options=options) as store:
             if self._shape.crowded:
                 await self._put(store, *(b"%s %03d" % (FILLER, n) for n in range(_FILLERS)))
                 await store.checkpoint()
             for age in range(self._shape.aged):
-                await self._put(store, b"k0", length=30_000)
-                await self._put(store, b"k1", b"r0", b"r1", length=100)
-                await self._put(store, b"s0", length=9000)
+                await self._put(store, b"k0", length=_LARGE_BYTES if large else 30_000)
+                await self._put(store, b"r0", b"r1", length=100)
+                await self._put(store, b"k1", length=_LARGE_BYTES if large else 100)
+                if not large:
+                    await self._put(store, b"s0", length=9000)
                 if age % 2:
                     await store.delete(b"r1")
                     del self.content[b"r1"]

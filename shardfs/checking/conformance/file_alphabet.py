@@ -47,7 +47,8 @@ class Setup(NamedTuple):
             bytes, with zones (3), or hardly large enough (4).
         background: 1: flusher, reaper, commits and maintenance run by themselves.
         clients: how many more than one work at a time.
-        variety: 1: little may be buffered; 2: device requests overlap; 4: hardly any cache.
+        variety: 1: little may be buffered; 2: device requests overlap; 4: hardly any cache;
+            8: the file system's own limits are small, so that two is many.
     """
 
     store: int = 0
@@ -98,9 +99,10 @@ _WEIGHTS: Final = (
     | {"create": 3.0, "write": 5.0, "append": 2.0, "truncate": 2.5, "rename": 4.0, "mkdir": 2.0}
     | {"unlink": 2.0, "link": 1.5, "fsync": 1.5, "read": 1.5, "lookup": 0.7, "list": 0.7}
     | {"sync": 0.6, "reap": 0.5, "checkpoint": 0.3, "compact": 0.15, "reclaim": 0.3}
-    | {"sleep": 0.4, "fault": 0.4, "crash": 0.9, "remount": 0.2}
+    | {"sleep": 0.7, "fault": 0.4, "crash": 0.9, "remount": 0.2}
 )
-_COUNT_MIN, _COUNT_MAX = 18, 36
+_COUNT_MIN, _COUNT_MAX = 15, 33
+_IDIOM_PROBABILITY = 0.04
 _LIVES_MAX = 2
 """Each opening takes as long as a dozen operations."""
 
@@ -116,7 +118,7 @@ class _Generator:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._setup = self._choose_setup()
-        self._near_shards = rng.random() < 0.06
+        self._near_shards = rng.random() < 0.1
         self._kinds: list[dict[int, str]] = [{} for _ in range(self._setup.clients + 1)]
         self._endings = 0
         self._weights = [
@@ -134,10 +136,46 @@ class _Generator:
                 self._endings += 1
                 if self._endings > _LIVES_MAX:
                     continue
+            if self._rng.random() < _IDIOM_PROBABILITY:
+                made += self._idiom(self._rng.randrange(self._setup.clients + 1))
             made.append(Operation(name, self._arguments(name)))
         if not self._endings:
             made.append(Operation("crash", self._arguments("crash")))
         return tuple(made)
+
+    def _idiom(self, client: int) -> list[Operation]:
+        """A few operations that programs do in a row."""
+        rng = self._rng
+
+        def step(name: str, *numbers: int) -> Operation:
+            return Operation(name, (client, *numbers))
+
+        path = self.some(client, "file")
+        match rng.randrange(3):
+            case 0:  # saving a file
+                new = self.free(client)
+                return [
+                    step("create", new),
+                    step("write", new, 0, self.length()),
+                    step("rename", new, path, 0),
+                    step(rng.choice(("fsyncdir", "list", "fsync")), self.directory(client)),
+                ]
+            case 1:  # starting a file afresh
+                return [
+                    step("write", path, self.offset(), self.length()),
+                    step(rng.choice(("flush", "fsync", "lookup")), path),
+                    step("truncate", path, self.offset() // 2),
+                    step(rng.choice(("truncate", "append")), path, self.offset()),
+                    step("read", path, 0, LENGTHS_END - 1),
+                ]
+            case _:  # a temporary file
+                return [
+                    step("open", path),
+                    step("unlink", path),
+                    step("handle-write", 0, self.offset(), self.length()),
+                    step("handle-read", 0, 0, LENGTHS_END - 1),
+                    step("close", 0),
+                ]
 
     def _choose_setup(self) -> Setup:
         rng = self._rng
@@ -147,7 +185,9 @@ class _Generator:
         small_cap = background and rng.random() < 0.2
         overlapping = 2 if rng.random() < 0.3 else 0
         uncached = 4 if rng.random() < 0.2 else 0
-        return Setup(store, background, clients, int(small_cap) + overlapping + uncached)
+        small_limits = 8 if rng.random() < 0.4 else 0
+        variety = int(small_cap) + overlapping + uncached + small_limits
+        return Setup(store, background, clients, variety)
 
     def _arguments(self, name: str) -> tuple[int, ...]:
         rng = self._rng

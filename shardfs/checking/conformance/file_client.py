@@ -30,6 +30,7 @@ from shardfs.checking.models.file_model import FileModel, Found, Promise
 from shardfs.checking.models.namespace_model import Node
 from shardfs.errors import DeviceError, FileError, NoSpaceError, ReadOnlyError
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.listing import Listing
 from shardfs.fuse.namespace import Update
 from shardfs.fuse.records import ROOT_INO
 
@@ -78,6 +79,7 @@ class FileClient:
     file_system: FileSystem
     circumstances: Circumstances
     handles: list[OpenFile] = field(default_factory=list)
+    listings: dict[int, Listing] = field(default_factory=dict)
     quiet: tuple[Promise, Promise] | None = None
     """While an operation is under way: what a sync by another client keeps, of what was stored
     and of everything."""

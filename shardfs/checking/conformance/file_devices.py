@@ -15,7 +15,7 @@ import functools
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -30,6 +30,7 @@ from shardfs.checking.schedule import Control, Replay, run_once
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store, StoreOptions
+from shardfs.errors import DeviceError
 from shardfs.fuse.door import StoreDoor
 
 EXTENT_BYTES: Final = limits.MOUNT_EXTENT_BYTES_MIN
@@ -85,9 +86,10 @@ class ModelGround:
             nursery.cancel_scope.cancel()
 
     async def _commit_regularly(self) -> None:
-        while True:
-            await trio.sleep(limits.COMMIT_INTERVAL_S)
-            await self._store.sync()
+        with suppress(DeviceError):
+            while True:
+                await trio.sleep(limits.COMMIT_INTERVAL_S)
+                await self._store.sync()
 
     def crash(self, kind: str, rng: random.Random) -> int:
         """See Ground.crash."""
@@ -102,7 +104,9 @@ class ModelGround:
 
     def fail(self, kind: str, skip: int, times: int) -> bool:
         """See Ground.fail."""
-        return False
+        if kind == "flush":
+            self._store.fail_device()
+        return kind == "flush"
 
     async def upkeep(self, name: str) -> None:
         """See Ground.upkeep."""

@@ -8,7 +8,8 @@ What is checked, beside the answers of operations (file_client.py):
     C2. After a crash each client's tree is one that its model allows (models.file_model).
     C3. After an orderly end, after five seconds with the background's tasks, and after a sync,
         nothing can be lost: C2 knows.
-    C4. At the end of each life the whole tree is as the model says, and the records fit together.
+    C4. At an orderly end the whole tree is as the model says, the records fit together, and,
+        with the background's tasks, what was removed is gone.
 
 Not here: sequences (file_alphabet.py), stores and crashes (file_devices.py).
 """
@@ -21,6 +22,7 @@ from contextlib import nullcontext
 from typing import Final
 
 import trio
+import trio.testing
 
 from shardfs import limits
 from shardfs.checking.conformance.case import Coverage, Operation
@@ -39,13 +41,15 @@ from shardfs.checking.conformance.file_trees import find_trees
 from shardfs.checking.models.file_model import FileModel, Found, Promise
 from shardfs.checking.schedule import Control
 from shardfs.errors import DeviceError, ReadOnlyError
-from shardfs.fuse.door import StoreDoor
+from shardfs.fuse.door import StoreDoor, scan_some
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.fsck import check_files
+from shardfs.fuse.records import ORPHAN_PREFIX
 
 _SEEDS: Final = 1 << 30
 _LITTLE_BUFFERED_BYTES: Final = 64 * limits.KIB
 _SECONDS_UNTIL_DURABLE: Final = 5
+_ORPHANS_END: Final = bytes([ORPHAN_PREFIX[0] + 1])
 _WITHIN: Final = CRASHES.index("within")
 
 
@@ -54,7 +58,7 @@ def setup_of(operations: Sequence[Operation]) -> Setup:
     if not operations or operations[0].name != "setup":
         return Setup()
     store, background, clients, variety = (*operations[0].arguments, 0, 0, 0, 0)[:4]
-    return Setup(store % STORE_KINDS, background % 2, clients % CLIENTS_MAX, variety % 8)
+    return Setup(store % STORE_KINDS, background % 2, clients % CLIENTS_MAX, variety % 16)
 
 
 class FileRun:
@@ -118,6 +122,9 @@ class FileRun:
             if self._setup.background:
                 file_system.start(background)
             await self._act()
+            if self._setup.background and not self._crash:
+                await trio.testing.wait_all_tasks_blocked()  # the reaper has looked around
+                await self._excused(file_system.orphans.drained())
             background.cancel_scope.cancel()
         if not self._crash:
             await self._end(store)
@@ -246,6 +253,9 @@ class FileRun:
             return
         if not self._circumstances.faults:
             await _require_clean(store)
+            if self._setup.background:
+                marks = await scan_some(store, ORPHAN_PREFIX, _ORPHANS_END, 1)
+                assert not marks, "a removed file was not freed"
         self._keep([(each.model, each.model.begin_sync_of_all()) for each in self._clients])
 
     async def _excused(self, step: Awaitable[object]) -> bool:

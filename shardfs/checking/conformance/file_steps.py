@@ -19,7 +19,7 @@ from shardfs.checking.conformance.file_trees import (
     SYMLINK_MODE,
     client_of,
     kind_of,
-    list_names,
+    list_again,
 )
 from shardfs.checking.models.namespace_model import Kind
 from shardfs.fuse.namespace import Update
@@ -67,12 +67,15 @@ async def read(client: FileClient, path: int, offset: int, length: int, _: objec
 
 
 async def list_directory(client: FileClient, path: int, *_: object) -> None:
-    """readdir(3)."""
+    """rewinddir(3) and readdir(3): a client keeps each directory open that it has listed."""
     where = _directory_path(path)
 
     async def ask() -> list[str]:
         ino = await client.resolve_directory(where)
-        names = [name for name, _ in await list_names(client.file_system, ino)]
+        listing = client.listings.get(ino)
+        if listing is None:
+            listing = client.listings[ino] = client.file_system.list_directory(ino)
+        names = [name for name, _ in await list_again(listing)]
         if not where:
             owned = [client_of(name) for name in names]
             names = [name for number, name in owned if number == client.number]

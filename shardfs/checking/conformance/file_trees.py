@@ -17,6 +17,7 @@ from shardfs.checking.conformance.file_alphabet import CLIENTS_MAX, OFFSETS_END
 from shardfs.checking.models.file_model import Found
 from shardfs.checking.models.namespace_model import Kind
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.listing import Listing
 from shardfs.fuse.records import ROOT_INO
 
 FILE_MODE: Final = stat.S_IFREG | 0o644
@@ -57,7 +58,11 @@ def client_of(name: str) -> tuple[int, str]:
 
 async def list_names(file_system: FileSystem, ino: int) -> list[tuple[str, int]]:
     """(name, inode number) of everything in a directory, without the dots, as listed."""
-    listing = file_system.list_directory(ino)
+    return await list_again(file_system.list_directory(ino))
+
+
+async def list_again(listing: Listing) -> list[tuple[str, int]]:
+    """As `list_names`, of an open directory from its start."""
     found: list[tuple[str, int]] = []
     position = 0
     while items := await listing.read(position):

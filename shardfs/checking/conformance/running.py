@@ -23,6 +23,7 @@ from types import MappingProxyType
 
 from shardfs.checking.conformance.case import Coverage, Operations, World
 from shardfs.checking.conformance.concurrent_world import ConcurrentWorld
+from shardfs.checking.conformance.extents_world import ExtentWorld
 from shardfs.checking.conformance.file_world import FileWorld
 from shardfs.checking.conformance.lines import Case, decode_line, encode_line
 from shardfs.checking.conformance.store_world import StoreWorld
@@ -72,7 +73,7 @@ class Outcome:
 @cache
 def worlds() -> Mapping[str, World]:
     """Every world by its name."""
-    every: tuple[World, ...] = (StoreWorld(), FileWorld(), ConcurrentWorld())
+    every: tuple[World, ...] = (StoreWorld(), FileWorld(), ExtentWorld(), ConcurrentWorld())
     return MappingProxyType({world.name: world for world in every})
 
 

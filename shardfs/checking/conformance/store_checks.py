@@ -8,13 +8,14 @@ Not here: what the content should be (models/key_value_model.py), when to look (
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 from shardfs.checking.models.key_value_model import State
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.pieces import Shard, locators
+from shardfs.engine.pieces import Locator, Shard, locators
 from shardfs.engine.store import Store
 
 _FIRST_KEY = b"\0"
@@ -43,17 +44,23 @@ async def read_content(store: Store, entries: Entries) -> State:
 
 
 def check_account(store: Store, entries: Entries) -> None:
-    """The live bytes of each extent of data are those that these entries refer to.
+    """The live bytes of each extent are those that the entries, the runs and the manifest refer to.
 
-    Requires: nothing was applied since the entries were read.
+    Requires: nothing was applied since the entries were read. Extents of runs are looked at only
+    while no checkpoint or merge is under way.
     """
     live: dict[int, int] = {}
+    checkpointing = store._checkpointer._lock.locked()
     for _, value in entries:
         if isinstance(value, Shard):
             for locator in locators(value.pieces).values():
                 live[locator.extent] = live.get(locator.extent, 0) + locator_bytes(locator)
+    for locator in _of_the_tree(store):
+        live[locator.extent] = live.get(locator.extent, 0) + locator_bytes(locator)
     for extent in store._extents.all:
-        if extent.stream in (Stream.DATA, Stream.SURVIVORS):
+        if extent.stream is Stream.RUNS and checkpointing:
+            live.pop(extent.index, None)
+        elif extent.stream in (Stream.DATA, Stream.SURVIVORS, Stream.RUNS):
             expected = live.pop(extent.index, 0)
             assert extent.live_bytes == expected, (
                 f"extent {extent.index} counts {extent.live_bytes} live bytes, "
@@ -62,6 +69,15 @@ def check_account(store: Store, entries: Entries) -> None:
         elif extent.state is ExtentState.FREE:
             assert not extent.live_bytes, f"extent {extent.index} is free and has live bytes"
     assert not live, f"extents {sorted(live)} are referred to, and hold no data"
+
+
+def _of_the_tree(store: Store) -> Iterator[Locator]:
+    for run in store._tree.runs:
+        for segment in run.segments:
+            yield from segment.locators
+    manifest = store._committer.root.manifest
+    if manifest is not None:
+        yield manifest
 
 
 async def check_clean(store: Store, device: SimulatedDevice) -> None:

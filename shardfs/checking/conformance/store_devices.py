@@ -14,8 +14,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import xxhash
-
 from shardfs import limits
 from shardfs.checking.models.key_value_model import KeyValueModel
 from shardfs.checking.power_cuts import PowerCutPoint
@@ -31,6 +29,7 @@ SEEDS = 1 << 30
 _LOSING = frozenset({"write lost", "write misdirected", "rot"})
 _READING = frozenset({"read error once", "read error for ever"})
 _PASSING = frozenset({*_READING, "read flipped"})
+_CHANGING = frozenset({"write error once", "flush error once"})
 _POWER_OFF = frozenset({"flush error once", "flush error for ever", "vanished"})
 
 
@@ -76,12 +75,14 @@ class Ending:
         point: of the crash; None for a clean close.
         model: as of then.
         recovery_cut: power fails again at this device operation of the next open; 0: it does not.
+        recovery_kind: how it fails then.
     """
 
     kind: str
     point: PowerCutPoint | None
     model: KeyValueModel
     recovery_cut: int = 0
+    recovery_kind: str = ""
 
 
 @functools.cache
@@ -124,11 +125,6 @@ def device_after(
             return device.after_power_cut(point)
 
 
-def content_digest(device: SimulatedDevice) -> int:
-    """Of everything on the device."""
-    return xxhash.xxh3_64_intdigest(device.image())
-
-
 def loses_bytes(struck: Mapping[str, int]) -> bool:
     """Whether faults that have struck destroyed bytes which were called persistent."""
     return not _LOSING.isdisjoint(struck)
@@ -137,6 +133,11 @@ def loses_bytes(struck: Mapping[str, int]) -> bool:
 def may_turn_read_only(struck: Mapping[str, int]) -> bool:
     """Whether faults that have struck are a reason for a store to take no more changes."""
     return not struck.keys() <= _READING
+
+
+def must_turn_read_only(struck: Mapping[str, int]) -> bool:
+    """Whether faults that have struck forbid that a store takes more changes."""
+    return not _CHANGING.isdisjoint(struck)
 
 
 def excuses(struck: Counter[str], error: ShardfsError) -> bool:

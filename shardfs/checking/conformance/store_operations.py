@@ -18,7 +18,7 @@ from shardfs.checking.conformance.case import Operation
 from shardfs.checking.conformance.store_system import Action, StoreSystem
 from shardfs.checking.models.key_value_model import Changes
 from shardfs.engine.pieces import Shard, splice
-from shardfs.errors import UsageError
+from shardfs.errors import NoSpaceError, UsageError
 
 PLAIN_KEYS = (*(b"k%d" % number for number in range(11)), b"k" + b"l" * (limits.KEY_BYTES_MAX - 1))
 RECORD_KEYS = tuple(b"r%d" % number for number in range(6))
@@ -27,8 +27,11 @@ KEYS = PLAIN_KEYS + RECORD_KEYS + SHARD_KEYS
 VALUE_BYTES_MAX = 160 * limits.KIB
 RECORD_BYTES_MAX = 8 * limits.KIB
 CRASHES = ("lose", "keep", "kill", "scatter", "tear")
+_ROUNDS_TO_TIDY_UP = 3
 _ALL_LIFE = 1 << 30
 _FILL_BYTES = 16 * limits.KIB - 256
+_CHURN_BYTES = 60 * limits.KIB
+_HOLE_BYTES_MAX = 6 * limits.KIB
 
 
 # --- reading and writing ------------------------------------------------------------------------
@@ -131,17 +134,17 @@ def _apply(system: StoreSystem, changes: Changes, bases: dict[bytes, Shard | Non
 
 
 async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
-    """Some bytes of a shard are written anew, or added at its end."""
+    """Some bytes of a shard are written anew, or added at its end or somewhat behind it."""
     store = system.store
     name = SHARD_KEYS[key % len(SHARD_KEYS)]
     base = await store.get_shard(name)
     old = system.model.get(name)
     if base is None or old is None or name in system.unread:
         return
-    start = min(start, len(old))
+    start = min(start, len(old) + _HOLE_BYTES_MAX)
     data = system.value(min(max(size, 1), VALUE_BYTES_MAX // 4))
     await store.admit()
-    changes = {name: old[:start] + data + old[start + len(data) :]}
+    changes = {name: old[:start].ljust(start, b"\0") + data + old[start + len(data) :]}
     with system.model.applying(changes) as applied:
         pieces = base.pieces
         for piece in store.append_pieces(name, start, (data,)):
@@ -152,12 +155,35 @@ async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
 
 
 async def fill(system: StoreSystem, count: int) -> None:
-    """Many values, to bring the device near its end."""
-    for number in range(min(count, 64)):
+    """Many values, to bring the device to its end or near it."""
+    for number in range(min(count, 128)):
         name = b"f%d" % number
         value = system.value(_FILL_BYTES)
         with system.model.applying({name: value}) as applied:
             applied.promise = await system.store.put(name, value)
+
+
+async def empty(system: StoreSystem) -> None:
+    """Every key goes; then there is room again."""
+    store = system.store
+    for name in sorted(system.model.content):
+        with system.model.applying({name: None}) as applied:
+            applied.promise = await store.delete(name)
+    for rounds_left in reversed(range(_ROUNDS_TO_TIDY_UP)):
+        await checkpoint(system)
+        while await store.compact():
+            pass
+        while await store.reclaim():
+            pass
+        try:
+            await put(system, 0, _FILL_BYTES)
+            return
+        except NoSpaceError as error:
+            if system.device.faults.struck:
+                # An extent that could not be reset stays unused until the next opening.
+                raise
+            if not rounds_left:
+                raise AssertionError(f"an emptied store has no room: {store.space()}") from error
 
 
 # --- durability and upkeep ----------------------------------------------------------------------
@@ -198,9 +224,12 @@ async def commit(system: StoreSystem) -> None:
 
 
 async def checkpoint(system: StoreSystem) -> None:
-    """The memtable becomes a run."""
+    """The memtable becomes a run; on a full device, too, for that is what the reserve is for."""
     applied_count = system.model.applied_count
-    await system.store.checkpoint()
+    try:
+        await system.store.checkpoint()
+    except NoSpaceError as error:
+        raise AssertionError(f"no room for a checkpoint: {system.store.space()}") from error
     system.model.persist(applied_count)
 
 
@@ -219,6 +248,24 @@ async def wait(system: StoreSystem, tenths: int) -> None:
     await trio.sleep(min(tenths, 100) / 10)
 
 
+async def churn(system: StoreSystem, rounds: int, every: int, records: int) -> None:
+    """One large value after the other, until extents that were freed are used again; with a
+    checkpoint every so many rounds (0: none), so that extents of runs are, too."""
+    for number in range(min(rounds, 64)):
+        value = system.value(_CHURN_BYTES)
+        key = PLAIN_KEYS[number % 2]
+        with system.model.applying({key: value}) as applied:
+            applied.promise = await system.store.put(key, value)
+        if records:
+            await batch(system, number, min(records, 5), 0, RECORD_BYTES_MAX)
+        await sync(system)
+        if every and number % every == 0:
+            await checkpoint(system)
+            await system.store.compact()
+        if number % 2:
+            await system.store.reclaim()
+
+
 # --- endings ------------------------------------------------------------------------------------
 
 
@@ -232,14 +279,26 @@ async def crash(system: StoreSystem, kind: int) -> None:
     system.end(CRASHES[kind % len(CRASHES)])
 
 
-async def cut(system: StoreSystem, device_operations: int, kind: int) -> None:
-    """The power will fail in the middle of something."""
-    system.plan_cut(device_operations + 1, CRASHES[kind % len(CRASHES)])
+async def cut(
+    system: StoreSystem, device_operations: int, kind: int, again: int, second: int
+) -> None:
+    """The power will fail in the middle of something; unless `again` is 0, once more while the
+    store recovers from that."""
+    system.plan_cut(
+        device_operations + 1,
+        CRASHES[kind % len(CRASHES)],
+        recovery_cut=again,
+        recovery_kind=CRASHES[second % len(CRASHES)],
+    )
 
 
-async def crash_twice(system: StoreSystem, kind: int, device_operations: int) -> None:
+async def crash_twice(system: StoreSystem, kind: int, device_operations: int, second: int) -> None:
     """The power fails, and fails again while the store recovers."""
-    system.end(CRASHES[kind % len(CRASHES)], recovery_cut=device_operations + 1)
+    system.end(
+        CRASHES[kind % len(CRASHES)],
+        recovery_cut=device_operations + 1,
+        recovery_kind=CRASHES[second % len(CRASHES)],
+    )
 
 
 # --- faults --------------------------------------------------------------------------------------
@@ -341,6 +400,7 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     batch,
     patch,
     fill,
+    empty,
     sync,
     sync_one,
     write_out,
@@ -350,6 +410,7 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     compact,
     reclaim,
     wait,
+    churn,
     reboot,
     crash,
     cut,

@@ -7,10 +7,12 @@ the next life is what the ending leaves.
 What is checked, beside the answers of operations (store_operations.py):
     C1.  A store opens by itself, healthy, as long as nothing destroyed bytes.
     C2.  What it holds then is allowed by the model (key_value_model.I1 to I5).
-    C3.  The account of live bytes agrees with the content; where a draw says so, fsck is clean.
+    C3.  The account of live bytes agrees with the content; where a draw says so, fsck is clean
+         (not with the store's own tasks running, which change what it compares).
     C4.  A clean close makes everything persistent: every promise ever handed out is kept.
     C5.  Errors come only after a fault has struck that explains them (faults.py says which faults
          must be survived, and how), NoSpaceError only when much was written.
+    C6.  A write or flush that failed has turned the store read-only.
 
 Not here: the operations, and which sequences are tried (store_world.py).
 """
@@ -32,12 +34,12 @@ from shardfs.checking.conformance.store_devices import (
     SEEDS,
     Ending,
     Settings,
-    content_digest,
     device_after,
     excuses,
     formatted,
     loses_bytes,
     may_turn_read_only,
+    must_turn_read_only,
 )
 from shardfs.checking.models.key_value_model import KeyValueModel, State, brief, difference
 from shardfs.checking.power_cuts import Operation as DeviceOperation
@@ -78,8 +80,10 @@ class StoreSystem:
         self.unread: set[bytes] = set()
         self.reads_to_fail: int | None = None
         self.ending: Ending | None = None
+        self._is_first_life = True
         self._cut_after = 0
         self._cut_kind = ""
+        self._cut_again = 0, ""
         self._cut: Ending | None = None
         self._written_before = 0
         self._values = 0
@@ -100,19 +104,27 @@ class StoreSystem:
         start = self._values * _POOL_STEP % _POOL_BYTES
         return (b"%d:" % self._values + _POOL[start : start + size])[:size]
 
-    def plan_cut(self, device_operations: int, kind: str) -> None:
+    def plan_cut(
+        self,
+        device_operations: int,
+        kind: str,
+        *,
+        recovery_cut: int = 0,
+        recovery_kind: str = "",
+    ) -> None:
         """The power fails when so many more operations have been submitted to the device."""
         if not self._cut_after and self._cut is None:
             self._cut_after = device_operations
             self._cut_kind = kind
+            self._cut_again = recovery_cut, recovery_kind
             self.device.observer = self._observe
 
-    def end(self, kind: str, *, recovery_cut: int = 0) -> None:
+    def end(self, kind: str, *, recovery_cut: int = 0, recovery_kind: str = "") -> None:
         """This life ends, now."""
         crashed = kind != "clean"
         point = self.device.power_cut_point() if crashed else None
         model = self.model.snapshot() if crashed else self.model
-        self.ending = Ending(kind, point, model, recovery_cut)
+        self.ending = Ending(kind, point, model, recovery_cut, recovery_kind)
 
     def expect(self, key: bytes, found: bytes | None) -> None:
         """A read has given this."""
@@ -145,7 +157,8 @@ class StoreSystem:
             if self.bytes_were_lost:
                 return False
             self.end("kill")
-        if self._cut is None and self.ending is None:
+        if not self._ends():
+            self._check_promises()
             return False
         self._begin_anew()
         return True
@@ -157,6 +170,7 @@ class StoreSystem:
                 await self._tolerating(self._check_end())
                 return
             await self._tolerating(action(self))
+            self._check_health()
             if not self.settings.background and self.store._committer.is_overdue:
                 await self._tolerating(self.store.checkpoint())
 
@@ -170,7 +184,7 @@ class StoreSystem:
         self._cut_after -= 1
         if self._cut_after == 0:
             point = self.device.power_cut_point()
-            self._cut = Ending(self._cut_kind, point, self.model.snapshot())
+            self._cut = Ending(self._cut_kind, point, self.model.snapshot(), *self._cut_again)
             self.device.observer = None
 
     def _begin_anew(self) -> None:
@@ -178,15 +192,12 @@ class StoreSystem:
         ending = self._cut or self.ending
         assert ending is not None
         self._cut, self.ending, self._cut_after = None, None, 0
+        self._is_first_life = False
         self.coverage.counts[f"crash {ending.kind}"] += 1
         point = ending.point
         if point is None:
-            if not self.store.health.reason:
-                unkept = [each for each in self.model.promises if not each.is_persistent()]
-                assert not unkept, f"a clean close leaves {len(unkept)} promises unkept"
-                self.model.persist()
-            else:
-                self.model = self.model.snapshot()
+            self._check_promises()
+            self.model = self.model.snapshot()
             point = self.device.power_cut_point()
         else:
             self.model = ending.model
@@ -198,9 +209,9 @@ class StoreSystem:
             self.device.fail("read", skip=self.reads_to_fail)
             self.reads_to_fail = None
         if ending.recovery_cut:
-            self.plan_cut(ending.recovery_cut, ending.kind)
+            self.plan_cut(ending.recovery_cut, ending.recovery_kind)
         if ending.kind != "clean":
-            self.coverage.crash_states.add(content_digest(self.device))
+            self.coverage.crash_states.add(self.device.digest())
 
     def _count_faults(self) -> None:
         struck = self.device.faults.struck
@@ -229,11 +240,25 @@ class StoreSystem:
         ):
             raise error
 
+    def _check_promises(self) -> None:
+        """After a close: forward progress (C4)."""
+        if not self.store.health.reason:
+            unkept = [each for each in self.model.promises if not each.is_persistent()]
+            assert not unkept, f"a clean close leaves {len(unkept)} promises unkept"
+            self.model.persist()
+
+    def _check_health(self) -> None:
+        """A store whose device failed a change takes no more of them (C6)."""
+        if must_turn_read_only(self.device.faults.struck) and self.store.health.is_writable:
+            raise AssertionError("the device has failed a change, and the store is still writable")
+
     async def _check_opened(self) -> None:
         if self.bytes_were_lost:
             await self._take_what_is_left()
             return
         assert not self.store.health.reason, f"the store opened {self.store.health.reason}"
+        if self._is_first_life:
+            return
         try:
             await self._compare(crashed=True)
         except DeviceError as error:
@@ -259,7 +284,9 @@ class StoreSystem:
         else:
             assert content == self.model.content, difference(content, [self.model.content])
         check_account(self.store, entries)
-        if crashed and self.control.draw(_FSCK_EVERY) == _FSCK_EVERY - 1:
+        # fsck wants a store that nothing moves under it.
+        quiet = crashed and not self.settings.background
+        if quiet and self.control.draw(_FSCK_EVERY) == _FSCK_EVERY - 1:
             await check_clean(self.store, self.device)
 
     async def _compare_key(self, key: bytes) -> None:

@@ -32,7 +32,7 @@ from shardfs.checking.schedule import Control, Program
 DEVICE = "device"
 """The operation that a sequence begins with: geometry, latency, background."""
 
-_STEPS_MIN, _STEPS_MAX = 10, 50
+_STEPS_MIN, _STEPS_MAX = 10, 46
 _CORNERS = (
     0,
     limits.INLINE_VALUE_BYTES_MAX,
@@ -58,17 +58,21 @@ _WEIGHTS = {
     "write-out": 0.7,
     "flush": 0.7,
     "commit": 1,
-    "checkpoint": 1.5,
+    "checkpoint": 1.2,
     "compact": 1,
     "reclaim": 1.5,
     "wait": 0.5,
+    "empty": 0.02,
 }
 _ENDINGS = {"reboot": 2, "crash": 4, "cut": 4, "crash-twice": 1}
 _FAULTS = ALPHABET[ALPHABET.index("fail-read") :]
-_ENDINGS_WEIGHTS = {0: 1, 1: 5, 2: 2, 3: 0.5}
+_ENDINGS_WEIGHTS = {0: 2.5, 1: 6, 2: 1, 3: 0.3}
 _FAULT_PROBABILITY = 0.2
 _LEFT_OUT_PROBABILITY = 0.2
 _FULL_PROBABILITY = 0.05
+_CHURN_PROBABILITY = 0.008
+_CUT_AGAIN_PROBABILITY = 0.3
+_EMPTY_PROBABILITY = 0.7
 _BACKGROUND_PROBABILITY = 0.3
 _KEY_AGAIN_PROBABILITY = 0.8
 
@@ -83,7 +87,7 @@ class StoreWorld:
         """See World.generate."""
         generator = _Generator(rng)
         background = rng.random() < _BACKGROUND_PROBABILITY
-        first = (rng.randrange(len(GEOMETRIES)), rng.choice((0, 0, 0, 1, 2, 5)), int(background))
+        first = (rng.randrange(len(GEOMETRIES)), rng.choice((0, 0, 0, 0, 1, 3)), int(background))
         return (Operation(DEVICE, first), *generator.steps())
 
     def program(self, operations: Operations, coverage: Coverage) -> Program[None]:
@@ -132,7 +136,12 @@ class _Generator:
             for _ in range(rng.choice((1, 1, 2))):
                 names.insert(rng.randrange(len(names)), rng.choice(_FAULTS))
         if rng.random() < _FULL_PROBABILITY:
-            names.insert(rng.randrange(len(names) // 2), "fill")
+            at = rng.randrange(len(names) // 2)
+            names.insert(at, "fill")
+            if rng.random() < _EMPTY_PROBABILITY:
+                names.insert(rng.randrange(at + 1, len(names)), "empty")
+        if rng.random() < _CHURN_PROBABILITY:
+            names.insert(rng.randrange(len(names)), "churn")
         return [Operation(name, self._arguments(name)) for name in names]
 
     def _arguments(self, name: str) -> tuple[int, ...]:
@@ -153,7 +162,7 @@ class _Generator:
             case "patch":
                 return (rng.randrange(6), self._size(), self._size())
             case "fill":
-                return (rng.choice((20, 40, 60)),)
+                return (rng.choice((20, 40, 60, 90)),)
             case "sync-one":
                 return (rng.randrange(4),)
             case "wait":
@@ -161,8 +170,17 @@ class _Generator:
             case "crash":
                 return (rng.randrange(len(CRASHES)),)
             case "cut" | "crash-twice":
-                pair = (rng.randrange(rng.choice((4, 12))), rng.randrange(len(CRASHES)))
-                return pair if name == "cut" else pair[::-1]
+                at, kind = rng.randrange(rng.choice((4, 12))), rng.randrange(len(CRASHES))
+                second = rng.randrange(len(CRASHES))
+                if name == "cut":
+                    if rng.random() >= _CUT_AGAIN_PROBABILITY:
+                        return at, kind, 0, 0
+                    # A killed process leaves unflushed what recovery then relies on.
+                    first = rng.choice((kind, CRASHES.index("kill")))
+                    return at, first, rng.choice((1, 1, 2, 3, 5)), second
+                return kind, at, rng.choice((kind, second))
+            case "churn":
+                return rng.randrange(4, 48), rng.choice((0, 1, 1, 2)), rng.choice((0, 0, 4))
             case "rot":
                 return (self._key(), rng.randrange(EXTENT_BYTES))
             case "rot-anywhere":
@@ -178,7 +196,7 @@ class _Generator:
             case "fail-region":
                 return (rng.randrange(32),)
             case _ if name in _FAULTS:
-                return (rng.randrange(8),)
+                return (rng.randrange(rng.choice((1, 3, 8))),)
             case _:
                 return ()
 

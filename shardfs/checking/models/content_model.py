@@ -13,8 +13,7 @@ Invariants (what an application may rely on after a crash):
     I3. What fsync was called for stays: data and size.
     I4. A write is never kept without the changes of names that were made before it.
     I5. A truncation is a numbered change: it is there wholly or not at all, and after all writes
-        before it. Until it is there, one more state is possible: what was buffered below the
-        new end is kept, what was buffered beyond it is not.
+        before it.
 
 Not here: names (namespace_model.py), and which call applies what (file_model.py).
 """
@@ -33,13 +32,24 @@ class Version(NamedTuple):
 
     Args:
         moment: number of changes of names made before it.
-        ends: for each shard written to since the last truncation, where the last byte written
-            there ends.
+        writes: (start, end) of those made since the last truncation.
     """
 
     content: bytes
     moment: int
-    ends: dict[int, int]
+    writes: tuple[tuple[int, int], ...] = ()
+
+    def end_in(self, shard: int) -> int:
+        """Where the last byte written in a shard ends; 0 if there is none."""
+        first, behind = shard * SHARD_BYTES, (shard + 1) * SHARD_BYTES
+        return max(
+            (min(end, behind) for start, end in self.writes if start < behind and end > first),
+            default=0,
+        )
+
+    def writes_below(self, length: int) -> tuple[tuple[int, int], ...]:
+        """What of the writes lies below an offset."""
+        return tuple((start, min(end, length)) for start, end in self.writes if start < length)
 
 
 class Mark(NamedTuple):
@@ -59,11 +69,9 @@ class ContentModel:
     """
 
     def __init__(self, content: bytes = b"", moment: int = 0) -> None:
-        self._versions = [Version(content, moment, {})]
+        self._versions = [Version(content, moment)]
         self._floors = [(moment, 0)]
         """(moment, index): the state after that many changes has that version or a later one."""
-        self._between: list[Version] = []
-        """What an unfinished truncation may leave (I5)."""
         self.stored = 0
         """Index of the last version that is only waiting for any sync."""
 
@@ -71,7 +79,7 @@ class ContentModel:
         """As of now."""
         after = ContentModel()
         after._versions, after._floors = list(self._versions), list(self._floors)
-        after._between, after.stored = list(self._between), self.stored
+        after.stored = self.stored
         return after
 
     @property
@@ -92,14 +100,8 @@ class ContentModel:
 
     def truncate(self, length: int, moment: int) -> None:
         """truncate(2), which is change number `moment`."""
-        old = self._versions[-1]
-        low, high = self._window(moment - 1)
-        self._between += [
-            _kept_below(version, old, length, moment - 1)
-            for version in self._versions[low : high + 1]
-        ]
-        content = old.content[:length].ljust(length, b"\0")
-        self._versions.append(Version(content, moment, {}))
+        content = self.content[:length].ljust(length, b"\0")
+        self._versions.append(Version(content, moment))
         self._floors.append((moment, self.last))
         self.stored = self.last
 
@@ -112,8 +114,8 @@ class ContentModel:
         """Writes may have been lost while nobody crashed: what is found now, if it may be."""
         if not self.may_be(found, moment):
             return False
-        ends = {shard: min(end, len(found)) for shard, end in self._versions[-1].ends.items()}
-        self._versions.append(Version(found, moment, ends))
+        writes = self._versions[-1].writes_below(len(found))
+        self._versions.append(Version(found, moment, writes))
         return True
 
     def made_durable(self, index: int, moment: int) -> None:
@@ -136,14 +138,13 @@ class ContentModel:
         """Whether a crash may leave these bytes with the first `moment` changes of names."""
         low, high = self._window(moment)
         candidates = self._versions[low : high + 1]
-        candidates += [version for version in self._between if version.moment == moment]
         size_least = len(self._versions[low].content)
         size_max = max(len(version.content) for version in candidates)
         sizes = {size_least}
         for shard in range(-(-max(size_max, len(found)) // SHARD_BYTES)):
             here = slice(shard * SHARD_BYTES, (shard + 1) * SHARD_BYTES)
             ends = {
-                max(size_least, version.ends.get(shard, 0))
+                max(size_least, version.end_in(shard))
                 for version in candidates
                 if _same(found[here], version.content[here])
             }
@@ -165,19 +166,7 @@ class ContentModel:
 def _written(old: Version, offset: int, data: bytes, moment: int) -> Version:
     end = offset + len(data)
     content = old.content[:offset].ljust(offset, b"\0") + data + old.content[end:]
-    ends = dict(old.ends)
-    for shard in range(offset // SHARD_BYTES, -(-end // SHARD_BYTES)):
-        ends[shard] = max(ends.get(shard, 0), min(end, (shard + 1) * SHARD_BYTES))
-    return Version(content, moment, ends)
-
-
-def _kept_below(version: Version, last: Version, length: int, moment: int) -> Version:
-    """An old version with what the last one has below `length`."""
-    below = last.content[:length]
-    ends = dict(version.ends)
-    for shard, end in last.ends.items():
-        ends[shard] = max(ends.get(shard, 0), min(end, length))
-    return Version(below + version.content[len(below) :], moment, ends)
+    return Version(content, moment, (*old.writes, (offset, end)))
 
 
 def _same(found: bytes, version: bytes) -> bool:

@@ -8,6 +8,8 @@ Invariants:
     I1. A history is linearizable exactly if each of its parts is, where the parts share no state
         (Herlihy, Wing, "Linearizability", TOPLAS 1990, theorem 1): hence `part_of`.
     I2. No combination of calls done and state reached is looked at twice.
+    I3. A call that only reads is taken as soon as its turn may be and it fits the state: in any
+        order in which it comes later it could as well come now.
 
 Sources: Wing, Gong, "Testing and verifying concurrent objects", JPDC 1993; the memory of what was
 tried (I2) is Lowe's, "Testing for linearizability", CCPE 2017.
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 Operation = TypeVar("Operation")
 ModelOperation = TypeVar("ModelOperation", contravariant=True)
@@ -61,6 +63,9 @@ class Model(Protocol[ModelOperation]):
     ) -> tuple[bool, Hashable]:
         """Whether the operation may give this result in this state, and the state behind it.
         UNKNOWN stands for any result."""
+
+    def is_reading(self, operation: ModelOperation) -> bool:
+        """Whether the operation changes no state whatever."""
 
 
 class History(Generic[Operation]):
@@ -150,6 +155,15 @@ class _Entry:
     behind: _Entry | None = field(default=None)
 
 
+class _Taken(NamedTuple):
+    """A call that was put into the order: in which state, and whether nothing is to be gained by
+    trying another in its place."""
+
+    entry: _Entry
+    state: Hashable
+    is_free: bool
+
+
 class _Search(Generic[Operation]):
     """Looks for an order of one part's calls, depth first."""
 
@@ -175,33 +189,51 @@ class _Search(Generic[Operation]):
         state = self._model.initial()
         done = 0
         seen: set[tuple[int, Hashable]] = set()
-        stack: list[tuple[_Entry, Hashable]] = []
+        stack: list[_Taken] = []
         longest: tuple[int, ...] = ()
         entry = self._head.behind
+        is_new = True
         while self._outstanding:
             assert entry is not None, "an end stands behind every beginning that has one"
-            if entry.is_end:
+            if is_new and (reading := self._reading(state)) is not None:
+                entry, reached, is_free = reading, state, True
+            elif entry.is_end:
                 # This call would have to come before its end, and nothing that fits is left.
-                if not stack:
+                taken = None
+                while stack and (taken is None or taken.is_free):
+                    taken = stack.pop()
+                    done &= ~(1 << taken.entry.at)
+                    self._put_back(taken.entry)
+                if taken is None or taken.is_free:
                     return longest
-                entry, state = stack.pop()
-                done &= ~(1 << entry.at)
-                self._put_back(entry)
-                entry = entry.behind
+                entry, state, is_new = taken.entry.behind, taken.state, False
                 continue
-            call = self._calls[entry.at]
-            allowed, reached = self._model.step(state, call.operation, call.result)
-            key = (done | 1 << entry.at, reached)
-            if not allowed or key in seen:
-                entry = entry.behind
-                continue
-            seen.add(key)
-            stack.append((entry, state))
-            done, state = key
+            else:
+                call = self._calls[entry.at]
+                allowed, reached = self._model.step(state, call.operation, call.result)
+                is_free = False
+                if not allowed or (done | 1 << entry.at, reached) in seen:
+                    entry, is_new = entry.behind, False
+                    continue
+            stack.append(_Taken(entry, state, is_free))
+            done, state = done | 1 << entry.at, reached
+            seen.add((done, state))
             self._take_out(entry)
             if len(stack) > len(longest):
-                longest = tuple(self._calls[taken.at].number for taken, _ in stack)
-            entry = self._head.behind
+                longest = tuple(self._calls[taken.entry.at].number for taken in stack)
+            entry, is_new = self._head.behind, True
+        return None
+
+    def _reading(self, state: Hashable) -> _Entry | None:
+        """A call whose turn it may be and that changes nothing, if there is one (I3)."""
+        entry = self._head.behind
+        while entry is not None and not entry.is_end:
+            call = self._calls[entry.at]
+            if call.ended is not None and self._model.is_reading(call.operation):
+                allowed, _ = self._model.step(state, call.operation, call.result)
+                if allowed:
+                    return entry
+            entry = entry.behind
         return None
 
     def _take_out(self, entry: _Entry) -> None:

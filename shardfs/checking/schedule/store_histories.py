@@ -79,40 +79,75 @@ class OneKeyModel:
             case Get(_):
                 return result is UNKNOWN or result == state, state
 
+    def is_reading(self, operation: OneKeyOperation) -> bool:
+        """See Model.is_reading."""
+        return isinstance(operation, Get)
+
+
+class Content:
+    """All keys and values as one value that can be compared and hashed. Never changed.
+
+    Args:
+        values: by key.
+        fingerprint: hash of all pairs, whatever their order.
+    """
+
+    __slots__ = ("fingerprint", "values")
+
+    def __init__(self, values: dict[bytes, bytes], fingerprint: int) -> None:
+        self.values = values
+        self.fingerprint = fingerprint
+
+    def __hash__(self) -> int:
+        return self.fingerprint
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Content) and self.values == other.values
+
+    def changed(self, changes: Iterable[tuple[bytes, bytes | None]]) -> Content:
+        """The content with other values; None removes."""
+        values = dict(self.values)
+        fingerprint = self.fingerprint
+        for key, new in changes:
+            old = values.pop(key, None)
+            if old is not None:
+                fingerprint ^= hash((key, old))
+            if new is not None:
+                values[key] = new
+                fingerprint ^= hash((key, new))
+        return Content(values, fingerprint)
+
 
 class StoreModel:
-    """All keys: a frozenset of pairs of key and value."""
+    """All keys; the state is a Content."""
 
     def initial(self) -> Hashable:
         """See Model.initial."""
-        return frozenset()
+        return Content({}, 0)
 
     def step(
         self, state: Hashable, operation: AnyOperation, result: object
     ) -> tuple[bool, Hashable]:
         """See Model.step."""
-        assert isinstance(state, frozenset)
-        content: dict[bytes, bytes] = dict(state)
-        changes: tuple[tuple[bytes, bytes | None], ...] = ()
+        assert isinstance(state, Content)
         match operation:
             case Get(key):
-                return result is UNKNOWN or result == content.get(key), state
+                return result is UNKNOWN or result == state.values.get(key), state
             case ListAll():
-                return result is UNKNOWN or result == tuple(sorted(content.items())), state
+                listed = tuple(sorted(state.values.items()))
+                return result is UNKNOWN or result == listed, state
             case Put(key, value):
-                changes = ((key, value),)
+                return True, state.changed(((key, value),))
             case Delete(key):
-                changes = ((key, None),)
-            case PutMany(many):
-                changes = many
+                return True, state.changed(((key, None),)) if key in state.values else state
+            case PutMany(changes):
+                return True, state.changed(changes) if changes else state
             case Extend(key, value):
-                changes = ((key, content.get(key, b"") + value),)
-        for key, new in changes:
-            if new is None:
-                content.pop(key, None)
-            else:
-                content[key] = new
-        return True, frozenset(content.items())
+                return True, state.changed(((key, state.values.get(key, b"") + value),))
+
+    def is_reading(self, operation: AnyOperation) -> bool:
+        """See Model.is_reading."""
+        return isinstance(operation, Get | ListAll) or operation == PutMany(())
 
 
 def after_a_cut(

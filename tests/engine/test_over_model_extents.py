@@ -1,0 +1,117 @@
+"""Chunks, shards and runs over the model of extents in place of the engine's: no device at all."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from shardfs import limits
+from shardfs.engine.chunks import locator_bytes
+from shardfs.engine.layout import Kind, Stream
+from shardfs.engine.lsm.compaction import merge_runs, write_memtable
+from shardfs.engine.lsm.entry import TOMBSTONE
+from shardfs.engine.lsm.memtable import Memtable
+from shardfs.engine.lsm.merge import Run, load_page
+from shardfs.engine.lsm.segment import Segment, SegmentWriter
+from shardfs.engine.pieces import Locator
+from shardfs.errors import CorruptionError
+from tests.engine.model_extents import EXTENT_BYTES, ModelBench
+
+KIB = limits.KIB
+STREAMS = (Stream.DATA, Stream.SURVIVORS, Stream.RUNS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_chunks_come_back_whatever_their_sizes_and_streams(seed: int) -> None:
+    rng = random.Random(seed)
+    bench = ModelBench()
+    chunks: list[tuple[Locator, bytes]] = []
+    for _ in range(120):
+        data = rng.randbytes(max(0, rng.choice((0, 1, 512, 4096, 16 * KIB)) - rng.choice((0, 1))))
+        owner = bytes(rng.randrange(limits.KEY_BYTES_MAX))
+        locator, persistent = bench.chunks.put(Kind.DATA, rng.choice(STREAMS), owner, 7, (data,))
+        assert persistent.is_persistent()
+        assert locator.offset + locator_bytes(locator) <= EXTENT_BYTES
+        chunks.append((locator, data))
+    for locator, data in chunks:
+        start = rng.randint(0, len(data))
+        length = rng.randint(0, len(data) - start)
+        assert bytes(await bench.chunks.get(locator, start, length)) == data[start : start + length]
+        place = (locator.extent, locator.epoch, locator.offset)
+        assert await bench.chunks.is_whole(*place, locator.sequence)
+        assert not await bench.chunks.is_whole(*place, locator.sequence + 1)
+
+
+async def test_a_chunk_is_gone_with_the_reset_of_its_extent_and_no_other_is_taken_for_it() -> None:
+    bench = ModelBench()
+    old, _ = bench.chunks.put(Kind.DATA, Stream.DATA, b"key", 0, (b"old",))
+    bench.model_extents.reset(old.extent)
+    new, _ = bench.chunks.put(Kind.DATA, Stream.DATA, b"key", 0, (b"new",))
+    assert (new.extent, new.offset) == (old.extent, old.offset)
+    with pytest.raises(CorruptionError, match="has been reset"):
+        await bench.chunks.get(old, 0, 3)
+    assert not await bench.chunks.is_whole(old.extent, old.epoch, old.offset, old.sequence)
+    assert bytes(await bench.chunks.get(new, 0, 3)) == b"new"
+
+
+@pytest.mark.parametrize("size", [0, 1, 16 * KIB, EXTENT_BYTES - 1, EXTENT_BYTES, 300_000])
+async def test_shard_data_of_any_length_fills_extents_and_reads_back(size: int) -> None:
+    rng = random.Random(size)
+    bench = ModelBench()
+    data = rng.randbytes(size)
+    cut = size // 3
+    pieces = bench.shards.append_pieces(b"owner", 5000, (data[:cut], data[cut:]))
+    assert sum(piece.length for piece in pieces) == size
+    whole = bytes(5000) + data + bytes(100)
+    for _ in range(20):
+        start = rng.randrange(len(whole))
+        length = rng.randint(0, len(whole) - start)
+        assert await bench.shards.read(pieces, start, length) == whole[start : start + length]
+    if size > 2 * EXTENT_BYTES:
+        extents = {piece.locator.extent for piece in pieces}
+        assert len(extents) <= size // EXTENT_BYTES + 2, "filled to their ends"
+
+
+async def run_of(bench: ModelBench, number: int, entries: dict[bytes, bytes]) -> Run:
+    """A run, written from a memtable and opened again."""
+    table = Memtable()
+    for key, value in entries.items():
+        table.set(key, value)
+    writer = SegmentWriter(bench.chunks, bench.extents, bench.cache, number, 0)
+    await write_memtable(table, writer, is_oldest=False)
+    return await reopened(bench, number, writer)
+
+
+async def reopened(bench: ModelBench, number: int, writer: SegmentWriter) -> Run:
+    """What a writer wrote, with its indexes read from the extents."""
+    opened = [await Segment.open(each.meta, bench.chunks, bench.cache) for each in writer.segments]
+    return Run(number, 0, tuple(opened))
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_runs_and_their_merge_agree_with_dictionaries(seed: int) -> None:
+    rng = random.Random(seed)
+    bench = ModelBench()
+    runs, merged = [], {}
+    for number in range(1, 5):
+        entries = {
+            b"k%04d" % rng.randrange(900): rng.choice(
+                (TOMBSTONE, rng.randbytes(rng.choice((9, 900))))
+            )
+            for _ in range(rng.choice((1, 300, 700)))
+        }
+        run = await run_of(bench, number, entries)
+        for key in entries:
+            found = [await each.get(key) for each in run.segments if each.may_contain(key)]
+            assert found == [entries[key]]
+        runs.append(run)
+        merged.update(entries)
+    assert bench.model_extents.live_bytes() == sum(run.total_bytes for run in runs)
+    page = await load_page(runs, b"", b"\xff", 10_000)
+    assert page.entries == merged and page.horizon is None
+    writer = SegmentWriter(bench.chunks, bench.extents, bench.cache, 9, 1)
+    await merge_runs(runs, writer, is_oldest=True)
+    result = await reopened(bench, 9, writer)
+    page = await load_page([result], b"", b"\xff", 10_000)
+    assert page.entries == {key: each for key, each in merged.items() if each != TOMBSTONE}
