@@ -25,7 +25,7 @@ Not here: what frames mean (framing.py), who is live (store.py counts), when to 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -126,8 +126,7 @@ class Extents:
         self._current: dict[Stream, Extent] = {}
         self._spares: deque[Extent] = deque()
         self._declared_by: Dependency | None = None
-        self._merge_reserve = 0
-        self._data_extents = 0
+        self._tree_bytes = 0
         self._data_live_bytes = 0
         self._unwritten: dict[tuple[int, int], Sequence[Buffer]] = {}
         self._changed: dict[int, None] = {}
@@ -163,9 +162,9 @@ class Extents:
             if previous is not None:
                 self.seal(previous)
             self._current[extent.stream] = extent
-        data = [each for each in self.all if each.stream in _DATA_STREAMS]
-        self._data_extents = len(data)
-        self._data_live_bytes = sum(each.live_bytes for each in data)
+        self._data_live_bytes = sum(
+            each.live_bytes for each in self.all if each.stream in _DATA_STREAMS
+        )
 
     def at(self, number: int) -> Extent:
         """The extent of this number, as something on the device names it.
@@ -421,8 +420,6 @@ class Extents:
 
     def mark_free(self, extent: Extent) -> None:
         """Raise the epoch and have the next record free it; not to be reused before `release`."""
-        if extent.stream in _DATA_STREAMS:
-            self._data_extents -= 1
         extent.state = ExtentState.FREE
         extent.stream = Stream.NONE
         extent.epoch += 1
@@ -452,7 +449,7 @@ class Extents:
 
     def reserve_for_merging(self, tree_bytes: int) -> None:
         """Keep room for the runs to be written once more: merging must work on a full device."""
-        self._merge_reserve = -(-tree_bytes // self.extent_bytes)
+        self._tree_bytes = tree_bytes
 
     @property
     def is_short_of_space(self) -> bool:
@@ -476,14 +473,27 @@ class Extents:
 
     def free_user_bytes(self) -> int:
         """Bytes that user data may still take, frame overhead included, once all garbage that can
-        be reclaimed has been."""
-        extents = len(self._free) + self._data_extents - self.reserve - self._merge_reserve
-        loss = self._packing_loss_bytes + self.garbage_bytes_worth_moving
-        return max(0, extents * (self.extent_bytes - loss) - self._data_live_bytes)
+        be reclaimed has been.
+
+        It depends on what is live, not on where it lies: the extents that are neither the
+        reserve's nor the tree's (twice its size, for merging it and for its own garbage), each
+        as full as reclamation can keep it.
+        """
+        tree = -(-2 * self._tree_bytes // self.extent_bytes)
+        extents = len(self.all) - limits.SUPERBLOCK_EXTENTS - self.reserve - tree
+        full = self.extent_bytes - self._packing_loss_bytes - self.garbage_bytes_worth_moving
+        return max(0, extents * full - self._data_live_bytes)
 
     def ready_user_bytes(self) -> int:
-        """Bytes that user data may take right now, before anything is reclaimed."""
-        free = len(self._free) - self.reserve - self._merge_reserve
+        """Bytes that user data may take right now, before anything is reclaimed.
+
+        What the delta log and the tree already hold of their share need not be kept free as well;
+        half of the reserve always is, for reclamation to move things to.
+        """
+        held = Counter(extent.stream for extent in self.all if extent.state is not ExtentState.FREE)
+        log = max(self.reserve // 2, self.reserve - held[Stream.META])
+        tree = max(0, -(-2 * self._tree_bytes // self.extent_bytes) - held[Stream.RUNS])
+        free = len(self._free) - log - tree
         return max(0, free) * self.extent_bytes + self.room(Stream.DATA)
 
     def sealed_data(self) -> list[Extent]:
@@ -511,8 +521,6 @@ class Extents:
         extent = self._free.popleft()
         extent.state = ExtentState.OPEN
         extent.stream = stream
-        if stream in _DATA_STREAMS:
-            self._data_extents += 1
         extent.order = next(self._sequence)
         extent.live_change = 0
         # Only the delta log is found through the superblock; other streams are found through

@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 _SCARCE_EXTENTS = 2
 _EVACUATED_AT_ONCE = 4
 _READY_SHARE = 16
+_READY_FREE_SHARE = 4
 
 
 class Maintenance:
@@ -93,8 +94,10 @@ class Maintenance:
         if self._started and self._committer.is_overdue:
             await self.checkpoint_if_due()
         wanted = length + _SCARCE_EXTENTS * self._extents.extent_bytes
+        # Nobody shall be told that the device is full while garbage can be reclaimed.
+        if self._extents.free_user_bytes() < wanted:
+            await self._merge()
         while self._extents.ready_user_bytes() < min(wanted, self._extents.free_user_bytes()):
-            # Nobody shall be told that the device is full while garbage can be reclaimed.
             if not await self.reclaim(evacuate=True):
                 break
 
@@ -180,7 +183,10 @@ class Maintenance:
 
     async def _keep_ready(self) -> None:
         """Empty extents while less than a part of the device is ready to be written."""
-        wanted = len(self._extents.all) * self._extents.extent_bytes // _READY_SHARE
+        # The fuller the device, the less is kept ready: what is ready can hold no garbage, and the
+        # more garbage an extent holds when it is emptied the less is moved for it.
+        size = len(self._extents.all) * self._extents.extent_bytes
+        wanted = min(size // _READY_SHARE, self._extents.free_user_bytes() // _READY_FREE_SHARE)
         try:
             while self._extents.ready_user_bytes() < wanted:
                 if not await self.reclaim(evacuate=True):
