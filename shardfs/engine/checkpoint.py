@@ -73,7 +73,7 @@ class Checkpointer:
         self._usage = usage
         self._next_run_id = 1 + max((run.run_id for run in tree.runs), default=0)
         self._lock = trio.Lock()
-        extents.reserve_for_merging(sum(run.total_bytes for run in tree.runs))
+        extents.space.tree_bytes = sum(run.total_bytes for run in tree.runs)
 
     async def checkpoint(self, *, only_if_due: bool = False) -> None:
         """Write everything in the memtable as a run; the delta log starts anew behind it.
@@ -113,7 +113,7 @@ class Checkpointer:
             DeviceError, CorruptionError, ReadOnlyError, NoSpaceError: the old runs stay.
         """
         async with self._lock:
-            short = self._extents.is_short_of_space
+            short = self._extents.space.is_short
             chosen = choose_runs(self._tree.runs, short_of_space=short)
             room = self._extents.free_bytes - 2 * self._extents.extent_bytes
             if not chosen or sum(run.total_bytes for run in chosen) > room:
@@ -198,7 +198,7 @@ class Checkpointer:
             await self._scheduler.settle(await self._committer.write_record())
             self._committer.persistent_checkpoint = checkpoint
             self._tree.install(runs, drop_frozen=freeze is not None)
-            self._extents.reserve_for_merging(sum(run.total_bytes for run in runs))
+            self._extents.space.tree_bytes = sum(run.total_bytes for run in runs)
             self._usage = usage
             writer.credited.clear()
             if root.manifest is not None:

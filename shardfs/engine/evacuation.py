@@ -93,7 +93,7 @@ class Evacuator:
             extent
             for extent in self._extents.sealed_data()
             if self._stuck.get(extent.index) != extent.epoch
-            and size - extent.live_bytes >= self._extents.garbage_bytes_worth_moving
+            and size - extent.live_bytes >= self._extents.space.garbage_bytes_worth_moving
         ]
         if not candidates:
             return None

@@ -25,7 +25,7 @@ Not here: what frames mean (framing.py), who is live (store.py counts), when to 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,14 +36,10 @@ from shardfs.engine.dependency import PERSISTENT, Dependency
 from shardfs.engine.device import Buffer, Device
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.scheduler import Scheduler
+from shardfs.engine.space import DATA_STREAMS, SpaceAccount
 from shardfs.engine.superblock import ExtentEntry, Identity, Superblock
 from shardfs.errors import CorruptionError, NoSpaceError
 
-_SHORT_OF_SPACE_SHARE = 8
-_ROOM_WORTH_FITTING = 16 * limits.KIB
-_ROOM_WORTH_FITTING_SHARE = 16
-_GARBAGE_WORTH_MOVING_SHARE = 16
-_DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS)
 _STATES = {int(state): state for state in ExtentState}
 _STREAMS = {int(stream): stream for stream in Stream}
 
@@ -119,6 +115,7 @@ class Extents:
         self.reserve = reserve
         self.identity: Identity = superblock.identity
         self.extent_bytes = self.identity.extent_bytes
+        self.space = SpaceAccount(self.identity.extent_count, self.extent_bytes, reserve)
         self.all = [Extent(index) for index in range(self.identity.extent_count)]
         for extent in self.all[: limits.SUPERBLOCK_EXTENTS]:
             extent.state = ExtentState.SUPERBLOCK
@@ -126,8 +123,6 @@ class Extents:
         self._current: dict[Stream, Extent] = {}
         self._spares: deque[Extent] = deque()
         self._declared_by: Dependency | None = None
-        self._tree_bytes = 0
-        self._data_live_bytes = 0
         self._unwritten: dict[tuple[int, int], Sequence[Buffer]] = {}
         self._changed: dict[int, None] = {}
         self._touched: dict[int, None] = {}
@@ -162,9 +157,10 @@ class Extents:
             if previous is not None:
                 self.seal(previous)
             self._current[extent.stream] = extent
-        self._data_live_bytes = sum(
-            each.live_bytes for each in self.all if each.stream in _DATA_STREAMS
-        )
+        for extent in self.all:
+            if extent.state in (ExtentState.OPEN, ExtentState.SEALED):
+                self.space.taken(extent.stream)
+                self.space.live_changed(extent.stream, extent.live_bytes)
 
     def at(self, number: int) -> Extent:
         """The extent of this number, as something on the device names it.
@@ -339,8 +335,7 @@ class Extents:
         state = self.at(extent)
         state.live_bytes += length
         state.live_change += length
-        if state.stream in _DATA_STREAMS:
-            self._data_live_bytes += length
+        self.space.live_changed(state.stream, length)
         self._touched[extent] = None
 
     def debit(self, extent: int, epoch: int, length: int, delta: int = 0) -> None:
@@ -350,8 +345,7 @@ class Extents:
         assert state.live_bytes >= length, f"extent {extent} would have negative live bytes"
         state.live_bytes -= length
         state.live_change -= length
-        if state.stream in _DATA_STREAMS:
-            self._data_live_bytes -= length
+        self.space.live_changed(state.stream, -length)
         state.last_delta = max(state.last_delta, delta)
         self._touched[extent] = None
 
@@ -361,7 +355,7 @@ class Extents:
         result = []
         for index in touched:
             extent = self.all[index]
-            if extent.stream in _DATA_STREAMS:
+            if extent.stream in DATA_STREAMS:
                 result.append((extent, extent.live_change))
             elif extent.stream is Stream.RUNS:
                 result.append((extent, 0))
@@ -373,7 +367,7 @@ class Extents:
         return tuple(
             Usage(extent.index, extent.epoch, extent.live_bytes)
             for extent in self.all
-            if extent.stream in _DATA_STREAMS and extent.live_bytes
+            if extent.stream in DATA_STREAMS and extent.live_bytes
         )
 
     def take_changed(self) -> list[ExtentEntry]:
@@ -420,6 +414,7 @@ class Extents:
 
     def mark_free(self, extent: Extent) -> None:
         """Raise the epoch and have the next record free it; not to be reused before `release`."""
+        self.space.given_back(extent.stream)
         extent.state = ExtentState.FREE
         extent.stream = Stream.NONE
         extent.epoch += 1
@@ -447,54 +442,10 @@ class Extents:
         """Bytes of the extents that can be handed out, the reserve included."""
         return len(self._free) * self.extent_bytes
 
-    def reserve_for_merging(self, tree_bytes: int) -> None:
-        """Keep room for the runs to be written once more: merging must work on a full device."""
-        self._tree_bytes = tree_bytes
-
-    @property
-    def is_short_of_space(self) -> bool:
-        """Less than a part of the device is left for user data."""
-        return self.free_user_bytes() < len(self.all) * self.extent_bytes // _SHORT_OF_SPACE_SHARE
-
-    @property
-    def room_worth_fitting(self) -> int:
-        """Less room than this at an extent's end is left unused rather than filled by a chunk."""
-        return min(_ROOM_WORTH_FITTING, self.extent_bytes // _ROOM_WORTH_FITTING_SHARE)
-
-    @property
-    def garbage_bytes_worth_moving(self) -> int:
-        """An extent with less garbage gives too little for what emptying it costs."""
-        return self.extent_bytes // _GARBAGE_WORTH_MOVING_SHARE + self._packing_loss_bytes
-
-    @property
-    def _packing_loss_bytes(self) -> int:
-        """At most this much of a full extent of data is neither live nor garbage."""
-        return self.room_worth_fitting + limits.KEY_BYTES_MAX
-
-    def free_user_bytes(self) -> int:
-        """Bytes that user data may still take, frame overhead included, once all garbage that can
-        be reclaimed has been.
-
-        It depends on what is live, not on where it lies: the extents that are neither the
-        reserve's nor the tree's (twice its size, for merging it and for its own garbage), each
-        as full as reclamation can keep it.
-        """
-        tree = -(-2 * self._tree_bytes // self.extent_bytes)
-        extents = len(self.all) - limits.SUPERBLOCK_EXTENTS - self.reserve - tree
-        full = self.extent_bytes - self._packing_loss_bytes - self.garbage_bytes_worth_moving
-        return max(0, extents * full - self._data_live_bytes)
-
     def ready_user_bytes(self) -> int:
-        """Bytes that user data may take right now, before anything is reclaimed.
-
-        What the delta log and the tree already hold of their share need not be kept free as well;
-        half of the reserve always is, for reclamation to move things to.
-        """
-        held = Counter(extent.stream for extent in self.all if extent.state is not ExtentState.FREE)
-        log = max(self.reserve // 2, self.reserve - held[Stream.META])
-        tree = max(0, -(-2 * self._tree_bytes // self.extent_bytes) - held[Stream.RUNS])
-        free = len(self._free) - log - tree
-        return max(0, free) * self.extent_bytes + self.room(Stream.DATA)
+        """Bytes that user data may take right now, before anything is reclaimed."""
+        ready = self.space.ready_extents(len(self._free))
+        return ready * self.extent_bytes + self.room(Stream.DATA)
 
     def sealed_data(self) -> list[Extent]:
         """Extents of data, partly live, to which nothing is added any more and nothing waits to
@@ -503,7 +454,7 @@ class Extents:
             extent
             for extent in self.all
             if extent.state is ExtentState.SEALED
-            and extent.stream in _DATA_STREAMS
+            and extent.stream in DATA_STREAMS
             and extent.live_bytes
             and not extent.writes_pending
         ]
@@ -521,6 +472,7 @@ class Extents:
         extent = self._free.popleft()
         extent.state = ExtentState.OPEN
         extent.stream = stream
+        self.space.taken(stream)
         extent.order = next(self._sequence)
         extent.live_change = 0
         # Only the delta log is found through the superblock; other streams are found through

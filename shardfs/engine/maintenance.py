@@ -95,9 +95,9 @@ class Maintenance:
             await self.checkpoint_if_due()
         wanted = length + _SCARCE_EXTENTS * self._extents.extent_bytes
         # Nobody shall be told that the device is full while garbage can be reclaimed.
-        if self._extents.free_user_bytes() < wanted:
+        if self._extents.space.user_bytes() < wanted:
             await self._merge()
-        while self._extents.ready_user_bytes() < min(wanted, self._extents.free_user_bytes()):
+        while self._extents.ready_user_bytes() < min(wanted, self._extents.space.user_bytes()):
             if not await self.reclaim(evacuate=True):
                 break
 
@@ -185,8 +185,8 @@ class Maintenance:
         """Empty extents while less than a part of the device is ready to be written."""
         # The fuller the device, the less is kept ready: what is ready can hold no garbage, and the
         # more garbage an extent holds when it is emptied the less is moved for it.
-        size = len(self._extents.all) * self._extents.extent_bytes
-        wanted = min(size // _READY_SHARE, self._extents.free_user_bytes() // _READY_FREE_SHARE)
+        space = self._extents.space
+        wanted = min(space.total_bytes // _READY_SHARE, space.user_bytes() // _READY_FREE_SHARE)
         try:
             while self._extents.ready_user_bytes() < wanted:
                 if not await self.reclaim(evacuate=True):

@@ -123,7 +123,7 @@ class ShardData:
 
     def _payload_room(self, owner: bytes, stream: Stream) -> int:
         room = self._chunks.payload_room(stream, len(owner))
-        if room >= self._extents.room_worth_fitting:
+        if room >= self._extents.space.room_worth_fitting:
             return room
         return self._chunks.payload_bytes_max
 

@@ -181,7 +181,7 @@ class Store:
         batch = self.batch()
         if len(value) <= limits.INLINE_VALUE_BYTES_MAX:
             return self._replace(batch, key, old, encode_record(bytes(value)), ())
-        if len(value) > self._extents.free_user_bytes() - self._reserved_bytes:
+        if len(value) > self._extents.space.user_bytes() - self._reserved_bytes:
             raise NoSpaceError(f"no room for {len(value)} bytes")
         pieces = self.append_pieces(key, 0, (value,))
         return self._replace(batch, key, old, encode_shard(pieces), pieces)
@@ -272,7 +272,7 @@ class Store:
             generation = base.generation if base is not None else self._tree.generation
             if not self._tree.is_current(key, base, generation):
                 raise StaleError(f"the shard {key.hex()} has changed")
-        if not batch.essential and self._extents.free_user_bytes() <= self._reserved_bytes:
+        if not batch.essential and self._extents.space.user_bytes() <= self._reserved_bytes:
             raise NoSpaceError("the device is full")
         number = self._committer.next_number
         for locator in batch.removed.values():
@@ -374,7 +374,7 @@ class Store:
         Raises:
             NoSpaceError: there is not that much left; nothing was set aside.
         """
-        if self._reserved_bytes + length > self._extents.free_user_bytes():
+        if self._reserved_bytes + length > self._extents.space.user_bytes():
             raise NoSpaceError(f"no room for {length} more bytes")
         self._reserved_bytes += length
 
@@ -391,7 +391,7 @@ class Store:
                 total += self._extents.extent_bytes
             live += extent.live_bytes
             written += extent.write_pointer
-        free = max(0, self._extents.free_user_bytes() - self._reserved_bytes)
+        free = max(0, self._extents.space.user_bytes() - self._reserved_bytes)
         return Space(total, free, self._reserved_bytes, live, max(0, written - live))
 
     def statistics(self) -> StoreStatistics:

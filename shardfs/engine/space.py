@@ -1,0 +1,107 @@
+"""How much user data the device may take: now, and once all garbage is reclaimed.
+
+Role: counts the extents that each stream holds and the bytes of data that are live, and says how
+many more bytes of data fit.
+
+Invariants:
+    I1. `user_bytes` depends on what is live, not on where it lies or what garbage there is. So
+        the same data fit after any history, and a full device has room again for what is deleted.
+    I2. While live data keep within `user_bytes`, there is always an extent whose emptying gives
+        more than it takes, or a free one: an extent counts only as far as reclamation fills it.
+    I3. Data take none of the extents that the reserve and the tree are still owed.
+
+The shares: the reserve is for the delta log, for open extents and for reclamation to move things
+to. The tree has twice its size: what is live, and the same again for its garbage or a merge.
+
+Not here: who may take the last extents (extents.py), making room (maintenance.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from shardfs import limits
+from shardfs.engine.layout import Stream
+
+DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS)
+_SHORT_OF_SPACE_SHARE = 8
+_ROOM_WORTH_FITTING = 16 * limits.KIB
+_ROOM_WORTH_FITTING_SHARE = 16
+_GARBAGE_WORTH_MOVING_SHARE = 16
+
+
+class SpaceAccount:
+    """The account of one store.
+
+    Args:
+        extent_count, extent_bytes: of the device, the superblock's included.
+        reserve: extents that user data may not take.
+    """
+
+    def __init__(self, extent_count: int, extent_bytes: int, reserve: int) -> None:
+        self._extent_count = extent_count
+        self._extent_bytes = extent_bytes
+        self._reserve = reserve
+        self._held: Counter[Stream] = Counter()
+        self._live_bytes = 0
+        self.tree_bytes = 0
+
+    def taken(self, stream: Stream) -> None:
+        """A stream holds one more extent."""
+        self._held[stream] += 1
+
+    def given_back(self, stream: Stream) -> None:
+        """A stream holds one extent less."""
+        self._held[stream] -= 1
+
+    def live_changed(self, stream: Stream, change_bytes: int) -> None:
+        """So many more bytes are live in an extent of the stream, or fewer."""
+        if stream in DATA_STREAMS:
+            self._live_bytes += change_bytes
+
+    @property
+    def room_worth_fitting(self) -> int:
+        """Less room than this at an extent's end is left unused rather than filled by a chunk."""
+        return min(_ROOM_WORTH_FITTING, self._extent_bytes // _ROOM_WORTH_FITTING_SHARE)
+
+    @property
+    def garbage_bytes_worth_moving(self) -> int:
+        """An extent with less garbage gives too little for what emptying it costs."""
+        return self._extent_bytes // _GARBAGE_WORTH_MOVING_SHARE + self._packing_loss_bytes
+
+    @property
+    def _packing_loss_bytes(self) -> int:
+        """At most this much of a full extent of data is neither live nor garbage."""
+        return self.room_worth_fitting + limits.KEY_BYTES_MAX
+
+    @property
+    def _tree_extents(self) -> int:
+        return -(-2 * self.tree_bytes // self._extent_bytes)
+
+    @property
+    def is_short(self) -> bool:
+        """Less than a part of the device is left for user data."""
+        return self.user_bytes() < self.total_bytes // _SHORT_OF_SPACE_SHARE
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all extents."""
+        return self._extent_count * self._extent_bytes
+
+    def user_bytes(self) -> int:
+        """Bytes that user data may still take, frame overhead included, once all garbage that can
+        be reclaimed has been (I1)."""
+        extents = self._extent_count - limits.SUPERBLOCK_EXTENTS
+        extents -= self._reserve + self._tree_extents
+        full = self._extent_bytes - self._packing_loss_bytes - self.garbage_bytes_worth_moving
+        return max(0, extents * full - self._live_bytes)
+
+    def ready_extents(self, free_extents: int) -> int:
+        """Of the free extents, those that user data may take right now (I3).
+
+        What the log and the tree already hold of their shares is not kept free as well; half of
+        the reserve always is, for reclamation to move things to.
+        """
+        log = max(self._reserve // 2, self._reserve - self._held[Stream.META])
+        tree = max(0, self._tree_extents - self._held[Stream.RUNS])
+        return max(0, free_extents - log - tree)
