@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 
 import trio
 
@@ -241,15 +242,30 @@ class Store:
             raise CorruptionError("a record stands where a shard should", f"key {key.hex()}")
         return value
 
-    def scan(self, start: bytes, end: bytes) -> AsyncIterator[tuple[bytes, bytes | Shard]]:
+    async def scan(self, start: bytes, end: bytes) -> AsyncIterator[tuple[bytes, bytes | Shard]]:
         """Records (as bytes) and shards of [start, end), in key order.
 
-        Changes made while scanning may or may not be seen; what does not change is seen once.
+        Changes made while scanning may or may not be seen; what does not change is seen once. A
+        shard can be read until the next one is asked for; later, its data may have been moved,
+        and has to be looked up again.
 
         Raises:
             DeviceError, CorruptionError: the tree cannot be read there.
         """
-        return self._tree.scan(start, end)
+        while True:
+            page = await self._tree.page(start, end)
+            generation = self._tree.generation
+            found = [(key, decode_value(page.entries[key], generation)) for key in page.entries]
+            pieces = [
+                piece for _, value in found if isinstance(value, Shard) for piece in value.pieces
+            ]
+            with self._shards.pinned(pieces):
+                for key, value in sorted(found, key=itemgetter(0)):
+                    if value is not None:
+                        yield key, value
+            if page.horizon is None:
+                return
+            start = page.horizon + b"\0"
 
     def batch(self, *, essential: bool = False) -> Batch:
         """An empty batch. `essential` batches free space or keep a promise already made: they
@@ -437,6 +453,10 @@ class Store:
         """Free the extents that are wholly dead, or else empty some that are mostly garbage; how
         many were freed."""
         return await self._maintenance.reclaim(evacuate=True)
+
+    async def reclaim_dead(self) -> int:
+        """Free the extents that are wholly dead, and move nothing; how many."""
+        return await self._maintenance.reclaim()
 
     async def _close(self, opened_writable: bool) -> None:
         self._closed = True

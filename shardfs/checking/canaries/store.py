@@ -15,6 +15,7 @@ from shardfs.engine import opening
 from shardfs.engine.batch import Batch
 from shardfs.engine.commit import Committer
 from shardfs.engine.extents import Extents
+from shardfs.engine.space import SpaceAccount
 from shardfs.engine.store import Store
 
 CANARIES: Final = (
@@ -80,9 +81,14 @@ CANARIES: Final = (
         "longer be emptied.",
         (
             Edit(
-                Extents.free_user_bytes,
-                "len(self._free) - self.reserve - self._merge_reserve",
-                "len(self._free)",
+                SpaceAccount.user_bytes,
+                "extents -= self._reserve + self._tree_extents\n",
+                "",
+            ),
+            Edit(
+                SpaceAccount.ready_extents,
+                "free_extents - log - tree",
+                "free_extents",
             ),
             Edit(
                 Extents._allocate,
