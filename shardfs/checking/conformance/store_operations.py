@@ -18,7 +18,7 @@ from shardfs.checking.conformance.case import Operation
 from shardfs.checking.conformance.store_system import Action, StoreSystem
 from shardfs.checking.models.key_value_model import Changes
 from shardfs.engine.pieces import Shard, splice
-from shardfs.errors import NoSpaceError, UsageError
+from shardfs.errors import NoSpaceError, StaleError, UsageError
 
 PLAIN_KEYS = (*(b"k%d" % number for number in range(11)), b"k" + b"l" * (limits.KEY_BYTES_MAX - 1))
 RECORD_KEYS = tuple(b"r%d" % number for number in range(6))
@@ -32,6 +32,7 @@ _ALL_LIFE = 1 << 30
 _FILL_BYTES = 16 * limits.KIB - 256
 _CHURN_BYTES = 60 * limits.KIB
 _HOLE_BYTES_MAX = 6 * limits.KIB
+_ATTEMPTS_MAX = 20
 
 
 # --- reading and writing ------------------------------------------------------------------------
@@ -110,9 +111,24 @@ async def batch(system: StoreSystem, first: int, records: int, shards: int, size
         changes[key] = system.value(min(max(size, 1), VALUE_BYTES_MAX // 4))
     changes[RECORD_KEYS[(first + records) % len(RECORD_KEYS)]] = None
     changes[SHARD_KEYS[(first + shards) % len(SHARD_KEYS)]] = None
-    bases = {key: await store.get_shard(key) for key in changes if key in SHARD_KEYS}
+
+    async def attempt() -> None:
+        bases = {key: await store.get_shard(key) for key in changes if key in SHARD_KEYS}
+        _apply(system, changes, bases)
+
     await store.admit()
-    _apply(system, changes, bases)
+    await _while_stale(attempt)
+
+
+async def _while_stale(attempt: Callable[[], Awaitable[None]]) -> None:
+    """Try again when runs were replaced between the look at a shard and the batch: whether it is
+    still the same cannot be told then without another look (Store.apply)."""
+    for _ in range(_ATTEMPTS_MAX):
+        try:
+            return await attempt()
+        except StaleError:
+            await trio.lowlevel.checkpoint()
+    raise AssertionError("what was read a moment ago has always changed")
 
 
 def _apply(system: StoreSystem, changes: Changes, bases: dict[bytes, Shard | None]) -> None:
@@ -137,21 +153,28 @@ async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
     """Some bytes of a shard are written anew, or added at its end or somewhat behind it."""
     store = system.store
     name = SHARD_KEYS[key % len(SHARD_KEYS)]
-    base = await store.get_shard(name)
     old = system.model.get(name)
-    if base is None or old is None or name in system.unread:
+    if old is None or name in system.unread:
         return
     start = min(start, len(old) + _HOLE_BYTES_MAX)
     data = system.value(min(max(size, 1), VALUE_BYTES_MAX // 4))
-    await store.admit()
     changes = {name: old[:start].ljust(start, b"\0") + data + old[start + len(data) :]}
-    with system.model.applying(changes) as applied:
-        pieces = base.pieces
-        for piece in store.append_pieces(name, start, (data,)):
-            pieces = splice(pieces, piece.start, piece.locator, piece.length)
-        batch = store.batch()
-        batch.put_shard(name, pieces, base)
-        applied.promise = store.apply(batch)
+
+    async def attempt() -> None:
+        base = await store.get_shard(name)
+        if base is None:
+            assert system.bytes_were_lost, f"{name!r} is gone"
+            return
+        with system.model.applying(changes) as applied:
+            pieces = base.pieces
+            for piece in store.append_pieces(name, start, (data,)):
+                pieces = splice(pieces, piece.start, piece.locator, piece.length)
+            batch = store.batch()
+            batch.put_shard(name, pieces, base)
+            applied.promise = store.apply(batch)
+
+    await store.admit()
+    await _while_stale(attempt)
 
 
 async def fill(system: StoreSystem, count: int) -> None:
