@@ -33,6 +33,7 @@ from shardfs.engine.layout import Kind, Stream
 from shardfs.engine.lsm.compaction import (
     choose_runs,
     copy_segment,
+    hides_much,
     merge_runs,
     write_memtable,
 )
@@ -44,6 +45,8 @@ from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
+
+_ENTRIES_WORTH_TIDYING = 256
 
 
 class Checkpointer:
@@ -103,8 +106,21 @@ class Checkpointer:
             self._committer.frozen = None
             _log.debug("checkpoint at delta %d: %d entries", freeze.number, len(frozen))
 
-    async def compact(self) -> bool:
+    @property
+    def hides_much(self) -> bool:
+        """Whether what is newer than the oldest run may hide a good part of it, and is worth it."""
+        newer = len(self._tree.memtable)
+        runs = self._tree.runs
+        if newer + sum(run.entry_count for run in runs) < _ENTRIES_WORTH_TIDYING:
+            return False
+        return bool(runs) and hides_much(runs, newer)
+
+    async def compact(self, *, thorough: bool = False) -> bool:
         """Merge one set of runs, if any level is full and the device has room for the result.
+
+        Args:
+            thorough: merge all runs as well when the newer ones may hide much of the oldest, as on
+                a device that is short of space.
 
         Returns:
             Whether something was merged: call again until False.
@@ -113,8 +129,8 @@ class Checkpointer:
             DeviceError, CorruptionError, ReadOnlyError, NoSpaceError: the old runs stay.
         """
         async with self._lock:
-            short = self._extents.space.is_short
-            chosen = choose_runs(self._tree.runs, short_of_space=short)
+            thorough |= self._extents.space.is_short
+            chosen = choose_runs(self._tree.runs, thorough=thorough)
             room = self._extents.free_bytes - 2 * self._extents.extent_bytes
             if not chosen or sum(run.total_bytes for run in chosen) > room:
                 return False

@@ -69,6 +69,8 @@ class Maintenance:
         self._checkpoint_due = trio.Event()
         self._reclaiming = trio.Lock()
         self._started = False
+        self._number_before = -1
+        self._idle_since = 0.0
 
     def start(self, nursery: trio.Nursery) -> None:
         """Run until the nursery is cancelled."""
@@ -180,6 +182,23 @@ class Maintenance:
                 await trio.sleep(self._interval_s)
             await self.reclaim()
             await self._keep_ready()
+            await self._tidy_when_idle()
+
+    async def _tidy_when_idle(self) -> None:
+        """When nothing has been applied for a while, what was deleted leaves the tree as well."""
+        now = trio.current_time()
+        if self._number_before != self._committer.next_number:
+            self._number_before, self._idle_since = self._committer.next_number, now
+        if now < self._idle_since + self._interval_s or not self._checkpointer.hides_much:
+            return
+        try:
+            await self._checkpointer.checkpoint()
+            while await self._checkpointer.compact(thorough=True):
+                await trio.lowlevel.checkpoint()
+            await self._committer.commit()
+            await self.reclaim()
+        except NoSpaceError as error:
+            _log.warning("tidying is put off: %s", error)
 
     async def _keep_ready(self) -> None:
         """Empty extents while less than a part of the device is ready to be written."""

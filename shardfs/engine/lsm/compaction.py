@@ -29,18 +29,22 @@ _HIDDEN_FRACTION_MAX = 0.2
 _KEY_END = b"\xff" * (limits.KEY_BYTES_MAX + 1)
 
 
-def choose_runs(runs: Sequence[Run], *, short_of_space: bool = False) -> list[Run]:
+def hides_much(runs: Sequence[Run], newer_entries: int = 0) -> bool:
+    """Whether newer runs, and so many entries beside, may hide a good part of the oldest run."""
+    newer = newer_entries + sum(run.entry_count for run in runs[1:])
+    return newer > 0 and newer >= _HIDDEN_FRACTION_MAX * runs[0].entry_count
+
+
+def choose_runs(runs: Sequence[Run], *, thorough: bool = False) -> list[Run]:
     """The runs to merge next, oldest first; empty when the tree is in shape.
 
     Args:
         runs: of the tree, oldest first (so levels fall along the sequence).
-        short_of_space: all runs are merged as soon as the newer ones may hide a good part of
-            the oldest: what was deleted or replaced is given back, at the price of writing.
+        thorough: all runs are merged as soon as the newer ones may hide a good part of the
+            oldest: what was deleted or replaced is given back, at the price of writing.
     """
-    if short_of_space and len(runs) > 1:
-        newer = sum(run.entry_count for run in runs[1:])
-        if newer >= _HIDDEN_FRACTION_MAX * runs[0].entry_count:
-            return list(runs)
+    if thorough and len(runs) > 1 and hides_much(runs):
+        return list(runs)
     for level in range(limits.LEVEL_COUNT_MAX - 1):
         chosen = [run for run in runs if run.level == level]
         if len(chosen) >= limits.RUNS_PER_LEVEL_MAX:
