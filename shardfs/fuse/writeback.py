@@ -60,7 +60,7 @@ class DirtyFile:
 
     __slots__ = (
         *("ctime_ns", "ino", "lock", "mtime_ns", "ranges"),
-        *("read_errors", "reserved", "since", "users"),
+        *("failures", "reserved", "since", "users"),
     )
 
     def __init__(self, ino: int) -> None:
@@ -69,7 +69,8 @@ class DirtyFile:
         self.mtime_ns: int | None = None
         """Time of the last write, unless the user has set another since."""
         self.ctime_ns = 0
-        self.read_errors = 0
+        self.failures = 0
+        """Flushes in a row that have failed."""
         self.reserved = 0
         self.since = 0.0
         """trio's time of the oldest dirty byte."""
@@ -371,11 +372,12 @@ class Writeback:
             while start < SHARD_BYTES:
                 try:
                     start = await self._flush_step(file, index, start)
-                    file.read_errors = 0
+                    file.failures = 0
                 except (CorruptionError, DeviceError, LimitError) as error:
-                    file.read_errors += isinstance(error, DeviceError)
-                    may_pass = 0 < file.read_errors < limits.FLUSH_ATTEMPTS_MAX
-                    if self._store.health.state is HealthState.HEALTHY and not may_pass:
+                    file.failures += 1
+                    may_pass = isinstance(error, DeviceError)
+                    is_last = file.failures >= limits.FLUSH_ATTEMPTS_MAX or not may_pass
+                    if is_last and self._store.health.state is HealthState.HEALTHY:
                         self._lose(file, index)
                     raise
 
@@ -470,6 +472,7 @@ class Writeback:
     def _lose(self, file: DirtyFile, index: int) -> None:
         """Drop a shard's dirty bytes that can never be stored, and remember that (I5)."""
         lost = self._remove(file, index, 0, SHARD_BYTES)
+        file.failures = 0
         self._error_counts[file.ino] = self.error_count(file.ino) + 1
         at = index * SHARD_BYTES
         _log.error("lost %d bytes written to inode %d, from byte %d on", lost, file.ino, at)

@@ -7,13 +7,16 @@ shard to a run, so that flushing has to read, and the read fails once.
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from shardfs import limits
+from shardfs.checking.models.store_model import ModelStore
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store, StoreOptions
-from shardfs.errors import DeviceError
+from shardfs.errors import CorruptionError, DeviceError
 from shardfs.fuse.filesystem import FileSystem
 from tests.fuse.harness import Caller
 
@@ -40,3 +43,25 @@ async def test_what_was_written_is_kept_for_the_next_attempt(errors: int) -> Non
         assert await caller.read("a") == (b"newer" if kept else b"old")
         assert file_system.writeback.error_count(ino) == (0 if kept else 1)
         await file_system.end()
+
+
+@pytest.mark.expected_warnings("lost")
+async def test_rot_is_given_up_at_once_also_after_a_read_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file_system = await FileSystem.open(ModelStore())
+    ino = await Caller(file_system).create("a", data=b"new")
+    errors = [DeviceError("read", 0, 4096, errno.EIO), CorruptionError("rot")]
+
+    async def get_shard(key: bytes) -> None:
+        raise errors.pop(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_system.store, "get_shard", get_shard)
+        with pytest.raises(DeviceError):
+            await file_system.writeback.flush(ino)
+        assert file_system.writeback.error_count(ino) == 0
+        with pytest.raises(CorruptionError):
+            await file_system.writeback.flush(ino)
+    assert file_system.writeback.error_count(ino) == 1
+    await file_system.writeback.flush(ino)
