@@ -117,6 +117,8 @@ DIRTY_PART_MEMORY_BYTES: Final = 2 * KIB
 DIRTY_AGE_S: Final = 3.0
 """Buffered data older than this is given to the engine, which commits every COMMIT_INTERVAL_S."""
 FLUSHER_INTERVAL_S: Final = 0.5
+FLUSH_ATTEMPTS_MAX: Final = 3
+"""Buffered data that cannot be flushed for a read error is given up after so many in a row."""
 DIRTY_PART_SPACE_BYTES: Final = 512
 """Space reserved with each separate range of buffered data, for its frame and its index entry."""
 CHANGE_BYTES_RESERVED: Final = 16 * KIB

@@ -9,7 +9,8 @@ Invariants:
     I2. Deltas are issued one after the other, each when those before it are durable, and each
         carries that number (commit.I1). So a delta behind the end which calls the first missing
         one durable proves damage; a crash leaves none, because the end is then later.
-    I3. Looking past an end costs one read at most, unless something of this incarnation follows.
+    I3. Looking past an end costs one read at most, unless something of this incarnation follows;
+        after an orderly close, whose record knows the last delta, nobody looks.
 
 Not here: what becomes of deltas (recovery.py), writing them (commit.py).
 """
@@ -102,7 +103,8 @@ async def read_log(record: Record, extents: Extents, chain: list[Extent]) -> Fou
                 log.durable = max(log.durable, part.durable)
                 open_parts, open_ends = [], {}
                 number += 1
-    log.durable = max(log.durable, await _durable_behind_the_end(record, log, readers))
+    if not record.clean:  # after an orderly close the record itself knows the last delta
+        log.durable = max(log.durable, await _durable_behind_the_end(record, log, readers))
     return log
 
 

@@ -58,7 +58,10 @@ _BLOCK_BYTES: Final = limits.BLOCK_BYTES
 class DirtyFile:
     """A file with dirty data, or being flushed or truncated."""
 
-    __slots__ = ("ctime_ns", "ino", "lock", "mtime_ns", "ranges", "reserved", "since", "users")
+    __slots__ = (
+        *("ctime_ns", "ino", "lock", "mtime_ns", "ranges"),
+        *("failures", "reserved", "since", "users"),
+    )
 
     def __init__(self, ino: int) -> None:
         self.ino = ino
@@ -66,6 +69,8 @@ class DirtyFile:
         self.mtime_ns: int | None = None
         """Time of the last write, unless the user has set another since."""
         self.ctime_ns = 0
+        self.failures = 0
+        """Flushes in a row that have failed."""
         self.reserved = 0
         self.since = 0.0
         """trio's time of the oldest dirty byte."""
@@ -367,8 +372,12 @@ class Writeback:
             while start < SHARD_BYTES:
                 try:
                     start = await self._flush_step(file, index, start)
-                except (CorruptionError, DeviceError, LimitError):
-                    if self._store.health.state is HealthState.HEALTHY:
+                    file.failures = 0
+                except (CorruptionError, DeviceError, LimitError) as error:
+                    file.failures += 1
+                    may_pass = isinstance(error, DeviceError)
+                    is_last = file.failures >= limits.FLUSH_ATTEMPTS_MAX or not may_pass
+                    if is_last and self._store.health.state is HealthState.HEALTHY:
                         self._lose(file, index)
                     raise
 
@@ -463,15 +472,10 @@ class Writeback:
     def _lose(self, file: DirtyFile, index: int) -> None:
         """Drop a shard's dirty bytes that can never be stored, and remember that (I5)."""
         lost = self._remove(file, index, 0, SHARD_BYTES)
+        file.failures = 0
         self._error_counts[file.ino] = self.error_count(file.ino) + 1
         at = index * SHARD_BYTES
-        _log.error(
-            "lost %d bytes written to inode %d, between bytes %d and %d",
-            lost,
-            file.ino,
-            at,
-            at + SHARD_BYTES - 1,
-        )
+        _log.error("lost %d bytes written to inode %d, from byte %d on", lost, file.ino, at)
 
     def _retire(self, file: DirtyFile) -> None:
         """Stop knowing a file that has nothing dirty and that nobody is working on."""

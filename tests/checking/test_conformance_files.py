@@ -5,11 +5,7 @@ A seed that fails here is repeated by `run_case(decode_line(line))` with the lin
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from unittest import mock
@@ -19,8 +15,7 @@ import pytest
 from shardfs.checking.conformance.case import Coverage, Operation
 from shardfs.checking.conformance.file_run import setup_of
 from shardfs.checking.conformance.file_world import FileWorld
-from shardfs.checking.conformance.running import Case, Outcome, decode_line, run_case
-from shardfs.checking.conformance.shrinking import shrink_case
+from shardfs.checking.conformance.running import Case, run_case
 from shardfs.checking.conformance.telling import tell
 from shardfs.fuse import files
 from shardfs.fuse.handles import Handles
@@ -28,16 +23,11 @@ from shardfs.fuse.namespace import Namespace
 from shardfs.fuse.records import orphan_key
 from shardfs.fuse.rename import Renaming, apply_rename
 from shardfs.fuse.writeback import Writeback
+from tests.checking.cases import Plant, check_found_and_shrunk, check_same_elsewhere
 
 CASES = 300
 CASES_TO_FIND_MAX = 2500
 SEEDS = (1, 2, 3, 5, 8)
-SCRIPT = """
-import sys
-from shardfs.checking.conformance.running import decode_line, run_case
-for line in sys.argv[1:]:
-    print(run_case(decode_line(line)).line)
-"""
 
 
 def test_random_lives() -> None:
@@ -80,27 +70,10 @@ def test_without_a_setup_it_is_the_plainest() -> None:
 
 @pytest.mark.parametrize("hash_seed", ["0", "1234"])
 def test_a_case_is_the_same_in_another_process(hash_seed: str) -> None:
-    lines = [run_case(Case("files", seed)).line for seed in SEEDS]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *lines],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == lines
+    check_same_elsewhere("files", SEEDS, hash_seed)
 
 
 # --- planted bugs
-
-
-def first_finding() -> Outcome:
-    """The first case that fails."""
-    for seed in range(CASES_TO_FIND_MAX):
-        outcome = run_case(Case("files", seed))
-        if outcome.run.finding is not None:
-            return outcome
-    raise AssertionError(f"nothing was found in {CASES_TO_FIND_MAX} cases")
 
 
 def fsync_does_not_wait() -> AbstractContextManager[object]:
@@ -151,15 +124,11 @@ def a_removed_file_has_no_mark() -> AbstractContextManager[object]:
         (a_removed_file_has_no_mark, 3),
     ],
 )
-def test_a_planted_bug_is_found_and_shrunk(
-    plant: Callable[[], AbstractContextManager[object]], operations_max: int
-) -> None:
-    with plant():
-        outcome = first_finding()
-        assert outcome.run.finding is not None
-        smallest = shrink_case(outcome, attempts_max=600)
-        assert len(smallest.operations) <= operations_max, tell(smallest)
-        again = run_case(decode_line(smallest.line))
-        assert str(again.run.finding) == str(smallest.run.finding)
-    mended = run_case(Case("files", smallest.case.seed, smallest.operations, smallest.case.choices))
-    assert mended.run.finding is None
+def test_a_planted_bug_is_found_and_shrunk(plant: Plant, operations_max: int) -> None:
+    check_found_and_shrunk(
+        "files",
+        plant,
+        cases_max=CASES_TO_FIND_MAX,
+        attempts_max=600,
+        operations_max=operations_max,
+    )

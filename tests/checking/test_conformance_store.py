@@ -6,32 +6,22 @@ A seed that fails here is repeated by `run_case(decode_line(line))` with the lin
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from unittest import mock
 
 import pytest
 
 from shardfs.checking.conformance.case import Coverage
-from shardfs.checking.conformance.running import Case, Outcome, decode_line, run_case
-from shardfs.checking.conformance.shrinking import shrink_case
+from shardfs.checking.conformance.running import Case, run_case
 from shardfs.checking.conformance.store_world import StoreWorld
 from shardfs.checking.conformance.telling import tell
 from shardfs.engine.extents import Extents
 from shardfs.engine.shards import ShardData
 from shardfs.engine.store import Store
+from tests.checking.cases import Plant, check_found_and_shrunk
 
 CASES = 400
 CASES_TO_FIND_MAX = 1500
-
-
-def first_finding() -> Outcome:
-    """The first case that fails."""
-    for seed in range(CASES_TO_FIND_MAX):
-        outcome = run_case(Case("store", seed))
-        if outcome.run.finding is not None:
-            return outcome
-    raise AssertionError(f"nothing was found in {CASES_TO_FIND_MAX} cases")
 
 
 def test_random_lives() -> None:
@@ -87,16 +77,11 @@ def a_part_ends_a_byte_early() -> AbstractContextManager[object]:
         (a_part_ends_a_byte_early, 2),
     ],
 )
-def test_a_planted_bug_is_found_and_shrunk(
-    plant: Callable[[], AbstractContextManager[object]], operations_max: int
-) -> None:
-    with plant():
-        outcome = first_finding()
-        assert outcome.run.finding is not None
-        smallest = shrink_case(outcome, attempts_max=1500)
-        assert outcome.run.finding.is_like(smallest.run.finding)
-        assert len(smallest.operations) <= operations_max, tell(smallest)
-        again = run_case(decode_line(smallest.line))
-        assert str(again.run.finding) == str(smallest.run.finding)
-    mended = run_case(Case("store", smallest.case.seed, smallest.operations, smallest.case.choices))
-    assert mended.run.finding is None
+def test_a_planted_bug_is_found_and_shrunk(plant: Plant, operations_max: int) -> None:
+    check_found_and_shrunk(
+        "store",
+        plant,
+        cases_max=CASES_TO_FIND_MAX,
+        attempts_max=1500,
+        operations_max=operations_max,
+    )

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -15,14 +12,9 @@ from shardfs.checking.conformance.case import Operation
 from shardfs.checking.conformance.running import Case, decode_line, encode_line, run_case, worlds
 from shardfs.checking.schedule import NondeterminismError, Trace
 from shardfs.errors import UsageError
+from tests.checking.cases import check_same_elsewhere
 
 SEEDS = (3, 4, 17, 414)
-SCRIPT = """
-import sys
-from shardfs.checking.conformance.running import Case, decode_line, run_case
-for line in sys.argv[1:]:
-    print(run_case(decode_line(line)).line)
-"""
 
 operations = st.lists(
     st.builds(
@@ -51,15 +43,7 @@ def test_a_case_is_the_same_again_after_others(seed: int) -> None:
 
 @pytest.mark.parametrize("hash_seed", ["0", "1234"])
 def test_a_case_is_the_same_in_another_process(hash_seed: str) -> None:
-    lines = [run_case(Case("store", seed)).line for seed in SEEDS]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *lines],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == lines
+    check_same_elsewhere("store", SEEDS, hash_seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -15,20 +15,23 @@ import trio
 
 from shardfs import limits
 from shardfs.checking.conformance.case import Operation
-from shardfs.checking.conformance.store_system import Action, StoreSystem
+from shardfs.checking.conformance.store_faults import FAULTS
+from shardfs.checking.conformance.store_system import (
+    KEYS,
+    PLAIN_KEYS,
+    RECORD_KEYS,
+    SHARD_KEYS,
+    Action,
+    StoreSystem,
+)
 from shardfs.checking.models.key_value_model import Changes
 from shardfs.engine.pieces import Shard, splice
 from shardfs.errors import NoSpaceError, StaleError, UsageError
 
-PLAIN_KEYS = (*(b"k%d" % number for number in range(11)), b"k" + b"l" * (limits.KEY_BYTES_MAX - 1))
-RECORD_KEYS = tuple(b"r%d" % number for number in range(6))
-SHARD_KEYS = tuple(b"s%d" % number for number in range(6))
-KEYS = PLAIN_KEYS + RECORD_KEYS + SHARD_KEYS
 VALUE_BYTES_MAX = 160 * limits.KIB
 RECORD_BYTES_MAX = 8 * limits.KIB
 CRASHES = ("lose", "keep", "kill", "scatter", "tear")
 _ROUNDS_TO_TIDY_UP = 3
-_ALL_LIFE = 1 << 30
 _FILL_BYTES = 16 * limits.KIB - 256
 _CHURN_BYTES = 60 * limits.KIB
 _HOLE_BYTES_MAX = 6 * limits.KIB
@@ -324,94 +327,6 @@ async def crash_twice(system: StoreSystem, kind: int, device_operations: int, se
     )
 
 
-# --- faults --------------------------------------------------------------------------------------
-
-
-async def fail_read(system: StoreSystem, skip: int) -> None:
-    """One read will fail."""
-    system.device.fail("read", skip=skip)
-
-
-async def fail_region(system: StoreSystem, extent: int) -> None:
-    """An extent cannot be read for the rest of this life."""
-    system.device.fail("read", *_extent(system, extent), times=_ALL_LIFE)
-
-
-async def fail_open(system: StoreSystem, skip: int) -> None:
-    """One read of the next opening will fail."""
-    system.reads_to_fail = skip
-
-
-async def flip_read(system: StoreSystem, skip: int) -> None:
-    """One read will return a wrong bit."""
-    system.device.faults.flip_read(skip=skip)
-
-
-async def fail_write(system: StoreSystem, skip: int) -> None:
-    """One write will fail."""
-    system.device.fail("write", skip=skip)
-
-
-async def fail_flush(system: StoreSystem, skip: int) -> None:
-    """One flush will fail, and with it all later ones."""
-    system.device.fail("flush", skip=skip)
-
-
-async def fail_reset(system: StoreSystem, skip: int) -> None:
-    """One reset of a zone will fail."""
-    system.device.fail("reset", skip=skip)
-
-
-async def vanish(system: StoreSystem, skip: int, requests: int) -> None:
-    """The device goes away, for some requests or for good."""
-    system.device.faults.vanish(skip, times=requests or None)
-
-
-async def rot(system: StoreSystem, key: int, offset: int) -> None:
-    """A byte of the data of a shard is not what it was."""
-    if not _is_shard(system, key):
-        return
-    shard = await system.store.get_shard(KEYS[key % len(KEYS)])
-    assert shard is not None
-    if not shard.pieces:
-        return
-    locator = shard.pieces[offset % len(shard.pieces)].locator
-    await system.store.sync()
-    start = system.store.identity.extent_offset(locator.extent) + locator.offset
-    system.device.rot(start + offset % locator.length)
-
-
-async def rot_anywhere(system: StoreSystem, extent: int, offset: int) -> None:
-    """A byte somewhere on the device is not what it was."""
-    start, length = _extent(system, extent)
-    system.device.rot(start + offset % length)
-
-
-async def lose_write(system: StoreSystem, skip: int) -> None:
-    """One write will be acknowledged and not done."""
-    system.device.faults.lose_write(skip=skip)
-
-
-async def misdirect_write(system: StoreSystem, blocks: int, skip: int) -> None:
-    """One write will be done elsewhere. (A zone would refuse it.)"""
-    if not system.settings.geometry.zoned:
-        distance = (blocks + 1) * limits.BLOCK_BYTES % system.device.size_bytes
-        system.device.faults.misdirect_write(distance or limits.BLOCK_BYTES, skip=skip)
-
-
-def _extent(system: StoreSystem, extent: int) -> tuple[int, int]:
-    identity = system.store.identity
-    return identity.extent_offset(extent % identity.extent_count), identity.extent_bytes
-
-
-def _is_shard(system: StoreSystem, key: int) -> bool:
-    name = KEYS[key % len(KEYS)]
-    value = system.model.get(name)
-    if value is None or name in RECORD_KEYS or name in system.unread:
-        return False
-    return name in SHARD_KEYS or len(value) > limits.INLINE_VALUE_BYTES_MAX
-
-
 _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     get,
     put,
@@ -438,18 +353,7 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     crash,
     cut,
     crash_twice,
-    fail_read,
-    fail_region,
-    fail_open,
-    flip_read,
-    fail_write,
-    fail_flush,
-    fail_reset,
-    vanish,
-    rot,
-    rot_anywhere,
-    lose_write,
-    misdirect_write,
+    *FAULTS,
 )
 _OPERATIONS = {
     function.__name__.replace("_", "-"): (function, len(inspect.signature(function).parameters) - 1)

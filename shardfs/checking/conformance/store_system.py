@@ -53,6 +53,10 @@ from shardfs.errors import (
     ShardfsError,
 )
 
+PLAIN_KEYS = (*(b"k%d" % number for number in range(11)), b"k" + b"l" * (limits.KEY_BYTES_MAX - 1))
+RECORD_KEYS = tuple(b"r%d" % number for number in range(6))
+SHARD_KEYS = tuple(b"s%d" % number for number in range(6))
+KEYS = PLAIN_KEYS + RECORD_KEYS + SHARD_KEYS
 _FSCK_EVERY = 4
 _COMMIT_INTERVAL_S = 0.5
 _SPACE_FRACTION = 0.25

@@ -23,10 +23,9 @@ from shardfs.checking.conformance.store_devices import (
 from shardfs.checking.conformance.store_operations import (
     ALPHABET,
     CRASHES,
-    KEYS,
     action_of,
 )
-from shardfs.checking.conformance.store_system import StoreSystem
+from shardfs.checking.conformance.store_system import KEYS, StoreSystem
 from shardfs.checking.schedule import Control, Program
 
 DEVICE = "device"

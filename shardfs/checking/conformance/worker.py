@@ -159,6 +159,8 @@ class Worker:
         """Run the share, up to the first finding; reports say what came of it."""
         task = self._task
         self._report("alphabets", {name: list(worlds()[name].alphabet) for name, _ in task.weights})
+        # What the modules made stays; collections need not look at it again and again.
+        gc.freeze()
         self._arm(task.case_seconds_max)
         started = self._reported = time.monotonic()
         self._cpu_before = time.process_time()
@@ -246,7 +248,6 @@ def main() -> None:
             from shardfs.checking.canary_hunts import planted
 
             stack.enter_context(planted(task.canary))
-        gc.freeze()
         Worker(task, descriptor).run()
 
 
