@@ -81,6 +81,18 @@ def test_a_reset_may_be_undone_until_it_is_persistent() -> None:
         model.crash({3: Found(0, 200)})
 
 
+def test_a_reset_of_an_extent_with_nothing_in_it_may_be_undone_too() -> None:
+    # The engine's delta log has extents of its own: to this model they are empty, and are reset.
+    model = ExtentsModel(EXTENT, BLOCK, epoch=1)
+    model.reset(2)
+    interrupted = model.copy()
+    assert interrupted.crash({2: Found(1, 0)}) == set()
+    assert interrupted.epoch(2) == 1
+    model.persist_reset(2)
+    with pytest.raises(AssertionError, match="epoch 1, allowed are 2 to 2"):
+        model.crash({2: Found(1, 0)})
+
+
 def test_an_extent_never_written_is_found_empty() -> None:
     model = ExtentsModel(EXTENT, BLOCK, epoch=1)
     model.crash({0: Found(1, 0)})

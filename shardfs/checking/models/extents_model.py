@@ -141,6 +141,8 @@ class ExtentsModel:
 
     def reset(self, extent: int) -> None:
         """Give up the content (I2). Persistent only after `persist_reset`."""
+        # Also a life in which nothing was appended may come back after a crash.
+        self._life(extent)
         self._epochs[extent] = self.epoch(extent) + 1
 
     # --- what is persistent -------------------------------------------------------------------
