@@ -137,7 +137,7 @@ async def test_user_data_stops_at_the_reserve_and_metadata_does_not() -> None:
             while True:
                 it.chunks.put(Kind.DATA, Stream.DATA, b"k", 0, (bytes(16 * KIB),), floor=4)
         assert it.extents.free_count == 4
-        assert it.extents.free_user_bytes() < 16 * KIB + 200
+        assert it.extents.ready_user_bytes() < 16 * KIB + 200
         it.chunks.put(Kind.RUN_BLOCK, Stream.RUNS, b"k", 0, (bytes(16 * KIB),))
         assert it.extents.free_count == 3
         it.extents.cut_all()
