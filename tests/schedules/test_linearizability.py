@@ -142,6 +142,14 @@ def test_a_long_history_is_quick() -> None:
     assert find_violation(calls, OneKeyModel()) is None
 
 
+def test_reads_that_never_ended_cost_nothing() -> None:
+    # Each could be in the order or not: 2^40 orders, if anybody looked at them.
+    calls: Calls = [Call(0, Put(A, ONE), 0, 1, None), Call(1, Put(A, TWO), 2, 90, None)]
+    calls += [Call(2 + number, Get(A), 3 + number) for number in range(40)]
+    calls.append(Call(99, Get(A), 91, 92, ONE))
+    assert find_violation(calls, OneKeyModel()) is not None
+
+
 def test_a_register_that_writes_late_is_caught_by_every_schedule() -> None:
     async def program(control: Control) -> None:
         history: History[OneKeyOperation] = History()
