@@ -174,7 +174,7 @@ class _StoreCheck:
         copies = []
         for number, start in enumerate((0, identity.extent_bytes)):
             try:
-                copies.append(await read_copy(self._store._device, start))
+                copies.append(await read_copy(self._store._parts.device, start))
             except (*_UNREADABLE, IncompatibleError) as error:
                 copies.append(CopyState(start, trouble=str(error)))
             if copies[-1].identity not in (None, identity):
@@ -201,7 +201,7 @@ class _StoreCheck:
         (When only later sectors of the new log's first record have reached the medium, there is
         no telling; that is taken for damage.)
         """
-        device = self._store._device
+        device = self._store._parts.device
         if device.write_pointer(copy.start) == 0:
             return True
         try:
@@ -384,7 +384,7 @@ class _StoreCheck:
 
     def _check_extents(self) -> None:
         """E7, E8, E9, E12."""
-        device = self._store._device
+        device = self._store._parts.device
         for extent in self._extents.all:
             where = f"extent {extent.index}"
             fixed = extent.index < limits.SUPERBLOCK_EXTENTS

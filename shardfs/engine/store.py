@@ -34,8 +34,8 @@ from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer, Device
 from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
+from shardfs.engine.figures import space_figures, statistics_of
 from shardfs.engine.health import Health, HealthState
-from shardfs.engine.layout import ExtentState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
 from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.opening import Parts, open_parts
@@ -81,7 +81,7 @@ class Store:
         self.health: Health = parts.health
         self.notes: tuple[str, ...] = parts.notes
         self.damage: str = parts.replayed.damage
-        self._device = parts.device
+        self._parts = parts
         self._scheduler = parts.scheduler
         self._extents: Extents = parts.extents
         self._chunks: ChunkStore = parts.chunks
@@ -401,43 +401,11 @@ class Store:
 
     def space(self) -> Space:
         """Where the bytes of the device are."""
-        total = live = written = 0
-        for extent in self._extents.all:
-            if extent.state is not ExtentState.SUPERBLOCK:
-                total += self._extents.extent_bytes
-            live += extent.live_bytes
-            written += extent.write_pointer
-        free = max(0, self._extents.space.user_bytes() - self._reserved_bytes)
-        return Space(total, free, self._reserved_bytes, live, max(0, written - live))
+        return space_figures(self._extents, self._reserved_bytes)
 
     def statistics(self) -> StoreStatistics:
         """Counts since the open, sizes as of now."""
-        runs = self._tree.runs
-        cache = self._cache.statistics()
-        counts = self._device.counts
-        levels = max((run.level for run in runs), default=-1) + 1
-        return StoreStatistics(
-            health=str(self.health.state),
-            reason=self.health.reason,
-            durable_delta=self._committer.durable_number,
-            pending_bytes=self._committer.pending_bytes,
-            queued_bytes=self._scheduler.queued_bytes,
-            memtable_entries=len(self._tree.memtable),
-            memtable_bytes=self._tree.memtable.bytes_held,
-            runs=len(runs),
-            levels=tuple(sum(run.level == level for run in runs) for level in range(levels)),
-            tree_bytes=sum(run.total_bytes for run in runs),
-            extents_free=self._extents.free_count,
-            extents_total=len(self._extents.all),
-            cache_hits=cache.hits,
-            cache_misses=cache.misses,
-            cache_bytes=cache.held_bytes,
-            device_reads=counts.reads,
-            device_read_bytes=counts.read_bytes,
-            device_writes=counts.writes,
-            device_write_bytes=counts.write_bytes,
-            device_flushes=counts.flushes,
-        )
+        return statistics_of(self._parts)
 
     # --- maintenance ------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("delta_log",),
     ("recovery",),
     ("opening",),
+    ("figures",),
     ("store",),
     ("fsck", "mkfs", "salvage", "invariants"),
 )
