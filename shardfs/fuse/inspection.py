@@ -13,9 +13,11 @@ socket, a command on an unmounted device by itself. The requests, with their arg
     file           path           {"ino", "size", "shard_bytes"} of a file
     read           ino, index, start, length   bytes of a shard, base64, at most READ_BYTES_MAX
 
+The requests of sizing.py, which do change something, are answered as well.
+
 Invariants:
-    I1. Nothing is changed. (In a mount, whatever is about shards first hands what is buffered to
-        the store, so that it speaks of the newest content.)
+    I1. No request listed here changes anything. (In a mount, whatever is about shards first
+        hands what is buffered to the store, so that it speaks of the newest content.)
     I2. An answer is bounded, and memory does not grow with the number of files.
 
 Not here: how requests travel (control.py), verifying (fsck.py).
@@ -56,6 +58,7 @@ from shardfs.fuse.records import (
     shard_key,
     shards_end,
 )
+from shardfs.fuse.sizing import Sizing
 
 READ_BYTES_MAX: Final = 512 * limits.KIB
 _PAGE_BYTES_TARGET: Final = 128 * limits.KIB
@@ -119,6 +122,8 @@ class Inspection:
             "file": self._file,
             "read": self._read,
         }
+        self._sizing = Sizing(store)
+        self._requests |= self._sizing.requests
 
     async def answer(self, request: Answer) -> Answer:
         """The result of one request.
@@ -133,7 +138,11 @@ class Inspection:
         return await handler(request)
 
     async def aclose(self) -> None:
-        """Ends a list that is under way."""
+        """Ends a list, or a shrink, that is under way."""
+        await self._sizing.aclose()
+        await self._end_listing()
+
+    async def _end_listing(self) -> None:
         if self._listing is not None:
             listing, self._listing = self._listing, None
             await listing.aclose()
@@ -187,7 +196,7 @@ class Inspection:
     # --- shards -------------------------------------------------------------------------------
 
     async def _begin(self, request: Answer) -> Answer:
-        await self.aclose()
+        await self._end_listing()
         path = _text(request, "path")
         if self._mount is not None:
             await self._mount.file_system.writeback.flush_all()

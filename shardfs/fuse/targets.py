@@ -5,7 +5,8 @@ process itself, a mounted one through its control socket. Both answer the same r
 (inspection.py).
 
 Invariants:
-    I1. A device is opened read-only; nothing is written to it, not even by recovery.
+    I1. For looking at it a device is opened read-only; nothing is written to it, not even by
+        recovery.
     I2. A device that is mounted as shardfs is not opened at all: its mount is asked.
 
 Not here: the requests (inspection.py), the socket (control.py).
@@ -96,6 +97,36 @@ async def open_target(name: str) -> AsyncIterator[Target]:
                 "reason": store.damage,
             }
             inspection = Inspection(store, device.path, facts=facts)
+            try:
+                yield Target(name, "", None, inspection)
+            finally:
+                with trio.move_on_after(1, shield=True):
+                    await inspection.aclose()
+    finally:
+        device.close()
+
+
+@asynccontextmanager
+async def open_to_change(name: str) -> AsyncIterator[Target]:
+    """Open a device, image or mount point whose size the user wants to change.
+
+    Raises:
+        UsageError, NotShardfsError, IncompatibleError, CorruptionError, DeviceBusyError
+        ReadOnlyError: it takes no changes.
+    """
+    entry, inner_path = _find_entry(name)
+    if inner_path:
+        raise UsageError(f"{name} is a path in a mount; name a device, an image or a mount point")
+    if entry is not None:
+        async with connect(entry) as client:
+            yield Target(name, "", entry, client)
+        return
+    path = await trio.Path(name).resolve()
+    device = open_device(path)
+    try:
+        async with Store.open(device) as store:
+            store.health.require_writable()
+            inspection = Inspection(store, device.path)
             try:
                 yield Target(name, "", None, inspection)
             finally:
