@@ -16,6 +16,7 @@ Not here: making the result part of the tree (checkpoint.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import trio
 
@@ -58,15 +59,17 @@ async def write_memtable(table: Memtable, writer: SegmentWriter, *, is_oldest: b
     Args:
         is_oldest: there are no runs at all, so tombstones mean nothing.
 
-    Checkpoints: every limits.MERGE_SLICE_ENTRIES entries.
+    Checkpoints: as the writer's slices do.
     """
-    for count, key in enumerate(table.ordered(), 1):
-        value = table.entries[key]
-        if not (is_oldest and value == TOMBSTONE):
-            writer.add(key, value)
-        if count % limits.MERGE_SLICE_ENTRIES == 0:
-            await trio.lowlevel.checkpoint()
-    writer.finish()
+    keys = table.ordered()
+    while some := list(islice(keys, limits.MERGE_PAGE_ENTRIES)):
+        kept = []
+        for key in some:
+            value = table.entries[key]
+            if not (is_oldest and value == TOMBSTONE):
+                kept.append((key, value))
+        await writer.add(kept)
+    await writer.finish()
 
 
 async def merge_runs(chosen: Sequence[Run], writer: SegmentWriter, *, is_oldest: bool) -> None:
@@ -76,36 +79,38 @@ async def merge_runs(chosen: Sequence[Run], writer: SegmentWriter, *, is_oldest:
         chosen: oldest first.
         is_oldest: no older run exists outside `chosen` (I2).
 
-    Checkpoints: at least once a page.
+    Checkpoints: as the writer's slices do, and at least once a page.
 
     Raises:
         DeviceError, CorruptionError: a run cannot be read; nothing has been replaced.
     """
     start = b""
     while True:
-        page = await load_page(chosen, start, _KEY_END, limits.MERGE_SLICE_ENTRIES)
+        page = await load_page(chosen, start, _KEY_END, limits.MERGE_PAGE_ENTRIES, writer.slices)
+        kept = []
         for key in sorted(page.entries):
             value = page.entries[key]
             if not (is_oldest and value == TOMBSTONE):
-                writer.add(key, value)
+                kept.append((key, value))
+        await writer.slices.spend(len(page.entries) // 2)
+        await writer.add(kept)
         if page.horizon is None:
             break
         start = page.horizon + b"\0"
         await trio.lowlevel.checkpoint()
-    writer.finish()
+    await writer.finish()
 
 
 async def copy_segment(segment: Segment, writer: SegmentWriter) -> None:
     """Write the entries of one segment again, as a segment of their own.
 
-    Checkpoints: at least once a block.
+    Checkpoints: as the writer's slices do, and at least once a block.
 
     Raises:
         DeviceError, CorruptionError: the segment cannot be read; nothing has been replaced.
     """
     for number in range(len(segment.index.blocks)):
         block = await segment.block(number)
-        for key, value in zip(block.keys, block.values, strict=True):
-            writer.add(key, value)
+        await writer.add(list(zip(block.keys, block.values, strict=True)))
         await trio.lowlevel.checkpoint()
-    writer.finish()
+    await writer.finish()
