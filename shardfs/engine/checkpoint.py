@@ -80,15 +80,18 @@ class Checkpointer:
         self._next_run_id = 1 + max((run.run_id for run in tree.runs), default=0)
         self._lock = trio.Lock()
         self._merging = trio.Lock()
-        self.merge_debt: Callable[[], float] | None = None
-        """How far merging is behind, 0 to 1; without it merging never rests."""
+        self.merge_pace: Callable[[], float] | None = None
+        """How urgent merging is, 0 to 1 (pacing.py); without it merging never rests."""
+        self.checkpoint_pace: Callable[[], float] | None = None
+        """The same for checkpoints that are paced."""
         extents.space.tree_bytes = sum(run.total_bytes for run in tree.runs)
 
-    async def checkpoint(self, *, only_if_due: bool = False) -> None:
+    async def checkpoint(self, *, only_if_due: bool = False, paced: bool = False) -> None:
         """Write everything in the memtable as a run; the delta log starts anew behind it.
 
         Args:
             only_if_due: nothing is done unless `Committer.is_due`, once its turn has come.
+            paced: rest between slices as `checkpoint_pace` allows, unless somebody else waits.
 
         Durable when: returned, all batches applied before the call are.
 
@@ -101,7 +104,9 @@ class Checkpointer:
             freeze = await self._committer.freeze()
             frozen = self._tree.frozen
             assert frozen is not None
-            writer = self._writer(level=0)
+            writer = self._writer(
+                level=0, slices=Slices(self._urgency_of_checkpoint) if paced else None
+            )
             try:
                 await write_memtable(frozen, writer, is_oldest=not self._tree.runs)
                 runs = (*self._tree.runs, *_as_run(writer, 0))
@@ -128,7 +133,7 @@ class Checkpointer:
             thorough: merge all runs as well when the newer ones may hide much of the oldest, as on
                 a device that is short of space.
 
-        Rests between slices as far as `merge_debt` allows, unless somebody else waits to merge.
+        Rests between slices as far as `merge_pace` allows, unless somebody else waits to merge.
 
         Returns:
             Whether something was merged: call again until False.
@@ -146,7 +151,7 @@ class Checkpointer:
             level = chosen[0].level + (chosen[-1].level == chosen[0].level)
             level = min(level, limits.LEVEL_COUNT_MAX - 1)
             is_oldest = chosen[0] is self._tree.runs[0]
-            writer = self._writer(level=level, slices=Slices(self._merge_debt))
+            writer = self._writer(level=level, slices=Slices(self._urgency_of_merge))
             try:
                 await merge_runs(chosen, writer, is_oldest=is_oldest)
                 async with self._lock:
@@ -202,11 +207,16 @@ class Checkpointer:
                 return run, found
         return None, []
 
-    def _merge_debt(self) -> float:
-        """Who waits for a merge, or for the lock that it holds, lets it have no rest."""
-        if self.merge_debt is None or self._merging.statistics().tasks_waiting:
+    def _urgency_of_checkpoint(self) -> float:
+        """Whoever waits for the lock that it holds lets it have no rest."""
+        if self.checkpoint_pace is None or self._lock.statistics().tasks_waiting:
             return 1.0
-        return self.merge_debt()
+        return self.checkpoint_pace()
+
+    def _urgency_of_merge(self) -> float:
+        if self.merge_pace is None or self._merging.statistics().tasks_waiting:
+            return 1.0
+        return self.merge_pace()
 
     def _writer(self, *, level: int, slices: Slices | None = None) -> SegmentWriter:
         run_id = self._next_run_id

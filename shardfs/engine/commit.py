@@ -19,7 +19,7 @@ Not here: writing memtables as runs (checkpoint.py), reading the log back (recov
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import trio
@@ -52,6 +52,15 @@ class Freeze:
     log_offset: int
     usage: tuple[Usage, ...]
     durable: Dependency
+
+
+@dataclass(slots=True, eq=False)
+class _Riders:
+    """Chunks of data that are written together, and not persistent yet."""
+
+    persistent: Dependency
+    locators: list[Locator] = field(default_factory=list)
+    bytes: int = 0
 
 
 class _Cut(NamedTuple):
@@ -98,7 +107,7 @@ class Committer:
         self._next_number = root.durable_delta + 1
         self._pending: dict[bytes, bytes] = {}
         self._pending_bytes = 0
-        self._riders: dict[int, tuple[Locator, Dependency]] = {}
+        self._riders: dict[int, _Riders] = {}
         self._next = Dependency()
         self._last = PERSISTENT
         self._committing = False
@@ -134,20 +143,22 @@ class Committer:
         return self._pending_bytes
 
     @property
+    def fill(self) -> float:
+        """How full memtable and delta log are, the fuller of them; 1: a checkpoint is due."""
+        return max(
+            self._tree.memtable.bytes_held / self._memtable_bytes_max,
+            self._log_bytes / self._log_bytes_max,
+        )
+
+    @property
     def is_due(self) -> bool:
         """The memtable or the delta log has outgrown its bound: a checkpoint should run."""
-        return (
-            self._tree.memtable.bytes_held >= self._memtable_bytes_max
-            or self._log_bytes >= self._log_bytes_max
-        )
+        return self.fill >= 1.0
 
     @property
     def is_overdue(self) -> bool:
         """They have outgrown it so far that who adds to them should wait."""
-        return (
-            self._tree.memtable.bytes_held >= 2 * self._memtable_bytes_max
-            or self._log_bytes >= 2 * self._log_bytes_max
-        )
+        return self.fill >= 2.0
 
     def add(self, changes: dict[bytes, bytes], riders: list[tuple[Locator, Dependency]]) -> None:
         """Take in one applied batch: encoded values, and the data they refer to anew."""
@@ -155,7 +166,11 @@ class Committer:
         self._pending_bytes += sum(len(key) + len(value) for key, value in changes.items())
         for locator, persistent in riders:
             if not persistent.is_persistent():
-                self._riders[locator.sequence] = (locator, persistent)
+                group = self._riders.get(id(persistent))
+                if group is None:
+                    group = self._riders[id(persistent)] = _Riders(persistent)
+                group.locators.append(locator)
+                group.bytes += locator_bytes(locator)
 
     def applied(self) -> Dependency:
         """Persistent once every batch applied so far is durable."""
@@ -265,14 +280,10 @@ class Committer:
         from here on, and the live bytes it changes, are the next one's."""
         self._extents.cut_all()
         number = self._next_number
-        riders = [
-            (locator, persistent)
-            for locator, persistent in self._riders.values()
-            if not persistent.is_persistent()
-        ]
-        data = all_of([persistent for _, persistent in riders])
+        riders = [each for each in self._riders.values() if not each.persistent.is_persistent()]
+        data = all_of([each.persistent for each in riders])
         before = PERSISTENT
-        if sum(locator_bytes(locator) for locator, _ in riders) > limits.RIDER_BYTES_MAX:
+        if sum(each.bytes for each in riders) > limits.RIDER_BYTES_MAX:
             before, riders = data, []
         tails = [
             Tail(extent.index, extent.epoch, extent.write_pointer, extent.stream, change)
@@ -284,7 +295,11 @@ class Committer:
         self._riders = {}
         self._last, self._next = self._next, Dependency()
         self._next_number = number + 1
-        named = [Rider(at.extent, at.epoch, at.offset, at.sequence) for at, _ in riders]
+        named = [
+            Rider(at.extent, at.epoch, at.offset, at.sequence)
+            for each in riders
+            for at in each.locators
+        ]
         return _Cut(number, tails, named, changes, data, before, self._freeze_if_wanted())
 
     async def _write_delta(self, cut: _Cut) -> tuple[int, Dependency]:

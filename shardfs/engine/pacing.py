@@ -43,10 +43,8 @@ def share_between(value: float, nothing: float, everything: float) -> float:
 
     Args:
         nothing: the value that means no debt.
-        everything: the value at which writers must wait; may be the smaller of the two.
+        everything: the value at which writers must wait; another, larger or smaller.
     """
-    if nothing == everything:
-        return 0.0 if value == nothing else float((value > nothing) == (everything >= nothing))
     return min(1.0, max(0.0, (value - nothing) / (everything - nothing)))
 
 
@@ -75,8 +73,8 @@ class Slices:
     """Cuts one piece of work into slices (I1). Where none is given, nothing rests.
 
     Args:
-        debt: gives the debt of this work, whenever a slice has ended; None: somebody waits for it,
-            it never rests.
+        debt: gives the debt, or urgency, of this work, whenever a slice has ended; None: somebody
+            waits for it, it never rests.
     """
 
     def __init__(self, debt: Callable[[], float] | None = None) -> None:

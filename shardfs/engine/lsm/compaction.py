@@ -15,6 +15,7 @@ Not here: making the result part of the tree (checkpoint.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 
@@ -25,6 +26,7 @@ from shardfs.engine.lsm.entry import TOMBSTONE
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.merge import Run, load_page
 from shardfs.engine.lsm.segment import Segment, SegmentWriter
+from shardfs.engine.pacing import share_between
 
 _HIDDEN_FRACTION_MAX = 0.2
 _KEY_END = b"\xff" * (limits.KEY_BYTES_MAX + 1)
@@ -51,6 +53,14 @@ def choose_runs(runs: Sequence[Run], *, thorough: bool = False) -> list[Run]:
         if len(chosen) >= limits.RUNS_PER_LEVEL_MAX:
             return chosen
     return []
+
+
+def merge_debt(runs: Sequence[Run]) -> float:
+    """How far merging is behind, for pacing.py: 0 while no level is full, 1 when one holds three
+    times as many runs as it should."""
+    levels = Counter(run.level for run in runs)
+    bound = limits.RUNS_PER_LEVEL_MAX
+    return share_between(max(levels.values(), default=0), bound - 1, 3 * bound)
 
 
 async def write_memtable(table: Memtable, writer: SegmentWriter, *, is_oldest: bool) -> None:
