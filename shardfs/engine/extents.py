@@ -25,7 +25,7 @@ Not here: what frames mean (framing.py), who is live (store.py counts), when to 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +42,7 @@ from shardfs.errors import CorruptionError, NoSpaceError
 
 _STATES = {int(state): state for state in ExtentState}
 _STREAMS = {int(stream): stream for stream in Stream}
+_HOT_LIVES_KEPT = 16
 
 
 class Usage(NamedTuple):
@@ -126,6 +127,10 @@ class Extents:
         self._unwritten: dict[tuple[int, int], Sequence[Buffer]] = {}
         self._changed: dict[int, None] = {}
         self._touched: dict[int, None] = {}
+        self.hot_lives: deque[int] = deque(maxlen=_HOT_LIVES_KEPT)
+        """How long extents of the stream HOT lived lately, in sequence numbers."""
+        self.written_bytes: Counter[Stream] = Counter()
+        """Handed to the device since the open, padding included."""
 
     # --- opening ----------------------------------------------------------------------------
 
@@ -262,6 +267,7 @@ class Extents:
             extent.write_pointer += padding
             self._touched[extent.index] = None
         extent.writes_pending += 1
+        self.written_bytes[extent.stream] += length + padding
 
         def written() -> None:
             extent.writes_pending -= 1
@@ -293,10 +299,20 @@ class Extents:
         if extent in self._spares:
             self._spares.remove(extent)
 
+    def seal_stream(self, stream: Stream) -> None:
+        """Seal the stream's open extent, if it has one."""
+        extent = self._current.get(stream)
+        if extent is not None:
+            self.seal(extent)
+
     def ensure_spares(self) -> None:
         """Open the META stream's extents ahead, so that the next record declares them."""
         while len(self._spares) < limits.META_SPARE_EXTENTS and self._free:
             self._spares.append(self._allocate(Stream.META, 0))
+
+    def tick(self) -> int:
+        """A number above all sequence numbers and orders so far: the time, in frames written."""
+        return next(self._sequence)
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -415,6 +431,8 @@ class Extents:
     def mark_free(self, extent: Extent) -> None:
         """Raise the epoch and have the next record free it; not to be reused before `release`."""
         self.space.given_back(extent.stream)
+        if extent.stream is Stream.HOT:
+            self.hot_lives.append(self.tick() - extent.order)
         extent.state = ExtentState.FREE
         extent.stream = Stream.NONE
         extent.epoch += 1

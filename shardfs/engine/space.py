@@ -23,7 +23,7 @@ from collections import Counter
 from shardfs import limits
 from shardfs.engine.layout import Stream
 
-DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS)
+DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS, Stream.HOT)
 _SHORT_OF_SPACE_SHARE = 8
 _ROOM_WORTH_FITTING = 16 * limits.KIB
 _ROOM_WORTH_FITTING_SHARE = 16
