@@ -33,6 +33,7 @@ from shardfs.engine.store import Store
 
 KIB, MIB, GIB = limits.KIB, limits.MIB, limits.GIB
 PAGE_BYTES = limits.BLOCK_BYTES
+KEY = b"piece %09d"
 ZEROS = bytes(PAGE_BYTES)
 DEVICE_BYTES = {4 * KIB: 256 * MIB, 64 * KIB: 1 * GIB, 1 * MIB: 16 * GIB}
 """Pieces of a size go to a device of this size, with the extents that mkfs chooses for it."""
@@ -172,13 +173,13 @@ class Run:
         self._seconds = cell.piece_bytes / device.size_bytes * SECONDS_TO_FILL
 
     async def _put(self, number: int) -> None:
-        await self._store.put(b"piece %09d" % number, self._value)
+        await self._store.put(KEY % number, self._value)
         self._clock.jump(self._seconds)
         await trio.lowlevel.checkpoint()
 
     async def fill(self) -> int:
         """Fill to the cell's share; how many pieces there are."""
-        frame = frame_bytes(len(b"piece 000000000"), self._cell.piece_bytes)
+        frame = frame_bytes(len(KEY % 0), self._cell.piece_bytes)
         count = 0
         while True:
             space = self._store.space()
@@ -233,6 +234,7 @@ async def run_cell(cell: Cell, clock: MockClock) -> dict[str, Any]:
         "write_amplification": parts["total"],
         "halves": [half["total"] for half in halves],
         "parts": parts,
+        "framed": frame_bytes(len(KEY % 0), cell.piece_bytes) / cell.piece_bytes,
         "theory": greedy_theory(cell.live_share),
         "theory_separated": separated_theory(cell.live_share) if cell.skewed else None,
         "theory_of_device": greedy_theory(live_bytes / device.size_bytes),
@@ -258,19 +260,17 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     ]
     for each in results:
         parts = each["parts"]
-        fresh = sum(parts[name] for name in FRESH if name in parts)
-        moved = sum(parts[name] for name in MOVED if name in parts)
+        data = sum(parts[name] for name in DATA_STREAMS)
         lines.append(
             f"| {size(each['piece_bytes'])} | {each['pattern']} | {each['live_share']:.0%} "
             f"| {each['live_share_of_device']:.0%} | {each['write_amplification']:.2f} "
-            f"| {each['theory']:.2f} | {fresh:.2f} | {moved:.2f} "
-            f"| {parts['total'] - fresh - moved:.2f} |"
+            f"| {each['theory']:.2f} | {each['framed']:.2f} | {data - each['framed']:.2f} "
+            f"| {parts['total'] - data:.2f} |"
         )
     return "\n".join(lines)
 
 
-FRESH = ("data", "hot")
-MOVED = ("survivors", "old")
+DATA_STREAMS = ("data", "hot", "survivors")
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:

@@ -25,7 +25,7 @@ Not here: what frames mean (framing.py), who is live (store.py counts), when to 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,7 +42,6 @@ from shardfs.errors import CorruptionError, NoSpaceError
 
 _STATES = {int(state): state for state in ExtentState}
 _STREAMS = {int(stream): stream for stream in Stream}
-_HOT_LIVES_KEPT = 16
 
 
 class Usage(NamedTuple):
@@ -127,10 +126,6 @@ class Extents:
         self._unwritten: dict[tuple[int, int], Sequence[Buffer]] = {}
         self._changed: dict[int, None] = {}
         self._touched: dict[int, None] = {}
-        self.hot_lives: deque[int] = deque(maxlen=_HOT_LIVES_KEPT)
-        """How long extents of the stream HOT lived lately, in sequence numbers."""
-        self.written_bytes: Counter[Stream] = Counter()
-        """Handed to the device since the open, padding included."""
 
     # --- opening ----------------------------------------------------------------------------
 
@@ -267,7 +262,7 @@ class Extents:
             extent.write_pointer += padding
             self._touched[extent.index] = None
         extent.writes_pending += 1
-        self.written_bytes[extent.stream] += length + padding
+        self.space.written_bytes[extent.stream] += length + padding
 
         def written() -> None:
             extent.writes_pending -= 1
@@ -298,12 +293,6 @@ class Extents:
             del self._current[extent.stream]
         if extent in self._spares:
             self._spares.remove(extent)
-
-    def seal_stream(self, stream: Stream) -> None:
-        """Seal the stream's open extent, if it has one."""
-        extent = self._current.get(stream)
-        if extent is not None:
-            self.seal(extent)
 
     def ensure_spares(self) -> None:
         """Open the META stream's extents ahead, so that the next record declares them."""
@@ -430,9 +419,7 @@ class Extents:
 
     def mark_free(self, extent: Extent) -> None:
         """Raise the epoch and have the next record free it; not to be reused before `release`."""
-        self.space.given_back(extent.stream)
-        if extent.stream is Stream.HOT:
-            self.hot_lives.append(self.tick() - extent.order)
+        self.space.given_back(extent.stream, self.tick() - extent.order)
         extent.state = ExtentState.FREE
         extent.stream = Stream.NONE
         extent.epoch += 1

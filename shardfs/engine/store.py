@@ -338,7 +338,7 @@ class Store:
             Pieces that cover [offset, offset + total length) of the shard.
         """
         self._require_open()
-        stream = self._temperature.stream_for_new(replaced)
+        stream = self._temperature.stream_for_new(replaced, sum(map(len, buffers)))
         return self._shards.append_pieces(owner, offset, buffers, stream=stream)
 
     async def read_chunk(self, locator: Locator, start: int, length: int) -> bytes | memoryview:

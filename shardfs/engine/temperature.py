@@ -16,8 +16,8 @@ amplification reduction in log-structured storage", FAST 2022 (SepBIT), with few
 that gains and what more would gain is in docs/performance.md.
 
 Invariants:
-    I1. Where data goes never decides whether it can be written: HOT is not used, and its open
-        extent is sealed, when the device is short of space.
+    I1. Where data goes never decides whether it can be written: on a device that is short of
+        space HOT gets no more extents, and the one it has is filled with whatever comes.
     I2. What an earlier open has written counts as old.
 
 Not here: which extent is emptied (evacuation.py), when (maintenance.py).
@@ -29,11 +29,14 @@ from collections.abc import Sequence
 
 from shardfs import limits
 from shardfs.engine.extents import Extent, Extents
+from shardfs.engine.framing import head_bytes
 from shardfs.engine.layout import Stream
 from shardfs.engine.pieces import Piece
 
 _SHORT_SHARE = 32
 _SHORT_EXTENTS = 4
+_FRAMES_BYTES = 2 * head_bytes(limits.KEY_BYTES_MAX, limits.CHUNK_BYTES_MAX)
+"""What the frames of one piece of data take beside it, at most."""
 
 
 class Temperature:
@@ -47,18 +50,18 @@ class Temperature:
         self._extents = extents
         self._opened_at = extents.tick()
 
-    def stream_for_new(self, replaced: Sequence[Piece]) -> Stream:
+    def stream_for_new(self, replaced: Sequence[Piece], length: int) -> Stream:
         """Where new data goes.
 
         Args:
             replaced: what it takes the place of; empty if there was nothing.
+            length: bytes of it.
         """
         extents = self._extents
-        if self._is_short:
-            extents.seal_stream(Stream.HOT)  # its room is of no use to anybody else (I1)
-            return Stream.DATA
-        may_open = extents.free_count > extents.reserve
-        if not replaced or not (may_open or extents.room(Stream.HOT) >= limits.CHUNK_BYTES_MAX):
+        fits = extents.room(Stream.HOT) >= length + length // 64 + _FRAMES_BYTES
+        if self._is_short or not (fits or extents.free_count > extents.reserve):
+            return Stream.HOT if fits else Stream.DATA
+        if not replaced:
             return Stream.DATA
         born_after = extents.tick() - self._hot_age
         for piece in replaced:
@@ -84,5 +87,5 @@ class Temperature:
         """Frames written since; what is older is not hot."""
         since_open = self._extents.tick() - self._opened_at
         # An extent that an earlier open has begun says nothing (I2): numbers leap at each open.
-        lives = [life for life in self._extents.hot_lives if life <= since_open]
+        lives = [life for life in self._extents.space.hot_lives if life <= since_open]
         return sum(lives) // len(lives) if lives else since_open
