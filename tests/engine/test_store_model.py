@@ -186,8 +186,6 @@ async def test_a_life(seed: int, zoned: bool) -> None:
 @pytest.mark.expected_warnings(
     "now read-only", "closing without", "put off", "can not be scanned", "stays where it is"
 )
-    "now read-only", "closing without", "put off", "can not be scanned", "stays where it is"
-)
 @pytest.mark.parametrize("zoned", [False, True], ids=["conventional", "zoned"])
 @pytest.mark.parametrize("seed", range(20))
 async def test_a_life_with_a_device_error(seed: int, zoned: bool) -> None:
