@@ -1,9 +1,9 @@
 """Moves what is live out of extents that are mostly garbage, so that they can be reset.
 
 Role: chooses the extents whose emptying costs least for what it gives, scans their frames, asks
-the tree which of them are still referred to, and writes those again into the SURVIVORS stream,
-repointing their shards in batches. What lives longer is thereby kept apart from new data, and is
-not moved again with it.
+the tree which of them are still referred to, and writes those again into another stream
+(temperature.py), repointing their shards in batches. What lives longer is thereby kept apart from
+new data, and is not moved again with it. Neighbours in a shard that move together become one chunk.
 
 Sources: Rosenblum, Ousterhout, "The design and implementation of a log-structured file system",
 1992, 3.6 (cost and benefit, survivors apart); Bornholt et al., SOSP 2021, 2.1 (chunk reclamation).
@@ -39,12 +39,13 @@ from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Piece, Shard
 from shardfs.engine.shards import ShardData
+from shardfs.engine.temperature import Temperature
 from shardfs.errors import CorruptionError, DeviceError, LimitError, StaleError
 
 _log = logging.getLogger(__name__)
 
 _BATCH_BYTES = 256 * limits.KIB
-_BATCH_PIECES = 8
+_BATCH_PIECES = 16
 _SCAN_COST = 3
 _PIECE_COST = 24
 _COST_BYTES = 8 * limits.KIB
@@ -71,7 +72,7 @@ class Evacuator:
     """Empties extents of one store.
 
     Args:
-        extents, chunks, tree, shards: of the store.
+        extents, chunks, tree, shards, temperature: of the store.
         new_batch: an empty batch that may use the reserve.
         apply: makes a batch visible; Store.apply.
     """
@@ -82,6 +83,7 @@ class Evacuator:
         chunks: ChunkStore,
         tree: Tree,
         shards: ShardData,
+        temperature: Temperature,
         new_batch: Callable[[], Batch],
         apply: Callable[[Batch], object],
     ) -> None:
@@ -89,11 +91,28 @@ class Evacuator:
         self._chunks = chunks
         self._tree = tree
         self._shards = shards
+        self._temperature = temperature
         self._new_batch = new_batch
         self._apply = apply
         self._stuck: dict[int, int] = {}
         self.slices = Slices()
         """How emptying gives way to others; whoever paces it sets this."""
+        self.moved_bytes = 0
+        """Bytes of data that were written again, since the open."""
+
+    def is_stuck(self, extent: Extent) -> bool:
+        """Something in this life of the extent could not be moved; it is not chosen again."""
+        return self._stuck.get(extent.index) == extent.epoch
+
+    def candidates(self) -> list[Extent]:
+        """The extents whose emptying gives more than it takes."""
+        size = self._extents.extent_bytes
+        return [
+            extent
+            for extent in self._extents.sealed_data()
+            if not self.is_stuck(extent)
+            and size - extent.live_bytes >= self._extents.space.garbage_bytes_worth_moving
+        ]
 
     def choose(self) -> Extent | None:
         """The extent to empty next, or None if emptying any would give less than it takes.
@@ -101,13 +120,7 @@ class Evacuator:
         The benefit of an extent is its garbage, weighed by its age: what has not changed for long
         will not soon; its cost is reading it and writing what is live.
         """
-        size = self._extents.extent_bytes
-        candidates = [
-            extent
-            for extent in self._extents.sealed_data()
-            if self._stuck.get(extent.index) != extent.epoch
-            and size - extent.live_bytes >= self._extents.space.garbage_bytes_worth_moving
-        ]
+        candidates = self.candidates()
         if not candidates:
             return None
         candidates.sort(key=lambda extent: -extent.order)
@@ -133,14 +146,18 @@ class Evacuator:
             for key in await self._owners(extent):
                 if not extent.live_bytes:
                     break
+                first = -1
                 while (move := await self._read(extent, key)) is not None:
+                    if min(move.copies) <= first:
+                        break  # the same again: it could not be moved
+                    first = min(move.copies)
                     moves.append(move)
                     if move.is_all and not _is_batch(moves):
                         break
-                    placed = await self._place(extent, moves)
-                    moved, moves = moved + placed, []
+                    moved += await self._place(extent, moves)
+                    moves = []
                     # The rest of a large shard is looked at when its first pieces have moved.
-                    if move.is_all or not placed:
+                    if move.is_all:
                         break
             moved += await self._place(extent, moves)
         if extent.live_bytes:
@@ -185,15 +202,17 @@ class Evacuator:
         moved = 0
         waiting = list(moves)
         for _ in range(_ATTEMPTS_MAX):
-            changed = self._place_now(waiting)
-            moved += sum(move.bytes for move in waiting if move.key not in changed)
+            changed = self._place_now(extent, waiting)
+            placed = sum(move.bytes for move in waiting if move.key not in changed)
+            moved += placed
+            self.moved_bytes += placed
             await self.slices.spend(sum(_PIECE_COST * len(move.copies) for move in waiting))
             waiting = [again for key in changed if (again := await self._read(extent, key))]
             if not waiting:
                 break
         return moved
 
-    def _place_now(self, moves: Sequence[_Move]) -> list[bytes]:
+    def _place_now(self, extent: Extent, moves: Sequence[_Move]) -> list[bytes]:
         """Write copies and repoint (I2); the keys of shards that are not what was read any more."""
         batch = self._new_batch()
         changed = []
@@ -202,7 +221,8 @@ class Evacuator:
                 changed.append(move.key)
                 continue
             try:
-                batch.put_shard(move.key, tuple(self._moved_pieces(move)), move.shard)
+                pieces = tuple(self._moved_pieces(move, self._temperature.stream_for_moved(extent)))
+                batch.put_shard(move.key, pieces, move.shard)
             except LimitError as error:
                 _log.warning("a shard can not be moved: %s", error)
         if len(batch):
@@ -212,15 +232,22 @@ class Evacuator:
                 raise AssertionError("a shard changed within a critical section") from None
         return changed
 
-    def _moved_pieces(self, move: _Move) -> Iterator[Piece]:
+    def _moved_pieces(self, move: _Move, stream: Stream) -> Iterator[Piece]:
+        joined: list[Piece] = []
         for piece in move.shard.pieces:
-            data = move.copies.get(piece.start)
-            if data is None:
-                yield piece
+            if joined and (piece.start not in move.copies or piece.start != joined[-1].end):
+                yield from self._append(move, joined, stream)
+                joined = []
+            if piece.start in move.copies:
+                joined.append(piece)
             else:
-                yield from self._shards.append_pieces(
-                    move.key, piece.start, (data,), stream=Stream.SURVIVORS
-                )
+                yield piece
+        if joined:
+            yield from self._append(move, joined, stream)
+
+    def _append(self, move: _Move, joined: Sequence[Piece], stream: Stream) -> tuple[Piece, ...]:
+        buffers = [move.copies[piece.start] for piece in joined]
+        return self._shards.append_pieces(move.key, joined[0].start, buffers, stream=stream)
 
 
 class _HeadScan:

@@ -53,8 +53,8 @@ _SCARCE_EXTENTS = 1
 _READY_EXTENTS_MIN = 3
 _EVACUATED_AT_ONCE = 4
 _EVACUATED_BYTES = 16 * limits.MIB
-_READY_SHARE = 16
-_READY_FREE_SHARE = 4
+_READY_SHARE = 64
+_READY_FREE_SHARE = 8
 _ROT_INTERVALS = 15
 """Merging that met rot is tried again after so many commit intervals."""
 
