@@ -103,4 +103,9 @@ def statistics_of(parts: Parts) -> StoreStatistics:
         device_writes=counts.writes,
         device_write_bytes=counts.write_bytes,
         device_flushes=counts.flushes,
+        stream_bytes={
+            stream.name.lower(): parts.extents.space.written_bytes[stream]
+            for stream in Stream
+            if stream is not Stream.NONE
+        },
     )
