@@ -140,7 +140,7 @@ async def test_references_name_the_keys_that_hold_an_extent() -> None:
                 assert pieces and all(each.locator.extent == extent.index for each in pieces)
                 named.add(key)
                 size += frame_bytes
-            if extent_figures(store, extent.index).stream in ("data", "survivors"):
+            if extent_figures(store, extent.index).stream in ("data", "survivors", "hot"):
                 assert size == extent.live_bytes
         assert named == {b"%03d" % n for n in range(60) if n % 3} - {b"001"}
 
