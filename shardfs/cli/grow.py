@@ -15,7 +15,7 @@ import trio
 
 from shardfs.cli.options import PATH, SIZE, json_option
 from shardfs.cli.output import print_json, size_text
-from shardfs.fuse.targets import open_to_change
+from shardfs.fuse.targets import open_target
 
 
 @click.command()
@@ -38,5 +38,5 @@ def grow(target: str, size: int | None, as_json: bool) -> None:
 
 
 async def _grow(target: str, size: int | None) -> dict[str, Any]:
-    async with open_to_change(target) as opened:
+    async with open_target(target, change=True) as opened:
         return await opened.conversation.answer({"request": "grow", "size": size})

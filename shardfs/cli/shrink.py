@@ -20,7 +20,7 @@ import trio
 
 from shardfs.cli.options import PATH, SIZE, json_option
 from shardfs.cli.output import print_json, size_text
-from shardfs.fuse.targets import open_to_change
+from shardfs.fuse.targets import open_target
 
 _PLAIN_PROGRESS_SECONDS: Final = 10.0
 
@@ -48,7 +48,7 @@ def shrink(target: str, size: int, as_json: bool) -> None:
 
 
 async def _shrink(target: str, size: int) -> dict[str, Any]:
-    async with open_to_change(target) as opened:
+    async with open_target(target, change=True) as opened:
         begun = await opened.conversation.answer({"request": "shrink-begin", "size": size})
         line = _ProgressLine(begun["total_bytes"])
         while True:

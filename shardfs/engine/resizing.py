@@ -252,7 +252,8 @@ class Shrinking:
         self._attempts[index] += 1
         await store.sync()  # what is to be moved has been written
         if extent.stream in DATA_STREAMS and extent.live_bytes:
-            await store._evacuator.evacuate(extent)
+            with store._maintenance.waited_for():
+                await store._evacuator.evacuate(extent)
             if extent.live_bytes and self._attempts[index] >= _EVACUATIONS_MAX:
                 raise CorruptionError(
                     f"{extent.live_bytes} bytes of it cannot be read, so they cannot be moved; "

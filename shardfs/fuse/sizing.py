@@ -36,13 +36,13 @@ class Sizing:
     Args:
         store: open for writing.
 
-    requests: what answers each request.
+    handlers: what answers each request.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._shrinking: Shrinking | None = None
-        self.requests: dict[str, Callable[[Answer], Awaitable[Answer]]] = {
+        self.handlers: dict[str, Callable[[Answer], Awaitable[Answer]]] = {
             "grow": self._grow,
             "shrink-begin": self._begin,
             "shrink-more": self._more,

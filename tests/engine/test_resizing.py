@@ -17,6 +17,7 @@ from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.opening import reserve_extents
 from shardfs.engine.resizing import Progress, Resized, Shrinking, grow, trim
+from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store, StoreOptions
 from shardfs.engine.superblock import extent_count_max
 from shardfs.errors import (
@@ -74,16 +75,14 @@ def require_account(store: Store) -> None:
     assert len(extents.all) == store.identity.extent_count
     assert extents.reserve == reserve_extents(store.identity.extent_count)
     assert space.total_bytes == store.identity.extent_count * store.identity.extent_bytes
-    for stream in (Stream.DATA, Stream.SURVIVORS, Stream.RUNS, Stream.META):
+    for stream in set(Stream) - {Stream.NONE}:
         used = [
             each
             for each in extents.all
             if each.stream is stream and each.state in (ExtentState.OPEN, ExtentState.SEALED)
         ]
         assert space._held[stream] == len(used), stream
-    live = sum(
-        each.live_bytes for each in extents.all if each.stream in (Stream.DATA, Stream.SURVIVORS)
-    )
+    live = sum(each.live_bytes for each in extents.all if each.stream in DATA_STREAMS)
     assert space._live_bytes == live
     assert space.user_bytes() == max(
         0, space.user_bytes_with(store.identity.extent_count, extents.reserve)
