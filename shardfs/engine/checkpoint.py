@@ -20,6 +20,8 @@ Not here: what to merge (lsm/compaction.py), freeing extents (reclaim.py).
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import trio
 
@@ -31,10 +33,13 @@ from shardfs.engine.dependency import all_of
 from shardfs.engine.extents import Extents, Usage
 from shardfs.engine.layout import Kind, Stream
 from shardfs.engine.lsm.compaction import (
+    GARBAGE_SHARE_MAX,
+    GARBAGE_SHARE_SHORT,
     choose_runs,
     copy_segment,
-    hides_much,
-    merge_runs,
+    garbage_bytes,
+    merge_step,
+    without,
     write_memtable,
 )
 from shardfs.engine.lsm.manifest import Manifest, encode_manifest
@@ -43,10 +48,17 @@ from shardfs.engine.lsm.segment import Segment, SegmentWriter
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
+from shardfs.errors import CorruptionError
 
 _log = logging.getLogger(__name__)
 
-_ENTRIES_WORTH_TIDYING = 256
+
+class _Merge(NamedTuple):
+    """A merge under way. The tree itself says how far it has come: see lsm/compaction.py."""
+
+    sources: tuple[int, ...]
+    target: int
+    level: int
 
 
 class Checkpointer:
@@ -75,6 +87,8 @@ class Checkpointer:
         self._tree = tree
         self._usage = usage
         self._next_run_id = 1 + max((run.run_id for run in tree.runs), default=0)
+        self._merges: list[_Merge] = []
+        self._damaged: set[int] = set()
         self._lock = trio.Lock()
         extents.space.tree_bytes = sum(run.total_bytes for run in tree.runs)
 
@@ -95,10 +109,10 @@ class Checkpointer:
             freeze = await self._committer.freeze()
             frozen = self._tree.frozen
             assert frozen is not None
-            writer = self._writer(level=0)
+            writer = self._writer(0, self._take_run_id())
             try:
-                await write_memtable(frozen, writer, is_oldest=not self._tree.runs)
-                runs = (*self._tree.runs, *_as_run(writer, 0))
+                await write_memtable(frozen, writer, self._tree.runs)
+                runs = (*self._tree.runs, *_as_run(writer.run_id, 0, writer.segments))
                 await self._install(runs, writer, freeze)
             except BaseException:
                 self._abandon(writer)
@@ -107,53 +121,109 @@ class Checkpointer:
             _log.debug("checkpoint at delta %d: %d entries", freeze.number, len(frozen))
 
     @property
-    def hides_much(self) -> bool:
-        """Whether what is newer than the oldest run may hide a good part of it, and is worth it."""
-        newer = len(self._tree.memtable)
+    def garbage_share(self) -> float:
+        """About how much of the tree merging all of it would save, 0 to 1."""
         runs = self._tree.runs
-        if newer + sum(run.entry_count for run in runs) < _ENTRIES_WORTH_TIDYING:
-            return False
-        return bool(runs) and hides_much(runs, newer)
+        total_bytes = sum(run.total_bytes for run in runs)
+        return min(1.0, garbage_bytes(runs) / total_bytes) if total_bytes else 0.0
 
-    async def compact(self, *, thorough: bool = False) -> bool:
-        """Merge one set of runs, if any level is full and the device has room for the result.
+    async def compact(self, *, garbage_share_max: float = GARBAGE_SHARE_MAX) -> bool:
+        """One step of a merge, if the tree is out of shape and the device has room for a segment.
+
+        A run that turns out to be damaged is left as it is, and its neighbours are merged
+        without it; the log says so.
 
         Args:
-            thorough: merge all runs as well when the newer ones may hide much of the oldest, as on
-                a device that is short of space.
+            garbage_share_max: all runs are merged when more of the tree than this may be garbage;
+                less is tolerated on a device that is short of space.
 
         Returns:
-            Whether something was merged: call again until False.
+            Whether something was done: call again until False.
 
         Raises:
-            DeviceError, CorruptionError, ReadOnlyError, NoSpaceError: the old runs stay.
+            DeviceError, ReadOnlyError, NoSpaceError: the old runs stay.
         """
         async with self._lock:
-            thorough |= self._extents.space.is_short
-            chosen = choose_runs(self._tree.runs, thorough=thorough)
-            room = self._extents.free_bytes - 2 * self._extents.extent_bytes
-            if not chosen or sum(run.total_bytes for run in chosen) > room:
+            if self._extents.space.is_short:
+                garbage_share_max = min(garbage_share_max, GARBAGE_SHARE_SHORT)
+            self._choose(garbage_share_max)
+            if not self._merges:
                 return False
-            # Levels fall along the sequence: what is merged across levels stays at the oldest's.
-            level = chosen[0].level + (chosen[-1].level == chosen[0].level)
-            level = min(level, limits.LEVEL_COUNT_MAX - 1)
-            is_oldest = chosen[0] is self._tree.runs[0]
-            writer = self._writer(level=level)
+            # The smallest first: it is the newest, and keeps what is looked into few.
+            merge = min(self._merges, key=lambda each: sum(map(_total_bytes, self._sources(each))))
+            writer = self._writer(merge.level, merge.target)
+            wanted = min(sum(map(_total_bytes, self._sources(merge))), 2 * writer.segment_bytes_max)
+            if wanted > self._extents.free_bytes - 2 * self._extents.extent_bytes:
+                return False
             try:
-                await merge_runs(chosen, writer, is_oldest=is_oldest)
-                at = self._tree.runs.index(chosen[0])
-                behind = self._tree.runs[at + len(chosen) :]
-                runs = (*self._tree.runs[:at], *_as_run(writer, level), *behind)
-                await self._install(runs, writer, None)
-            except BaseException:
-                self._abandon(writer)
-                raise
-            for run in chosen:
-                for segment in run.segments:
-                    for locator in segment.locators:
-                        self._debit(locator)
-            _log.debug("merged %d runs of level %d", len(chosen), chosen[0].level)
+                await self._step(merge, writer)
+            except CorruptionError as error:
+                self._merges.remove(merge)
+                _log.warning("a run cannot be merged, and is left as it is: %s", error)
             return True
+
+    def _choose(self, garbage_share_max: float) -> None:
+        """Begin the merge that is due, if any, beside those under way."""
+        runs = self._tree.runs
+        busy = {run_id for merge in self._merges for run_id in (*merge.sources, merge.target)}
+        chosen = choose_runs(runs, busy=busy | self._damaged, garbage_share=garbage_share_max)
+        if not chosen:
+            return
+        # Levels fall along the sequence: what is merged across levels stays at the oldest's.
+        level = chosen[0].level + (chosen[-1].level == chosen[0].level)
+        level = min(level, limits.LEVEL_COUNT_MAX - 1)
+        sources = tuple(run.run_id for run in chosen)
+        self._merges.append(_Merge(sources, self._take_run_id(), level))
+
+    def _sources(self, merge: _Merge) -> list[Run]:
+        return [run for run in self._tree.runs if run.run_id in merge.sources]
+
+    async def _step(self, merge: _Merge, writer: SegmentWriter) -> None:
+        before = self._tree.runs
+        sources = self._sources(merge)
+        at = before.index(sources[0])
+        target = [run for run in before if run.run_id == merge.target]
+        older = [run for run in before[:at] if run not in target]
+        behind = before[at + len(sources) :]
+        try:
+            horizon = await merge_step(sources, older, writer, self._damaged)
+            merged = (*(segment for run in target for segment in run.segments), *writer.segments)
+            left = [without(run, horizon) for run in sources] if horizon is not None else []
+            left = [run for run in left if run.segments]
+            level = merge.level
+            if not left:
+                level = self._settled_level(merged, level, older, behind)
+            result = _as_run(merge.target, level, merged)
+            await self._install((*older, *result, *left, *behind), writer, None)
+        except BaseException:
+            self._abandon(writer)
+            raise
+        if not left:
+            self._merges.remove(merge)
+        kept = {segment.meta.index_locator for run in left for segment in run.segments}
+        for run in sources:
+            for segment in run.segments:
+                if segment.meta.index_locator not in kept:
+                    self._drop(segment)
+        _log.debug("merged a part of runs %s into %d", merge.sources, merge.target)
+
+    def _settled_level(
+        self,
+        merged: Sequence[Segment],
+        level: int,
+        older: Sequence[Run],
+        newer: Sequence[Run],
+    ) -> int:
+        """The level of a finished run: as high as its size needs, if it is the oldest."""
+        if older:
+            return level
+        run_bytes = sum(segment.meta.total_bytes for segment in merged)
+        lowest = max((run.level for run in newer), default=0)
+        while lowest < level and run_bytes > limits.MEMTABLE_BYTES_MAX * (
+            limits.RUNS_PER_LEVEL_MAX**lowest
+        ):
+            lowest += 1
+        return lowest
 
     async def empty(self, extent: int) -> bool:
         """Write what the tree has in one extent again, elsewhere; False if it has nothing there.
@@ -166,14 +236,13 @@ class Checkpointer:
             manifest = self._committer.root.manifest
             if run is None and (manifest is None or manifest.extent != extent):
                 return False
-            writer = self._writer(level=run.level if run is not None else 0)
+            writer = self._writer(run.level if run else 0, run.run_id if run else 0)
             try:
                 if run is None:
                     await self._install(self._tree.runs, writer, None)
                     return True
                 doomed = _segments_in(run, extent)
                 kept = {each.meta.first_key: each for each in run.segments if each not in doomed}
-                writer.run_id = run.run_id
                 for segment in doomed:
                     await copy_segment(segment, writer)
                 kept |= {each.meta.first_key: each for each in writer.segments}
@@ -184,13 +253,15 @@ class Checkpointer:
                 self._abandon(writer)
                 raise
             for segment in doomed:
-                for locator in segment.locators:
-                    self._debit(locator)
+                self._drop(segment)
             return True
 
-    def _writer(self, *, level: int) -> SegmentWriter:
+    def _take_run_id(self) -> int:
         run_id = self._next_run_id
         self._next_run_id += 1
+        return run_id
+
+    def _writer(self, level: int, run_id: int) -> SegmentWriter:
         return SegmentWriter(self._chunks, self._extents, self._cache, run_id, level)
 
     async def _install(
@@ -225,6 +296,10 @@ class Checkpointer:
             self._debit(locator)
         writer.credited.clear()
 
+    def _drop(self, segment: Segment) -> None:
+        for locator in segment.locators:
+            self._debit(locator)
+
     def _debit(self, locator: Locator) -> None:
         self._extents.debit(locator.extent, locator.epoch, locator_bytes(locator))
 
@@ -237,7 +312,12 @@ def _segments_in(run: Run, extent: int) -> list[Segment]:
     ]
 
 
-def _as_run(writer: SegmentWriter, level: int) -> tuple[Run, ...]:
-    if not writer.segments:
+def _as_run(run_id: int, level: int, segments: Sequence[Segment]) -> tuple[Run, ...]:
+    """The run of these segments, or nothing if there are none."""
+    if not segments:
         return ()
-    return (Run(writer.segments[0].meta.run_id, level, tuple(writer.segments)),)
+    return (Run(run_id, level, tuple(segment.at_level(level) for segment in segments)),)
+
+
+def _total_bytes(run: Run) -> int:
+    return run.total_bytes
