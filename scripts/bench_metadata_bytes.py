@@ -155,7 +155,7 @@ async def measure_shardfs(
         }
     finally:
         device.close()
-        image.unlink()
+        image.unlink()  # noqa: ASYNC240 (nothing else is running)
 
 
 def measure_rocksdb(folder: Path, files: int, order: str, first_ino: int) -> dict[str, Any]:
@@ -221,9 +221,7 @@ def _await_settled(database: Any) -> None:
 def measure(folder: Path, files: int, order: str, rate: float) -> dict[str, Any]:
     """Both, one after the other."""
     clock = trio.testing.MockClock()
-    ours = trio.run(
-        measure_shardfs, folder / "disk.img", files, order, rate, clock, clock=clock
-    )
+    ours = trio.run(measure_shardfs, folder / "disk.img", files, order, rate, clock, clock=clock)
     database = folder / "rocksdb"
     try:
         with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -38,6 +38,7 @@ from shardfs.engine.lsm.compaction import (
     choose_runs,
     copy_segment,
     garbage_bytes,
+    hidden_bytes,
     merge_step,
     without,
     write_memtable,
@@ -52,6 +53,11 @@ from shardfs.errors import CorruptionError
 
 _log = logging.getLogger(__name__)
 
+_MEMTABLE_BYTES_PER_RUN_BYTE = 4
+"""A full memtable makes a run of at least this part of its size."""
+_TREE_BYTES_SMALL = 256 * limits.KIB
+"""A tree smaller than this counts as this large: it is not rewritten for a few entries."""
+
 
 class _Merge(NamedTuple):
     """A merge under way. The tree itself says how far it has come: see lsm/compaction.py."""
@@ -59,6 +65,7 @@ class _Merge(NamedTuple):
     sources: tuple[int, ...]
     target: int
     level: int
+    is_whole: bool
 
 
 class Checkpointer:
@@ -89,6 +96,8 @@ class Checkpointer:
         self._next_run_id = 1 + max((run.run_id for run in tree.runs), default=0)
         self._merges: list[_Merge] = []
         self._damaged: set[int] = set()
+        self.entries_written = 0
+        """Entries of every segment that was made part of the tree since the store was opened."""
         self._lock = trio.Lock()
         extents.space.tree_bytes = sum(run.total_bytes for run in tree.runs)
 
@@ -121,11 +130,26 @@ class Checkpointer:
             _log.debug("checkpoint at delta %d: %d entries", freeze.number, len(frozen))
 
     @property
+    def has_unwritten(self) -> bool:
+        """The memtable holds entries."""
+        return bool(self._tree.memtable)
+
+    @property
+    def is_merging(self) -> bool:
+        """A merge is under way: some of its steps are yet to be made."""
+        return bool(self._merges)
+
+    @property
     def garbage_share(self) -> float:
-        """About how much of the tree merging all of it would save, 0 to 1."""
+        """About how much of the tree merging all of it would save, 0 to 1; 0 if it cannot be."""
         runs = self._tree.runs
+        if self._damaged:
+            return 0.0
         total_bytes = sum(run.total_bytes for run in runs)
-        return min(1.0, garbage_bytes(runs) / total_bytes) if total_bytes else 0.0
+        garbage = garbage_bytes(runs) + hidden_bytes(
+            list(self._tree.memtable.entries), len(self._tree.memtable), runs
+        )
+        return min(1.0, garbage / max(total_bytes, _TREE_BYTES_SMALL))
 
     async def compact(self, *, garbage_share_max: float = GARBAGE_SHARE_MAX) -> bool:
         """One step of a merge, if the tree is out of shape and the device has room for a segment.
@@ -150,9 +174,9 @@ class Checkpointer:
             if not self._merges:
                 return False
             # The smallest first: it is the newest, and keeps what is looked into few.
-            merge = min(self._merges, key=lambda each: sum(map(_total_bytes, self._sources(each))))
+            merge = min(self._merges, key=self._bytes_left)
             writer = self._writer(merge.level, merge.target)
-            wanted = min(sum(map(_total_bytes, self._sources(merge))), 2 * writer.segment_bytes_max)
+            wanted = min(self._bytes_left(merge), writer.segment_bytes_max * 5 // 4)
             if wanted > self._extents.free_bytes - 2 * self._extents.extent_bytes:
                 return False
             try:
@@ -173,10 +197,14 @@ class Checkpointer:
         level = chosen[0].level + (chosen[-1].level == chosen[0].level)
         level = min(level, limits.LEVEL_COUNT_MAX - 1)
         sources = tuple(run.run_id for run in chosen)
-        self._merges.append(_Merge(sources, self._take_run_id(), level))
+        is_whole = len(chosen) == len(runs) and level == chosen[0].level
+        self._merges.append(_Merge(sources, self._take_run_id(), level, is_whole))
 
     def _sources(self, merge: _Merge) -> list[Run]:
         return [run for run in self._tree.runs if run.run_id in merge.sources]
+
+    def _bytes_left(self, merge: _Merge) -> int:
+        return sum(run.total_bytes for run in self._sources(merge))
 
     async def _step(self, merge: _Merge, writer: SegmentWriter) -> None:
         before = self._tree.runs
@@ -191,8 +219,8 @@ class Checkpointer:
             left = [without(run, horizon) for run in sources] if horizon is not None else []
             left = [run for run in left if run.segments]
             level = merge.level
-            if not left:
-                level = self._settled_level(merged, level, older, behind)
+            if not left and merge.is_whole:
+                level = self._settled_level(merged, level, behind)
             result = _as_run(merge.target, level, merged)
             await self._install((*older, *result, *left, *behind), writer, None)
         except BaseException:
@@ -207,23 +235,15 @@ class Checkpointer:
                     self._drop(segment)
         _log.debug("merged a part of runs %s into %d", merge.sources, merge.target)
 
-    def _settled_level(
-        self,
-        merged: Sequence[Segment],
-        level: int,
-        older: Sequence[Run],
-        newer: Sequence[Run],
-    ) -> int:
-        """The level of a finished run: as high as its size needs, if it is the oldest."""
-        if older:
-            return level
+    def _settled_level(self, merged: Sequence[Segment], level: int, newer: Sequence[Run]) -> int:
+        """The level of what all runs have become: as high as its size needs. So the number of
+        levels follows the size of the tree, however often it has been rewritten."""
         run_bytes = sum(segment.meta.total_bytes for segment in merged)
-        lowest = max((run.level for run in newer), default=0)
-        while lowest < level and run_bytes > limits.MEMTABLE_BYTES_MAX * (
-            limits.RUNS_PER_LEVEL_MAX**lowest
-        ):
-            lowest += 1
-        return lowest
+        settled = max((run.level for run in newer), default=0)
+        base_bytes = self._committer.memtable_bytes_max // _MEMTABLE_BYTES_PER_RUN_BYTE
+        while settled < level and run_bytes > base_bytes * limits.RUNS_PER_LEVEL_MAX**settled:
+            settled += 1
+        return settled
 
     async def empty(self, extent: int) -> bool:
         """Write what the tree has in one extent again, elsewhere; False if it has nothing there.
@@ -288,6 +308,7 @@ class Checkpointer:
             self._extents.space.tree_bytes = sum(run.total_bytes for run in runs)
             self._usage = usage
             writer.credited.clear()
+            self.entries_written += sum(segment.meta.entry_count for segment in writer.segments)
             if root.manifest is not None:
                 self._debit(root.manifest)
 
@@ -317,7 +338,3 @@ def _as_run(run_id: int, level: int, segments: Sequence[Segment]) -> tuple[Run, 
     if not segments:
         return ()
     return (Run(run_id, level, tuple(segment.at_level(level) for segment in segments)),)
-
-
-def _total_bytes(run: Run) -> int:
-    return run.total_bytes

@@ -94,7 +94,7 @@ class Committer:
         self.frozen: Freeze | None = None
         # On a small device both have to fit into a part of the reserve.
         share = extents.reserve * extents.extent_bytes // _RESERVE_SHARE
-        self._memtable_bytes_max = min(limits.MEMTABLE_BYTES_MAX, share)
+        self.memtable_bytes_max = min(limits.MEMTABLE_BYTES_MAX, share)
         self._log_bytes_max = min(limits.DELTA_LOG_BYTES_MAX, share)
         health.on_change(self._give_up)
 
@@ -127,7 +127,7 @@ class Committer:
     def is_due(self) -> bool:
         """The memtable or the delta log has outgrown its bound: a checkpoint should run."""
         return (
-            self._tree.memtable.bytes_held >= self._memtable_bytes_max
+            self._tree.memtable.bytes_held >= self.memtable_bytes_max
             or self._log_bytes >= self._log_bytes_max
         )
 
@@ -135,7 +135,7 @@ class Committer:
     def is_overdue(self) -> bool:
         """They have outgrown it so far that who adds to them should wait."""
         return (
-            self._tree.memtable.bytes_held >= 2 * self._memtable_bytes_max
+            self._tree.memtable.bytes_held >= 2 * self.memtable_bytes_max
             or self._log_bytes >= 2 * self._log_bytes_max
         )
 

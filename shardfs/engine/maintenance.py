@@ -28,6 +28,7 @@ from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health
 from shardfs.engine.layout import ExtentState, Stream
+from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX, GARBAGE_SHARE_SHORT
 from shardfs.engine.reclaim import reclaim_dead
 from shardfs.engine.scheduler import Scheduler
 from shardfs.errors import DeviceError, NoSpaceError, ShardfsError
@@ -189,12 +190,18 @@ class Maintenance:
         now = trio.current_time()
         if self._number_before != self._committer.next_number:
             self._number_before, self._idle_since = self._committer.next_number, now
-        if now < self._idle_since + self._interval_s or not self._checkpointer.hides_much:
+        idle_s = now - self._idle_since
+        if idle_s < self._interval_s:
+            return
+        # The longer nothing happens, the less garbage is worth a merge: none stays for ever, and
+        # what is written a second stays bounded.
+        tolerated = GARBAGE_SHARE_SHORT * self._interval_s / idle_s
+        if self._checkpointer.garbage_share <= tolerated:
             return
         try:
-            await self._checkpointer.checkpoint()
-            while await self._checkpointer.compact(thorough=True):
-                await trio.lowlevel.checkpoint()
+            if self._checkpointer.has_unwritten:
+                await self._checkpointer.checkpoint()
+            await self._merge(garbage_share_max=0.0)
             await self._committer.commit()
             await self.reclaim()
         except NoSpaceError as error:
@@ -214,10 +221,14 @@ class Maintenance:
         except NoSpaceError as error:
             _log.warning("reclamation is put off: %s", error)
 
-    async def _merge(self) -> bool:
+    async def _merge(self, garbage_share_max: float = GARBAGE_SHARE_MAX) -> bool:
         """False: there was no room for it, or a read failed, which may not happen again."""
+        compact = self._checkpointer.compact
         try:
-            while await self._checkpointer.compact():
+            # What a step has made dead may be the room that the next one needs.
+            while await compact(garbage_share_max=garbage_share_max) or (
+                self._checkpointer.is_merging and await self.reclaim()
+            ):
                 await trio.lowlevel.checkpoint()
         except NoSpaceError:
             return False
@@ -226,4 +237,4 @@ class Maintenance:
                 raise
             _log.warning("merging is put off: %s", error)
             return False
-        return True
+        return not self._checkpointer.is_merging

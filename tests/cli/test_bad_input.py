@@ -19,6 +19,7 @@ import pytest
 import trio
 
 from shardfs.engine import open_device
+from shardfs.engine.layout import FORMAT_VERSION
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.superblock import Identity
 from tests.cli.commands import image_hash, kill_server_of, output_of, refused, run
@@ -129,7 +130,7 @@ def test_not_a_device(command: tuple[str, ...], kind: str, tmp_path: Path) -> No
     "change",
     [
         lambda identity: replace(identity, incompatible=1 << 63),
-        lambda identity: replace(identity, format_version=2),
+        lambda identity: replace(identity, format_version=FORMAT_VERSION + 1),
     ],
     ids=["incompatible feature", "format version"],
 )

@@ -38,7 +38,7 @@ GARBAGE_SHARE_MAX = 0.5
 """Of the tree's bytes; beyond it all runs are merged."""
 GARBAGE_SHARE_SHORT = 1 / 6
 """The same where space is short, or nothing else is to be done."""
-_SAMPLES_PER_RUN = 64
+_SAMPLES = 64
 _TOMBSTONE_BYTES = ENTRY_FIXED_BYTES + 1 + 18
 _INPUT_SEGMENTS_PER_STEP = 4
 
@@ -75,22 +75,28 @@ def _is_garbage(runs: Sequence[Run], share: float) -> bool:
 
 def garbage_bytes(runs: Sequence[Run]) -> float:
     """An estimate of the bytes that merging all runs would save."""
-    return sum(_garbage_made_by(run, runs[:number]) for number, run in enumerate(runs))
+    garbage = 0.0
+    for number, run in enumerate(runs):
+        first_keys = [key for segment in run.segments for key in segment.first_keys()]
+        garbage += hidden_bytes(first_keys, run.entry_count, runs[:number])
+        garbage += _TOMBSTONE_BYTES * run.tombstone_count
+    return garbage
 
 
-def _garbage_made_by(run: Run, older: Sequence[Run]) -> float:
-    """What `run` hides, estimated from some of its keys by the filters of older runs, and its
-    tombstones."""
+def hidden_bytes(keys: Sequence[bytes], count: int, older: Sequence[Run]) -> float:
+    """An estimate of the bytes in older runs that `count` entries hide.
+
+    Args:
+        keys: of some of the entries; a few of them are looked for, by filters.
+    """
+    sampled = keys[:: -(-len(keys) // _SAMPLES)] if keys and older else []
     hidden = 0.0
-    blocks = [key for segment in run.segments for key in segment.first_keys()]
-    sampled = blocks[:: -(-len(blocks) // _SAMPLES_PER_RUN)] if older else []
     for key in sampled:
         for segment in overlapping(older, key):
             if segment.may_contain(key):
                 hidden += segment.meta.total_bytes / segment.meta.entry_count
                 break
-    hidden *= run.entry_count / max(1, len(sampled))
-    return hidden + _TOMBSTONE_BYTES * run.tombstone_count
+    return hidden * count / max(1, len(sampled))
 
 
 def is_held_below(key: bytes, older: Sequence[Run]) -> bool:

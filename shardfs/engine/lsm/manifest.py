@@ -68,7 +68,7 @@ def decode_manifest(data: Bytes) -> Manifest:
         offset += first_bytes
         last_key = bytes(data[offset : offset + last_bytes])
         index, offset = decode_locator(data, offset + last_bytes)
-        segment = SegmentMeta(*counts, first_key, last_key, index)
+        segment = SegmentMeta._make((*counts, first_key, last_key, index))
         if first_key > last_key or segment.level >= limits.LEVEL_COUNT_MAX:
             raise CorruptionError("a segment in the manifest is impossible", "manifest")
         segments.append(segment)
