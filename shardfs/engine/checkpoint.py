@@ -1,6 +1,7 @@
 """Moves the tree forward: memtables become runs, runs are merged, manifests are installed.
 
-Role: the only place where the set of runs changes, one change at a time.
+Role: the only place where the set of runs changes, one change at a time. A checkpoint does not
+wait for a merge: merging holds a lock of its own, and the one for changes only to install.
 
 Invariants:
     I1. A manifest is issued only when every chunk it newly names is persistent, and the
@@ -20,7 +21,7 @@ Not here: what to merge (lsm/compaction.py), freeing extents (reclaim.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import trio
@@ -47,6 +48,7 @@ from shardfs.engine.lsm.manifest import Manifest, encode_manifest
 from shardfs.engine.lsm.merge import Run
 from shardfs.engine.lsm.segment import Segment, SegmentWriter
 from shardfs.engine.lsm.tree import Tree
+from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
 from shardfs.errors import CorruptionError
@@ -99,13 +101,19 @@ class Checkpointer:
         self.entries_written = 0
         """Entries of every segment that was made part of the tree since the store was opened."""
         self._lock = trio.Lock()
+        self._merging = trio.Lock()
+        self.merge_pace: Callable[[], float] | None = None
+        """How urgent merging is, 0 to 1 (pacing.py); without it merging never rests."""
+        self.checkpoint_pace: Callable[[], float] | None = None
+        """The same for checkpoints that are paced."""
         extents.space.tree_bytes = sum(run.total_bytes for run in tree.runs)
 
-    async def checkpoint(self, *, only_if_due: bool = False) -> None:
+    async def checkpoint(self, *, only_if_due: bool = False, paced: bool = False) -> None:
         """Write everything in the memtable as a run; the delta log starts anew behind it.
 
         Args:
             only_if_due: nothing is done unless `Committer.is_due`, once its turn has come.
+            paced: rest between slices as `checkpoint_pace` allows, unless somebody else waits.
 
         Durable when: returned, all batches applied before the call are.
 
@@ -118,7 +126,8 @@ class Checkpointer:
             freeze = await self._committer.freeze()
             frozen = self._tree.frozen
             assert frozen is not None
-            writer = self._writer(0, self._take_run_id())
+            slices = Slices(self._urgency_of_checkpoint) if paced else None
+            writer = self._writer(0, self._take_run_id(), slices)
             try:
                 await write_memtable(frozen, writer, self._tree.runs)
                 runs = (*self._tree.runs, *_as_run(writer.run_id, 0, writer.segments))
@@ -155,7 +164,8 @@ class Checkpointer:
         """One step of a merge, if the tree is out of shape and the device has room for a segment.
 
         A run that turns out to be damaged is left as it is, and its neighbours are merged
-        without it; the log says so.
+        without it; the log says so. Rests between slices as far as `merge_pace` allows, unless
+        somebody else waits to merge.
 
         Args:
             garbage_share_max: all runs are merged when more of the tree than this may be garbage;
@@ -167,7 +177,7 @@ class Checkpointer:
         Raises:
             DeviceError, ReadOnlyError, NoSpaceError: the old runs stay.
         """
-        async with self._lock:
+        async with self._merging:
             if self._extents.space.is_short:
                 garbage_share_max = min(garbage_share_max, GARBAGE_SHARE_SHORT)
             self._choose(garbage_share_max)
@@ -175,7 +185,8 @@ class Checkpointer:
                 return False
             # The smallest first: it is the newest, and keeps what is looked into few.
             merge = min(self._merges, key=self._bytes_left)
-            writer = self._writer(merge.level, merge.target)
+            slices = Slices(self._urgency_of_merge)
+            writer = self._writer(merge.level, merge.target, slices)
             wanted = min(self._bytes_left(merge), writer.segment_bytes_max * 5 // 4)
             if wanted > self._extents.free_bytes - 2 * self._extents.extent_bytes:
                 return False
@@ -207,33 +218,43 @@ class Checkpointer:
         return sum(run.total_bytes for run in self._sources(merge))
 
     async def _step(self, merge: _Merge, writer: SegmentWriter) -> None:
-        before = self._tree.runs
         sources = self._sources(merge)
-        at = before.index(sources[0])
-        target = [run for run in before if run.run_id == merge.target]
-        older = [run for run in before[:at] if run not in target]
-        behind = before[at + len(sources) :]
+        older = self._tree.runs[: self._tree.runs.index(sources[0])]
+        older = tuple(run for run in older if run.run_id != merge.target)
         try:
             horizon = await merge_step(sources, older, writer, self._damaged)
-            merged = (*(segment for run in target for segment in run.segments), *writer.segments)
             left = [without(run, horizon) for run in sources] if horizon is not None else []
             left = [run for run in left if run.segments]
-            level = merge.level
-            if not left and merge.is_whole:
-                level = self._settled_level(merged, level, behind)
-            result = _as_run(merge.target, level, merged)
-            await self._install((*older, *result, *left, *behind), writer, None)
+            async with self._lock:
+                # A checkpoint may have come meanwhile; it only adds behind.
+                before = self._tree.runs
+                newer = before[before.index(sources[-1]) + 1 :]
+                result = self._result(merge, writer, newer, is_finished=not left)
+                await self._install((*older, *result, *left, *newer), writer, None)
         except BaseException:
             self._abandon(writer)
             raise
         if not left:
             self._merges.remove(merge)
         kept = {segment.meta.index_locator for run in left for segment in run.segments}
-        for run in sources:
-            for segment in run.segments:
-                if segment.meta.index_locator not in kept:
-                    self._drop(segment)
+        await self._give_up(
+            segment
+            for run in sources
+            for segment in run.segments
+            if segment.meta.index_locator not in kept
+        )
         _log.debug("merged a part of runs %s into %d", merge.sources, merge.target)
+
+    def _result(
+        self, merge: _Merge, writer: SegmentWriter, newer: Sequence[Run], *, is_finished: bool
+    ) -> tuple[Run, ...]:
+        """What the merge has made so far."""
+        target = [run for run in self._tree.runs if run.run_id == merge.target]
+        segments = [*(segment for run in target for segment in run.segments), *writer.segments]
+        level = merge.level
+        if is_finished and merge.is_whole:
+            level = self._settled_level(segments, level, newer)
+        return _as_run(merge.target, level, segments)
 
     def _settled_level(self, merged: Sequence[Segment], level: int, newer: Sequence[Run]) -> int:
         """The level of what all runs have become: as high as its size needs. So the number of
@@ -251,38 +272,56 @@ class Checkpointer:
         Raises:
             DeviceError, CorruptionError, ReadOnlyError, NoSpaceError: it stays where it was.
         """
-        async with self._lock:
-            run = next((each for each in self._tree.runs if _segments_in(each, extent)), None)
+        async with self._merging:
+            run, doomed = await self._find_segments(extent)
             manifest = self._committer.root.manifest
             if run is None and (manifest is None or manifest.extent != extent):
                 return False
             writer = self._writer(run.level if run else 0, run.run_id if run else 0)
             try:
-                if run is None:
-                    await self._install(self._tree.runs, writer, None)
-                    return True
-                doomed = _segments_in(run, extent)
-                kept = {each.meta.first_key: each for each in run.segments if each not in doomed}
                 for segment in doomed:
                     await copy_segment(segment, writer)
-                kept |= {each.meta.first_key: each for each in writer.segments}
-                again = run._replace(segments=tuple(kept[key] for key in sorted(kept)))
-                runs = tuple(again if each is run else each for each in self._tree.runs)
-                await self._install(runs, writer, None)
+                async with self._lock:
+                    await self._install(
+                        _replaced(self._tree.runs, run, doomed, writer), writer, None
+                    )
             except BaseException:
                 self._abandon(writer)
                 raise
-            for segment in doomed:
-                self._drop(segment)
+            await self._give_up(doomed)
             return True
+
+    async def _find_segments(self, extent: int) -> tuple[Run | None, list[Segment]]:
+        """The oldest run that has something in the extent, and its segments that do."""
+        slices = Slices()
+        for run in self._tree.runs:
+            found = []
+            for segment in run.segments:
+                if any(locator.extent == extent for locator in segment.locators):
+                    found.append(segment)
+                await slices.spend(1 + len(segment.index.blocks) // 16)
+            if found:
+                return run, found
+        return None, []
+
+    def _urgency_of_checkpoint(self) -> float:
+        """Whoever waits for the lock that it holds lets it have no rest."""
+        if self.checkpoint_pace is None or self._lock.statistics().tasks_waiting:
+            return 1.0
+        return self.checkpoint_pace()
+
+    def _urgency_of_merge(self) -> float:
+        if self.merge_pace is None or self._merging.statistics().tasks_waiting:
+            return 1.0
+        return self.merge_pace()
 
     def _take_run_id(self) -> int:
         run_id = self._next_run_id
         self._next_run_id += 1
         return run_id
 
-    def _writer(self, level: int, run_id: int) -> SegmentWriter:
-        return SegmentWriter(self._chunks, self._extents, self._cache, run_id, level)
+    def _writer(self, level: int, run_id: int, slices: Slices | None = None) -> SegmentWriter:
+        return SegmentWriter(self._chunks, self._extents, self._cache, run_id, level, slices)
 
     async def _install(
         self, runs: tuple[Run, ...], writer: SegmentWriter, freeze: Freeze | None
@@ -317,20 +356,29 @@ class Checkpointer:
             self._debit(locator)
         writer.credited.clear()
 
-    def _drop(self, segment: Segment) -> None:
-        for locator in segment.locators:
-            self._debit(locator)
+    async def _give_up(self, segments: Iterable[Segment]) -> None:
+        """The chunks of these segments are referred to no more."""
+        slices = Slices()
+        with trio.CancelScope(shield=True):  # half of it would leave garbage that counts as live
+            for segment in segments:
+                for locator in segment.locators:
+                    self._debit(locator)
+                    await slices.spend(1)
 
     def _debit(self, locator: Locator) -> None:
         self._extents.debit(locator.extent, locator.epoch, locator_bytes(locator))
 
 
-def _segments_in(run: Run, extent: int) -> list[Segment]:
-    return [
-        segment
-        for segment in run.segments
-        if any(locator.extent == extent for locator in segment.locators)
-    ]
+def _replaced(
+    runs: tuple[Run, ...], changed: Run | None, doomed: list[Segment], writer: SegmentWriter
+) -> tuple[Run, ...]:
+    """The runs, with what was written in place of some segments of one of them."""
+    if changed is None:
+        return runs
+    kept = {each.meta.first_key: each for each in changed.segments if each not in doomed}
+    kept |= {each.meta.first_key: each for each in writer.segments}
+    again = changed._replace(segments=tuple(kept[key] for key in sorted(kept)))
+    return tuple(again if each is changed else each for each in runs)
 
 
 def _as_run(run_id: int, level: int, segments: Sequence[Segment]) -> tuple[Run, ...]:

@@ -215,8 +215,8 @@ async def merges(device: SimulatedDevice, history: History) -> None:
     """Merges of several steps, with changes, removals and checkpoints between the steps."""
     async with open_quietly(device) as store:
         client = Client(store, history)
-        for life in range(7):
-            for part in range(3):
+        for life in range(5):
+            for part in range(2):
                 first = 4 * part + life
                 client.records(
                     {b"m%03d" % number: value_of(life, 3900) for number in range(first, first + 4)}
@@ -230,7 +230,7 @@ async def merges(device: SimulatedDevice, history: History) -> None:
         while await store.compact():
             client.records({b"between steps": value_of(store.statistics().runs, 100)})
             await store.checkpoint()
-            await store.reclaim()
+        await store.reclaim()
     history.all_persistent()
 
 

@@ -19,7 +19,7 @@ import trio
 
 from shardfs import limits
 from shardfs.checking.simulated_device import SimulatedDevice
-from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX, is_held_below
+from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX
 from shardfs.engine.lsm.entry import TOMBSTONE
 from shardfs.engine.lsm.merge import load_page
 from shardfs.engine.store import Store
@@ -272,18 +272,15 @@ async def test_a_tombstone_is_kept_while_an_older_run_holds_the_key_and_no_longe
                 apply(store, b"never %04d" % number, None)
                 apply(store, b"new %04d" % (50 * life + number % 10), None)
             await store.checkpoint()
-        older = store._tree.runs[:1]
         held = {b"old %04d" % number for number in range(40)}
         kept = await tombstones(store)
         assert kept >= held, "one was dropped too early"
         assert len(kept - held) <= 5, "of keys that no run holds, but for what a filter says"
         while await store.compact():
             pass
-        assert await tombstones(store) >= held or store.statistics().runs == 1
-        assert all(is_held_below(key, older) for key in held)
+        assert store.statistics().runs == 2, "the oldest four are one"
+        assert await tombstones(store) >= {b"old %04d" % number for number in range(30, 40)}
         assert not held & {key async for key, _ in store.scan(b"a", b"z")}
-        # A run that is merged without the oldest keeps what hides something in that.
-        await store._checkpointer.compact(garbage_share_max=0.0)
         while await store._checkpointer.compact(garbage_share_max=0.0):
             pass
         assert store.statistics().runs == 1
@@ -350,13 +347,14 @@ async def test_no_tombstone_stays_for_ever_on_an_idle_device(deleted: int) -> No
         await store.checkpoint()
         assert len(await tombstones(store)) == deleted
         writes = device.counts.writes
-        with trio.fail_after(1_000_000):
-            while store.statistics().runs > 1:
-                await trio.sleep(10)
+        for _ in range(100):
+            await trio.sleep(10)
+            if store.statistics().runs <= 1:
+                break
         assert await tombstones(store) == set()
         assert device.counts.writes - writes < 100, "it waits without writing"
         writes = device.counts.writes
-        await trio.sleep(1_000_000)
+        await trio.sleep(500)
         assert device.counts.writes == writes, "and then there is nothing more to do"
 
 
@@ -392,7 +390,7 @@ async def test_an_updated_tree_is_one_run_again_and_again() -> None:
     device = await formatted(32, extent_bytes=64 * KIB)
     async with opened(device, MANUAL) as store:
         with_small_memtables(store)
-        for life in range(200):
+        for life in range(40):
             for number in range(300):
                 apply(store, b"key %08d" % number, b"%020d" % life)
             await store.checkpoint()

@@ -86,8 +86,8 @@ RUNS: Final = (
         (
             Edit(
                 SegmentWriter._end_segment,
-                "key_filter = Filter.of(self._keys, count)",
-                "key_filter = Filter.of(self._keys[:-1], count)",
+                "key_filter.add(self._keys[start : start + _FILTER_STEP])",
+                "key_filter.add(self._keys[start : min(start + _FILTER_STEP, count - 1)])",
             ),
         ),
         ("store",),
@@ -209,8 +209,8 @@ DELTAS: Final = (
         (
             Edit(
                 Committer._cut_delta,
-                "sorted(self._pending.items()),",
-                "sorted(self._pending.items())[:2],",
+                "changes = self._pending\n",
+                "changes = dict(sorted(self._pending.items())[:2])\n",
             ),
             Edit(
                 Committer._cut_delta,

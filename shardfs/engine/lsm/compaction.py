@@ -23,7 +23,9 @@ Not here: making the result part of the tree, and which merges are under way (ch
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import islice
 
 import trio
 
@@ -32,6 +34,7 @@ from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, TOMBSTONE, Block
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.merge import Run, overlapping
 from shardfs.engine.lsm.segment import Segment, SegmentWriter
+from shardfs.engine.pacing import share_between
 from shardfs.errors import CorruptionError
 
 GARBAGE_SHARE_MAX = 0.5
@@ -41,6 +44,7 @@ GARBAGE_SHARE_SHORT = 1 / 6
 _SAMPLES = 64
 _TOMBSTONE_BYTES = ENTRY_FIXED_BYTES + 1 + 18
 _INPUT_SEGMENTS_PER_STEP = 4
+_BLOCK_COST = 48
 
 
 def choose_runs(
@@ -99,6 +103,14 @@ def hidden_bytes(keys: Sequence[bytes], count: int, older: Sequence[Run]) -> flo
     return hidden * count / max(1, len(sampled))
 
 
+def merge_debt(runs: Sequence[Run]) -> float:
+    """How far merging is behind, for pacing.py: 0 while no level is full, 1 when one holds three
+    times as many runs as it should."""
+    levels = Counter(run.level for run in runs)
+    bound = limits.RUNS_PER_LEVEL_MAX
+    return share_between(max(levels.values(), default=0), bound - 1, 3 * bound)
+
+
 def is_held_below(key: bytes, older: Sequence[Run]) -> bool:
     """Whether one of these runs may hold an entry of the key (I2)."""
     return any(segment.may_contain(key) for segment in overlapping(older, key))
@@ -110,15 +122,17 @@ async def write_memtable(table: Memtable, writer: SegmentWriter, older: Sequence
     Args:
         older: all runs there are.
 
-    Checkpoints: every limits.MERGE_SLICE_ENTRIES entries.
+    Checkpoints: as the writer's slices do.
     """
-    for count, key in enumerate(table.ordered(), 1):
-        value = table.entries[key]
-        if value != TOMBSTONE or is_held_below(key, older):
-            writer.add(key, value)
-        if count % limits.MERGE_SLICE_ENTRIES == 0:
-            await trio.lowlevel.checkpoint()
-    writer.finish()
+    keys = table.ordered()
+    while some := list(islice(keys, limits.MERGE_PAGE_ENTRIES)):
+        kept = []
+        for key in some:
+            value = table.entries[key]
+            if value != TOMBSTONE or is_held_below(key, older):
+                kept.append((key, value))
+        await writer.add(kept)
+    await writer.finish()
 
 
 class _Cursor:
@@ -169,7 +183,7 @@ async def merge_step(
     Returns:
         The last key that was taken; None when all were.
 
-    Checkpoints: at least once a block.
+    Checkpoints: as the writer's slices do, and at least once a block.
 
     Raises:
         DeviceError, CorruptionError: a run cannot be read; nothing has been replaced.
@@ -186,20 +200,23 @@ async def merge_step(
                 damaged.add(cursor.run_id)
                 raise
         if not left:
-            writer.finish()
+            await writer.finish()
             return None
         horizon = min(cursor.block.keys[-1] for cursor in left)
         merged: dict[bytes, bytes] = {}
         for cursor in left:
             cursor.take(horizon, merged)
+        kept = []
         for key in sorted(merged):
             value = merged[key]
             if value != TOMBSTONE or is_held_below(key, older):
-                writer.add(key, value)
+                kept.append((key, value))
             taken_bytes += len(key) + len(value)
+        await writer.slices.spend(len(merged) // 2 + _BLOCK_COST)
+        await writer.add(kept)
         await trio.lowlevel.checkpoint()
         if writer.is_full or taken_bytes >= _INPUT_SEGMENTS_PER_STEP * writer.segment_bytes_max:
-            writer.finish()
+            await writer.finish()
             return horizon
 
 
@@ -214,7 +231,7 @@ def without(run: Run, horizon: bytes) -> Run:
 async def copy_segment(segment: Segment, writer: SegmentWriter) -> None:
     """Write the entries of one segment again, as a segment of their own.
 
-    Checkpoints: at least once a block.
+    Checkpoints: as the writer's slices do, and at least once a block.
 
     Raises:
         DeviceError, CorruptionError: the segment cannot be read; nothing has been replaced.
@@ -223,7 +240,6 @@ async def copy_segment(segment: Segment, writer: SegmentWriter) -> None:
     while await cursor.fill():
         entries: dict[bytes, bytes] = {}
         cursor.take(cursor.block.keys[-1], entries)
-        for key, value in entries.items():
-            writer.add(key, value)
+        await writer.add(list(entries.items()))
         await trio.lowlevel.checkpoint()
-    writer.finish()
+    await writer.finish()
