@@ -52,6 +52,7 @@ from shardfs.fuse.records import (
 FILE_BYTES = 4 * limits.KIB
 FILE_MODE = 0o100644
 RATE = 2500.0
+STALL_S = 0.005
 DEVICE_BYTES_PER_FILE = 8 * limits.KIB
 DEVICE_BYTES_MIN = 512 * limits.MIB
 SEED = 20
@@ -104,8 +105,30 @@ class TalliedDevice:
         await self._device.write(offset, buffers)
 
 
+class Progress:
+    """How many files there are so far."""
+
+    def __init__(self) -> None:
+        self.files = 0
+
+
+async def keep_time(progress: Progress, clock: trio.testing.MockClock) -> None:
+    """While files are not created, because the store slows their writer, time passes as well."""
+    seen = -1
+    while True:
+        await trio.to_thread.run_sync(time.sleep, STALL_S)
+        if seen == progress.files:
+            clock.jump(STALL_S)
+        seen = progress.files
+
+
 async def create_files(
-    file_system: FileSystem, files: int, order: str, rate: float, clock: trio.testing.MockClock
+    file_system: FileSystem,
+    files: int,
+    order: str,
+    rate: float,
+    clock: trio.testing.MockClock,
+    progress: Progress,
 ) -> int:
     """Create and write every file; the inode number of the first."""
     first = 0
@@ -116,6 +139,7 @@ async def create_files(
         await file_system.writeback.write(found.ino, 0, data)
         first = first or found.ino
         assert found.ino == first + number, "inode numbers are given out one after the other"
+        progress.files += 1
         clock.jump(1 / rate)
         await trio.lowlevel.checkpoint()
         if sys.stderr.isatty() and number % 1000 == 0:
@@ -138,12 +162,17 @@ async def measure_shardfs(
             file_system = await FileSystem.open(store)
             async with trio.open_nursery() as nursery:
                 file_system.start(nursery)
-                first = await create_files(file_system, files, order, rate, clock)
+                progress = Progress()
+                nursery.start_soon(keep_time, progress, clock)
+                first = await create_files(file_system, files, order, rate, clock, progress)
                 nursery.cancel_scope.cancel()
-            await file_system.end()
-            await store.checkpoint()
-            while await store.compact():
-                pass
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(keep_time, progress, clock)
+                await file_system.end()
+                await store.checkpoint()
+                while await store.compact():
+                    pass
+                nursery.cancel_scope.cancel()
             statistics = store.statistics()
             assert statistics.reason == "", statistics.reason
         return {

@@ -100,7 +100,7 @@ class Maintenance:
         self._started = False
         self._number_before = -1
         self._idle_since = 0.0
-        self._tidying = False
+        self._merges_awaited = 0
         self._merges_from = -math.inf
         self._fruitless_until = -math.inf
         evacuator.slices = Slices(self._space_pace)
@@ -153,7 +153,7 @@ class Maintenance:
         return min(1.0, self._committer.fill)
 
     def _merge_pace(self) -> float:
-        return 1.0 if self._tidying or not self._started else self.merge_debt()
+        return 1.0 if self._merges_awaited or not self._started else self.merge_debt()
 
     def _space_pace(self) -> float:
         return 1.0 if self._waiting or not self._started else self.space_debt()
@@ -207,7 +207,7 @@ class Maintenance:
         # A step that runs may have looked before what is garbage now was deleted.
         step = self._steps_ended + 1 + self._reclaiming.locked()
         freed = self._freed_count
-        with self._waited_for():
+        with self.waited_for():
             while self._health.is_writable and self._freed_count == freed:
                 if self._steps_ended >= step:
                     return False
@@ -216,13 +216,22 @@ class Maintenance:
         return self._freed_count > freed
 
     @contextmanager
-    def _waited_for(self) -> Iterator[None]:
-        """While somebody waits, reclamation does not rest."""
+    def waited_for(self) -> Iterator[None]:
+        """While the body runs somebody waits, and reclamation does not rest."""
         self._waiting += 1
         try:
             yield
         finally:
             self._waiting -= 1
+
+    @contextmanager
+    def merges_awaited(self) -> Iterator[None]:
+        """While somebody waits for merges, or nobody for anything, they do not rest."""
+        self._merges_awaited += 1
+        try:
+            yield
+        finally:
+            self._merges_awaited -= 1
 
     def _end_step(self) -> None:
         event, self._step_ended = self._step_ended, trio.Event()
@@ -251,7 +260,7 @@ class Maintenance:
         Raises:
             DeviceError, ReadOnlyError, NoSpaceError: some may not have been freed.
         """
-        with self._waited_for():
+        with self.waited_for():
             return await self._reclaim_step(evacuate=evacuate)
 
     async def _reclaim_step(self, *, evacuate: bool) -> int:
@@ -386,17 +395,15 @@ class Maintenance:
         # what is written a second stays bounded.
         if self._checkpointer.garbage_share <= GARBAGE_SHARE_SHORT * self._interval_s / idle_s:
             return
-        self._tidying = True
         try:
-            if self._checkpointer.has_unwritten:
-                await self._checkpointer.checkpoint()
-            if await self._merge_all(garbage_share_max=0.0):
-                await self._committer.commit()
-                await self.reclaim()
+            with self.merges_awaited():
+                if self._checkpointer.has_unwritten:
+                    await self._checkpointer.checkpoint()
+                if await self._merge_all(garbage_share_max=0.0):
+                    await self._committer.commit()
+                    await self.reclaim()
         except NoSpaceError as error:
             _log.warning("tidying is put off: %s", error)
-        finally:
-            self._tidying = False
 
     async def _merge_all(self, *, garbage_share_max: float = GARBAGE_SHARE_MAX) -> bool:
         """False: there was no room for it, or something cannot be read: the runs stay, and it is
