@@ -8,6 +8,7 @@ Not here: counting (each component counts for itself), how much may be written (
 from __future__ import annotations
 
 from shardfs.engine.extents import Extents
+from shardfs.engine.gathering import Gatherer
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.opening import Parts
 from shardfs.engine.stats import Space, StoreStatistics
@@ -30,7 +31,7 @@ def space_figures(extents: Extents, reserved_bytes: int) -> Space:
     return Space(total, free, reserved_bytes, live, max(0, written - live))
 
 
-def statistics_of(parts: Parts) -> StoreStatistics:
+def statistics_of(parts: Parts, gatherer: Gatherer) -> StoreStatistics:
     """Counts since the open, sizes as of now."""
     runs = parts.tree.runs
     cache = parts.cache.statistics()
@@ -57,6 +58,9 @@ def statistics_of(parts: Parts) -> StoreStatistics:
         device_writes=counts.writes,
         device_write_bytes=counts.write_bytes,
         device_flushes=counts.flushes,
+        scattered_shards=gatherer.waiting_shards,
+        gathered_shards=gatherer.gathered_shards,
+        gathered_bytes=gatherer.gathered_bytes,
         stream_bytes={
             stream.name.lower(): parts.extents.space.written_bytes[stream]
             for stream in Stream

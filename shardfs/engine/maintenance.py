@@ -1,6 +1,6 @@
-"""The background work of an open store: commits, checkpoints, merges, reclamation.
+"""The background work of an open store: commits, checkpoints, merges, reclamation, gathering.
 
-Role: two endless tasks for a store's nursery, and the same steps by hand. Everything here may
+Role: three endless tasks for a store's nursery, and the same steps by hand. Everything here may
 be cancelled between its steps and leaves nothing half-done.
 
 Invariants:
@@ -10,7 +10,7 @@ Invariants:
     I3. The memtable and the delta log do not outgrow their bounds for long: who adds to them
         waits (`admit`) for the checkpoint that empties them.
 
-Not here: what the steps do (commit.py, checkpoint.py, reclaim.py).
+Not here: what the steps do (commit.py, checkpoint.py, reclaim.py, gathering.py).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
 from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
+from shardfs.engine.gathering import Gatherer
 from shardfs.engine.health import Health
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.reclaim import reclaim_dead
@@ -44,7 +45,7 @@ class Maintenance:
     """The background work of one open store.
 
     Args:
-        committer, checkpointer, extents, scheduler, health, evacuator: of the store.
+        committer, checkpointer, extents, scheduler, health, evacuator, gatherer: of the store.
         interval_s: applied batches are committed after this long.
     """
 
@@ -56,6 +57,7 @@ class Maintenance:
         scheduler: Scheduler,
         health: Health,
         evacuator: Evacuator,
+        gatherer: Gatherer,
         interval_s: float,
     ) -> None:
         self._committer = committer
@@ -64,6 +66,7 @@ class Maintenance:
         self._scheduler = scheduler
         self._health = health
         self._evacuator = evacuator
+        self._gatherer = gatherer
         self._interval_s = interval_s
         self._commit_due = trio.Event()
         self._checkpoint_due = trio.Event()
@@ -77,6 +80,7 @@ class Maintenance:
         self._started = True
         nursery.start_soon(self._guard, self._commit_regularly)
         nursery.start_soon(self._guard, self._maintain)
+        nursery.start_soon(self._guard, self._gatherer.run)
 
     def notice(self) -> None:
         """Something was applied or committed: wake who has to do something about it."""

@@ -35,6 +35,7 @@ from shardfs.engine.device import Buffer, Device
 from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
 from shardfs.engine.figures import space_figures, statistics_of
+from shardfs.engine.gathering import Gatherer
 from shardfs.engine.health import Health, HealthState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
 from shardfs.engine.maintenance import Maintenance
@@ -104,6 +105,7 @@ class Store:
             partial(self.batch, essential=True),
             self.apply,
         )
+        self._gatherer = Gatherer(parts.extents, parts.tree, self._shards, self.batch, self.apply)
         self._maintenance = Maintenance(
             parts.committer,
             parts.checkpointer,
@@ -111,6 +113,7 @@ class Store:
             parts.scheduler,
             parts.health,
             self._evacuator,
+            self._gatherer,
             options.commit_interval_s,
         )
         self._record_bytes_max = min(limits.RECORD_BYTES_MAX, self.identity.chunk_bytes_max // 2)
@@ -307,6 +310,7 @@ class Store:
         for key, value in batch.changes.items():
             self._tree.set(key, value)
         self._committer.add(batch.changes, riders)
+        self._gatherer.changed(batch)
         self._maintenance.notice()
         return self._committer.applied()
 
@@ -419,7 +423,7 @@ class Store:
 
     def statistics(self) -> StoreStatistics:
         """Counts since the open, sizes as of now."""
-        return statistics_of(self._parts)
+        return statistics_of(self._parts, self._gatherer)
 
     # --- maintenance ------------------------------------------------------------------------
 
@@ -435,6 +439,10 @@ class Store:
         """Free the extents that are wholly dead, or else empty some that are mostly garbage; how
         many were freed."""
         return await self._maintenance.reclaim(evacuate=True)
+
+    async def gather(self) -> int:
+        """Rewrite one shard that lies scattered, in fewer pieces; bytes written."""
+        return await self._gatherer.gather(idle_s=0)
 
     async def reclaim_dead(self) -> int:
         """Free the extents that are wholly dead, and move nothing; how many."""
@@ -463,7 +471,12 @@ class Store:
     async def _load(self, key: bytes) -> bytes | Shard | None:
         """The value of a key, current at the moment of return."""
         value = await self._tree.get(key)
-        return None if value is None else decode_value(value, self._tree.generation)
+        if value is None:
+            return None
+        found = decode_value(value, self._tree.generation)
+        if isinstance(found, Shard):
+            self._gatherer.seen(key, found)
+        return found
 
     def _replace(
         self,
