@@ -131,7 +131,7 @@ class Evacuator:
         moves: list[_Move] = []
         size = 0
         with self._extents.pinned(extent.index):
-            for key in await self._owners(extent):
+            for key in await self.owners(extent):
                 if not extent.live_bytes:
                     break
                 move = await self._read(extent, key)
@@ -152,8 +152,8 @@ class Evacuator:
             )
         return moved
 
-    async def _owners(self, extent: Extent) -> list[bytes]:
-        """Keys that frames of the extent were written for; unreadable ones left out."""
+    async def owners(self, extent: Extent) -> list[bytes]:
+        """Keys that frames of data in the extent were written for; unreadable ones left out."""
         scan = _HeadScan(self._extents, extent)
         owners: dict[bytes, None] = {}
         while (frame := await scan.next()) is not None:

@@ -86,6 +86,11 @@ class SpaceAccount:
         return -(-2 * self.tree_bytes // self._extent_bytes)
 
     @property
+    def tree_share_bytes(self) -> int:
+        """What is kept for the tree, what it holds included."""
+        return self._tree_extents * self._extent_bytes
+
+    @property
     def is_short(self) -> bool:
         """Less than a part of the device is left for user data."""
         return self.user_bytes() < self.total_bytes // _SHORT_OF_SPACE_SHARE

@@ -34,7 +34,7 @@ from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer, Device
 from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
-from shardfs.engine.figures import space_figures, statistics_of
+from shardfs.engine.figures import space_figures, space_parts, statistics_of
 from shardfs.engine.gathering import Gatherer
 from shardfs.engine.health import Health, HealthState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
@@ -42,7 +42,7 @@ from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.opening import Parts, open_parts
 from shardfs.engine.pieces import Locator, Piece, Shard, locators
 from shardfs.engine.shards import ShardData
-from shardfs.engine.stats import Space, StoreStatistics
+from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
 from shardfs.engine.superblock import Identity
 from shardfs.engine.temperature import Temperature
 from shardfs.errors import (
@@ -418,8 +418,12 @@ class Store:
         self._reserved_bytes -= length
 
     def space(self) -> Space:
-        """Where the bytes of the device are."""
+        """How full the store is."""
         return space_figures(self._extents, self._reserved_bytes)
+
+    def space_parts(self) -> SpaceParts:
+        """Where the bytes of the device are: parts that add up to its size."""
+        return space_parts(self._parts, self._reserved_bytes)
 
     def statistics(self) -> StoreStatistics:
         """Counts since the open, sizes as of now."""

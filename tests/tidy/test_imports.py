@@ -61,7 +61,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("opening",),
     ("figures",),
     ("store",),
-    ("fsck", "mkfs", "salvage", "invariants"),
+    ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy"),
 )
 
 # What cli commands share. Commands themselves are imported by cli.main alone.
