@@ -79,7 +79,6 @@ class Store:
     """One open store. Made by `Store.open`; everything runs on the one trio thread."""
 
     def __init__(self, parts: Parts, options: StoreOptions) -> None:
-        self.identity: Identity = parts.identity
         self.health: Health = parts.health
         self.notes: tuple[str, ...] = parts.notes
         self.damage: str = parts.replayed.damage
@@ -87,11 +86,9 @@ class Store:
         self._scheduler = parts.scheduler
         self._extents: Extents = parts.extents
         self._chunks: ChunkStore = parts.chunks
-        self._cache = parts.cache
         self._tree = parts.tree
         self._committer = parts.committer
         self._checkpointer = parts.checkpointer
-        self._options = options
         self._closed = False
         self._reserved_bytes = 0
         self._shards = ShardData(parts.chunks, parts.extents)
@@ -112,6 +109,7 @@ class Store:
             parts.extents,
             parts.scheduler,
             parts.health,
+            parts.tree,
             self._evacuator,
             self._gatherer,
             options.commit_interval_s,
@@ -160,6 +158,11 @@ class Store:
         if failure is not None:
             # Out here, where no nursery wraps it into a group: callers catch it by its class.
             raise failure
+
+    @property
+    def identity(self) -> Identity:
+        """Which store it is, and its geometry."""
+        return self._extents.identity
 
     # --- key-value door ---------------------------------------------------------------------
 
@@ -387,8 +390,8 @@ class Store:
         self._maintenance.notice()
 
     async def admit(self, length: int = 0) -> None:
-        """Wait while too much is queued for the device, or is behind the last checkpoint, or while
-        garbage is in the way.
+        """Wait a little as the background work falls behind (pacing.py); wait longer while too much
+        is queued for the device, or is behind the last checkpoint, or while garbage is in the way.
 
         Args:
             length: bytes of data that will be appended next.
