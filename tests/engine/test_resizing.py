@@ -372,9 +372,9 @@ class Watch:
         point = self._device.power_cut_point()
         self.moments.append(Moment(point, self._device.size_bytes, list(self.states)))
 
-    async def put(self, store: Store, number: int) -> None:
+    async def put(self, store: Store, number: int, size: int = 6 * limits.KIB) -> None:
         """One more change, which may be found from here on, and must be when this returns."""
-        key, value = b"key %06d" % number, value_of(number + 50_000)
+        key, value = b"key %06d" % number, value_of(number + 50_000, size)
         self.states.append({**self.states[-1], key: value})
         await store.sync(await store.put(key, value))
         del self.states[:-1]
@@ -413,17 +413,23 @@ async def test_a_cut_at_every_write_of_growing(zoned: bool, seed: int) -> None:
     )
     async with opened(device) as store:
         watch = Watch(device, await fill(store, 60, keep_every=2))
-        await store.put(b"not durable", b"x" * 5000)
-        watch.states.append({**watch.states[0], b"not durable": b"x" * 5000})
         device.medium_bytes = 4 * limits.MIB
-        await grow(store)
-        await store.sync()
-        del watch.states[:-1]
+
+        async def use() -> None:
+            for number in range(6):  # an extent each
+                await watch.put(store, number, EXTENT - limits.GRANULE_BYTES)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use)
+            await grow(store)
         await watch.put(store, 3)
         await watch.put(store, 1)
 
     async def go_on(store: Store) -> None:
         if store.identity.extent_count == 32:
+            device = store._parts.device
+            assert isinstance(device, SimulatedDevice)
+            device.medium_bytes = 4 * limits.MIB
             await grow(store)
         assert store.identity.extent_count == 64
 
