@@ -10,7 +10,6 @@ import pytest
 
 from shardfs.cli import main
 from shardfs.cli.errors import describe, exit_status, report
-from shardfs.cli.mount import parse_options
 from shardfs.cli.options import SIZE
 from shardfs.cli.output import (
     print_facts,
@@ -53,17 +52,6 @@ def test_sizes(text: str, length: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not a size"):
         SIZE.convert(text, None, None)
-
-
-def test_mount_options() -> None:
-    wishes = parse_options(("ro,noexec", "dirty=32M", "x-systemd.automount,defaults", ""))
-    assert wishes.read_only and wishes.extra == ["noexec"]
-    assert wishes.dirty_bytes_max == 32 << 20
-    assert wishes.allow_other is None
-    assert parse_options(("allow_other",)).allow_other is True
-    assert parse_options(("private",)).allow_other is False
-    with pytest.raises(UsageError, match="'fast'"):
-        parse_options(("ro,fast",))
 
 
 @pytest.mark.parametrize(
