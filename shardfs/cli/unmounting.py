@@ -16,8 +16,9 @@ import os
 import select
 
 from shardfs.cli.errors import DamageError
+from shardfs.errors import UsageError
 from shardfs.fuse.control import read_ending, server_pid
-from shardfs.fuse.mounts import MountEntry, unmount
+from shardfs.fuse.mounts import MountEntry, is_stale, unmount
 
 
 def unmount_and_wait(entry: MountEntry) -> None:
@@ -31,7 +32,7 @@ def unmount_and_wait(entry: MountEntry) -> None:
     pid = server_pid(entry)
     descriptor = _open_process(pid)
     try:
-        unmount(mountpoint)
+        _take_away(entry, pid)
         if pid is None:
             raise DamageError(
                 f"{mountpoint} is unmounted, but its server had gone or cannot be reached; if it "
@@ -50,6 +51,23 @@ def unmount_and_wait(entry: MountEntry) -> None:
     status, message = ending
     if status != 0:
         raise DamageError(f"{mountpoint} is unmounted, but not in order: {message}")
+
+
+def _take_away(entry: MountEntry, pid: int | None) -> None:
+    """Unmount; a mount whose server has gone also when files there are open: they are lost."""
+    try:
+        unmount(entry.mountpoint)
+    except UsageError:
+        if pid is not None or not _is_dead(entry):
+            raise
+        unmount(entry.mountpoint, lazily=True)
+
+
+def _is_dead(entry: MountEntry) -> bool:
+    try:
+        return is_stale(entry)
+    except OSError:
+        return False  # neither dead nor well: the user shall decide
 
 
 def _open_process(pid: int | None) -> int | None:
