@@ -17,8 +17,10 @@ import click
 
 from shardfs import __version__
 from shardfs.cli.check import check
+from shardfs.cli.df import df
 from shardfs.cli.errors import SUCCESS, report, root_cause
 from shardfs.cli.fsck import fsck
+from shardfs.cli.gc import gc
 from shardfs.cli.info import info
 from shardfs.cli.install import install
 from shardfs.cli.logs import LEVELS, level_number, log_to_standard_error
@@ -29,6 +31,7 @@ from shardfs.cli.shards import shards
 from shardfs.cli.stat import stat
 from shardfs.cli.sync import sync
 from shardfs.cli.umount import umount
+from shardfs.cli.why import why
 
 _VERBOSE = (logging.INFO, logging.DEBUG)
 
@@ -55,7 +58,7 @@ def group(context: click.Context, verbose: int, quiet: bool, log_level: str | No
     log_to_standard_error(logging.WARNING if level is None else level)
 
 
-for command in (mkfs, mount, umount, info, shards, fsck, sync, stat, check, install):
+for command in (mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, check, install):
     group.add_command(command)
 
 
