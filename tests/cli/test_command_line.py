@@ -19,6 +19,7 @@ from shardfs.cli.output import (
     size_text,
     time_text,
 )
+from shardfs.cli.stat import figure_text
 from shardfs.errors import (
     CorruptionError,
     DeviceBusyError,
@@ -178,3 +179,10 @@ async def test_a_bug_in_a_request_is_answered() -> None:
     answer = json.loads(await answer_line(Broken(), b'{"request": "info"}'))
     assert answer["ok"] is False
     assert "ZeroDivisionError" in answer["error"]
+
+
+def test_figures_by_stream_are_printed() -> None:
+    """`shardfs stat` met a bug when a figure became one number for each stream."""
+    assert figure_text("stream_bytes", {"hot": 4096, "cold": 0}) == "hot 4 KiB, cold 0 B"
+    assert figure_text("stream_bytes", {}) == "-"
+    assert figure_text("counts", [1, 2]) == "1 2"
