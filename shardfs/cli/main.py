@@ -21,6 +21,7 @@ from shardfs.cli.df import df
 from shardfs.cli.errors import SUCCESS, report, root_cause
 from shardfs.cli.fsck import fsck
 from shardfs.cli.gc import gc
+from shardfs.cli.grow import grow
 from shardfs.cli.info import info
 from shardfs.cli.install import install
 from shardfs.cli.logs import LEVELS, level_number, log_to_standard_error
@@ -28,8 +29,10 @@ from shardfs.cli.mkfs import mkfs
 from shardfs.cli.mount import mount
 from shardfs.cli.mount_helper import is_helper_call, mount_device, run_helper
 from shardfs.cli.shards import shards
+from shardfs.cli.shrink import shrink
 from shardfs.cli.stat import stat
 from shardfs.cli.sync import sync
+from shardfs.cli.trim import trim
 from shardfs.cli.umount import umount
 from shardfs.cli.why import why
 
@@ -58,7 +61,10 @@ def group(context: click.Context, verbose: int, quiet: bool, log_level: str | No
     log_to_standard_error(logging.WARNING if level is None else level)
 
 
-for command in (mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, check, install):
+for command in (
+    *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat),
+    *(grow, shrink, trim, check, install),
+):
     group.add_command(command)
 
 
