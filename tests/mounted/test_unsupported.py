@@ -13,6 +13,7 @@ import mmap
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,6 +97,30 @@ def test_posix_fallocate_is_made_of_writes(descriptor: int) -> None:
     """The C library writes a byte to each block instead: the size is right, the content too."""
     os.posix_fallocate(descriptor, 0, 300_000)
     assert os.pread(descriptor, 400_000, 0) == CONTENT + bytes(300_000 - len(CONTENT))
+
+
+def test_file_size_limits(folder: Path) -> None:
+    """RLIMIT_FSIZE holds for each way to make a file longer, emulated fallocate included."""
+    script = """
+import os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+file = os.open("file", os.O_RDWR | os.O_CREAT)
+assert os.pwrite(file, bytes(20_000), 0) == 10_000
+for call in (
+    lambda: os.pwrite(file, b"x", 10_000),
+    lambda: os.ftruncate(file, 10_001),
+    lambda: os.posix_fallocate(file, 9_990, 100),
+):
+    try:
+        call()
+    except OSError as error:
+        print(error.errno)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == 3 * [str(errno.EFBIG).encode()]
 
 
 def test_holes_are_not_told(folder: Path) -> None:
