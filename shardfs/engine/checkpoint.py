@@ -76,7 +76,7 @@ class Checkpointer:
         self._usage = usage
         self._next_run_id = 1 + max((run.run_id for run in tree.runs), default=0)
         self._lock = trio.Lock()
-        extents.space.tree_bytes = sum(run.total_bytes for run in tree.runs)
+        self._account()
 
     async def checkpoint(self, *, only_if_due: bool = False) -> None:
         """Write everything in the memtable as a run; the delta log starts anew behind it.
@@ -115,12 +115,20 @@ class Checkpointer:
             return False
         return bool(runs) and hides_much(runs, newer)
 
-    async def compact(self, *, thorough: bool = False) -> bool:
+    @property
+    def hidden_bytes_max(self) -> int:
+        """Upper bound for what merging everything, memory included, would give back."""
+        oldest = self._tree.runs[0].total_bytes if self._tree.runs else 0
+        space = self._extents.space
+        return min(2 * (space.tree_bytes - oldest + space.memory_bytes), space.tree_share_bytes)
+
+    async def compact(self, *, thorough: bool = False, whole: bool = False) -> bool:
         """Merge one set of runs, if any level is full and the device has room for the result.
 
         Args:
             thorough: merge all runs as well when the newer ones may hide much of the oldest, as on
                 a device that is short of space.
+            whole: merge all runs into one, if there is more than one.
 
         Returns:
             Whether something was merged: call again until False.
@@ -131,6 +139,8 @@ class Checkpointer:
         async with self._lock:
             thorough |= self._extents.space.is_short
             chosen = choose_runs(self._tree.runs, thorough=thorough)
+            if whole and len(self._tree.runs) > 1:
+                chosen = list(self._tree.runs)
             room = self._extents.free_bytes - 2 * self._extents.extent_bytes
             if not chosen or sum(run.total_bytes for run in chosen) > room:
                 return False
@@ -188,6 +198,11 @@ class Checkpointer:
                     self._debit(locator)
             return True
 
+    def _account(self) -> None:
+        space = self._extents.space
+        space.tree_bytes = sum(run.total_bytes for run in self._tree.runs)
+        space.memory_bytes = self._tree.memory_bytes
+
     def _writer(self, *, level: int) -> SegmentWriter:
         run_id = self._next_run_id
         self._next_run_id += 1
@@ -214,7 +229,7 @@ class Checkpointer:
             await self._scheduler.settle(await self._committer.write_record())
             self._committer.persistent_checkpoint = checkpoint
             self._tree.install(runs, drop_frozen=freeze is not None)
-            self._extents.space.tree_bytes = sum(run.total_bytes for run in runs)
+            self._account()
             self._usage = usage
             writer.credited.clear()
             if root.manifest is not None:

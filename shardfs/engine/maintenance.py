@@ -38,6 +38,7 @@ _SCARCE_EXTENTS = 2
 _EVACUATED_AT_ONCE = 4
 _READY_SHARE = 16
 _READY_FREE_SHARE = 4
+_HIDDEN_SHARE_WORTH_MERGING = 128
 
 
 class Maintenance:
@@ -68,6 +69,7 @@ class Maintenance:
         self._commit_due = trio.Event()
         self._checkpoint_due = trio.Event()
         self._reclaiming = trio.Lock()
+        self._squeezing = trio.Lock()
         self._started = False
         self._number_before = -1
         self._idle_since = 0.0
@@ -98,7 +100,7 @@ class Maintenance:
         wanted = length + _SCARCE_EXTENTS * self._extents.extent_bytes
         # Nobody shall be told that the device is full while garbage can be reclaimed.
         if self._extents.space.user_bytes() < wanted:
-            await self._merge()
+            await self._squeeze()
         while self._extents.ready_user_bytes() < min(wanted, self._extents.space.user_bytes()):
             if not await self.reclaim(evacuate=True):
                 break
@@ -114,6 +116,26 @@ class Maintenance:
         except NoSpaceError:
             return False
         return True
+
+    async def make_room(self) -> int:
+        """Have all space that can come back do so, a step at a time; extents freed.
+
+        Raises: as `reclaim`.
+        """
+        if self._extents.space.is_short:
+            await self._squeeze()
+        return await self.reclaim(evacuate=True)
+
+    async def _squeeze(self) -> None:
+        """On a device that is about to be called full: merge the tree into one run if what it
+        hides may be worth it. Then what is still free no longer depends on what was merged."""
+        worth = self._extents.space.total_bytes // _HIDDEN_SHARE_WORTH_MERGING
+        if self._checkpointer.hidden_bytes_max < worth:
+            return
+        async with self._squeezing:
+            if self._checkpointer.hidden_bytes_max < worth:
+                return
+            await self._merge(whole=True)
 
     async def reclaim(self, *, evacuate: bool = False) -> int:
         """Free the extents that are wholly dead; how many.
@@ -214,9 +236,16 @@ class Maintenance:
         except NoSpaceError as error:
             _log.warning("reclamation is put off: %s", error)
 
-    async def _merge(self) -> bool:
-        """False: there was no room for it, or a read failed, which may not happen again."""
+    async def _merge(self, *, whole: bool = False) -> bool:
+        """False: there was no room for it, or a read failed, which may not happen again.
+
+        Args:
+            whole: make one run of everything, memory included.
+        """
         try:
+            if whole:
+                await self._checkpointer.checkpoint()
+                await self._checkpointer.compact(whole=True)
             while await self._checkpointer.compact():
                 await trio.lowlevel.checkpoint()
         except NoSpaceError:

@@ -11,7 +11,8 @@ Invariants:
     I3. Data take none of the extents that the reserve and the tree are still owed.
 
 The shares: the reserve is for the delta log, for open extents and for reclamation to move things
-to. The tree has twice its size: what is live, and the same again for its garbage or a merge.
+to. The tree has twice its size, what is still in memory included: what is there, and the same
+again for its garbage or a merge.
 
 Not here: who may take the last extents (extents.py), making room (maintenance.py).
 """
@@ -45,6 +46,9 @@ class SpaceAccount:
         self._held: Counter[Stream] = Counter()
         self._live_bytes = 0
         self.tree_bytes = 0
+        """Bytes of the runs."""
+        self.memory_bytes = 0
+        """Bytes that what is only in memory will take as runs."""
 
     def taken(self, stream: Stream) -> None:
         """A stream holds one more extent."""
@@ -75,8 +79,9 @@ class SpaceAccount:
         return self.room_worth_fitting + limits.KEY_BYTES_MAX
 
     @property
-    def _tree_extents(self) -> int:
-        return -(-2 * self.tree_bytes // self._extent_bytes)
+    def tree_share_bytes(self) -> int:
+        """What is kept for the tree, what it holds included."""
+        return 2 * (self.tree_bytes + self.memory_bytes)
 
     @property
     def is_short(self) -> bool:
@@ -91,10 +96,10 @@ class SpaceAccount:
     def user_bytes(self) -> int:
         """Bytes that user data may still take, frame overhead included, once all garbage that can
         be reclaimed has been (I1)."""
-        extents = self._extent_count - limits.SUPERBLOCK_EXTENTS
-        extents -= self._reserve + self._tree_extents
+        extents = self._extent_count - limits.SUPERBLOCK_EXTENTS - self._reserve
         full = self._extent_bytes - self._packing_loss_bytes - self.garbage_bytes_worth_moving
-        return max(0, extents * full - self._live_bytes)
+        room = extents * self._extent_bytes - self.tree_share_bytes
+        return max(0, room * full // self._extent_bytes - self._live_bytes)
 
     def ready_extents(self, free_extents: int) -> int:
         """Of the free extents, those that user data may take right now (I3).
@@ -103,5 +108,6 @@ class SpaceAccount:
         the reserve always is, for reclamation to move things to.
         """
         log = max(self._reserve // 2, self._reserve - self._held[Stream.META])
-        tree = max(0, self._tree_extents - self._held[Stream.RUNS])
+        share = -(-self.tree_share_bytes // self._extent_bytes)
+        tree = max(0, share - self._held[Stream.RUNS])
         return max(0, free_extents - log - tree)

@@ -302,6 +302,7 @@ class Store:
                 riders.append((locator, persistent))
         for key, value in batch.changes.items():
             self._tree.set(key, value)
+        self._extents.space.memory_bytes = self._tree.memory_bytes
         self._committer.add(batch.changes, riders)
         self._maintenance.notice()
         return self._committer.applied()
@@ -421,7 +422,7 @@ class Store:
     async def reclaim(self) -> int:
         """Free the extents that are wholly dead, or else empty some that are mostly garbage; how
         many were freed."""
-        return await self._maintenance.reclaim(evacuate=True)
+        return await self._maintenance.make_room()
 
     async def reclaim_dead(self) -> int:
         """Free the extents that are wholly dead, and move nothing; how many."""

@@ -182,7 +182,9 @@ async def test_a_life(seed: int, zoned: bool) -> None:
         await Life(seed, device).live(lives=8, steps=50)
 
 
-@pytest.mark.expected_warnings("now read-only", "closing without", "put off")
+@pytest.mark.expected_warnings(
+    "now read-only", "closing without", "put off", "not be scanned", "not be moved", "where it is"
+)
 @pytest.mark.parametrize("zoned", [False, True], ids=["conventional", "zoned"])
 @pytest.mark.parametrize("seed", range(20))
 async def test_a_life_with_a_device_error(seed: int, zoned: bool) -> None:

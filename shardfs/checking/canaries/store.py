@@ -82,8 +82,8 @@ CANARIES: Final = (
         (
             Edit(
                 SpaceAccount.user_bytes,
-                "extents -= self._reserve + self._tree_extents\n",
-                "",
+                " - self._reserve\n        full = self._extent_bytes - ",
+                "\n        full = self._extent_bytes - ",
             ),
             Edit(
                 SpaceAccount.ready_extents,
