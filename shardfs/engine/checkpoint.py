@@ -43,6 +43,7 @@ from shardfs.engine.lsm.segment import Segment, SegmentWriter
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
+from shardfs.engine.space import MERGE_FLOOR_EXTENTS
 
 _log = logging.getLogger(__name__)
 
@@ -141,14 +142,15 @@ class Checkpointer:
             chosen = choose_runs(self._tree.runs, thorough=thorough)
             if whole and len(self._tree.runs) > 1:
                 chosen = list(self._tree.runs)
-            room = self._extents.free_bytes - 2 * self._extents.extent_bytes
-            if not chosen or sum(run.total_bytes for run in chosen) > room:
+            size = sum(run.total_bytes for run in chosen)
+            free = self._extents.free_count
+            if not chosen or not self._extents.space.has_room_for_runs(size, free):
                 return False
             # Levels fall along the sequence: what is merged across levels stays at the oldest's.
             level = chosen[0].level + (chosen[-1].level == chosen[0].level)
             level = min(level, limits.LEVEL_COUNT_MAX - 1)
             is_oldest = chosen[0] is self._tree.runs[0]
-            writer = self._writer(level=level)
+            writer = self._writer(level=level, floor=MERGE_FLOOR_EXTENTS)
             try:
                 await merge_runs(chosen, writer, is_oldest=is_oldest)
                 at = self._tree.runs.index(chosen[0])
@@ -176,7 +178,8 @@ class Checkpointer:
             manifest = self._committer.root.manifest
             if run is None and (manifest is None or manifest.extent != extent):
                 return False
-            writer = self._writer(level=run.level if run is not None else 0)
+            level = run.level if run is not None else 0
+            writer = self._writer(level=level, floor=MERGE_FLOOR_EXTENTS)
             try:
                 if run is None:
                     await self._install(self._tree.runs, writer, None)
@@ -203,10 +206,10 @@ class Checkpointer:
         space.tree_bytes = sum(run.total_bytes for run in self._tree.runs)
         space.memory_bytes = self._tree.memory_bytes
 
-    def _writer(self, *, level: int) -> SegmentWriter:
+    def _writer(self, *, level: int, floor: int = 0) -> SegmentWriter:
         run_id = self._next_run_id
         self._next_run_id += 1
-        return SegmentWriter(self._chunks, self._extents, self._cache, run_id, level)
+        return SegmentWriter(self._chunks, self._extents, self._cache, run_id, level, floor=floor)
 
     async def _install(
         self, runs: tuple[Run, ...], writer: SegmentWriter, freeze: Freeze | None

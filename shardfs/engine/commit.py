@@ -37,7 +37,7 @@ from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import Root, Superblock
 from shardfs.errors import ReadOnlyError, ShardfsError
 
-_RESERVE_SHARE = 4
+_RESERVE_SHARE = 32
 """The memtable, and the delta log, may each grow to this part of the reserve."""
 
 
@@ -94,7 +94,7 @@ class Committer:
         self.frozen: Freeze | None = None
         # On a small device both have to fit into a part of the reserve.
         share = extents.reserve * extents.extent_bytes // _RESERVE_SHARE
-        self._memtable_bytes_max = min(limits.MEMTABLE_BYTES_MAX, share)
+        self._run_bytes_max = min(limits.MEMTABLE_BYTES_MAX, share)
         self._log_bytes_max = min(limits.DELTA_LOG_BYTES_MAX, share)
         health.on_change(self._give_up)
 
@@ -126,17 +126,19 @@ class Committer:
     @property
     def is_due(self) -> bool:
         """The memtable or the delta log has outgrown its bound: a checkpoint should run."""
-        return (
-            self._tree.memtable.bytes_held >= self._memtable_bytes_max
-            or self._log_bytes >= self._log_bytes_max
-        )
+        return self._is_beyond(1)
 
     @property
     def is_overdue(self) -> bool:
         """They have outgrown it so far that who adds to them should wait."""
+        return self._is_beyond(limits.OVERDUE_FACTOR)
+
+    def _is_beyond(self, factor: int) -> bool:
+        memtable = self._tree.memtable
         return (
-            self._tree.memtable.bytes_held >= 2 * self._memtable_bytes_max
-            or self._log_bytes >= 2 * self._log_bytes_max
+            memtable.bytes_held >= factor * limits.MEMTABLE_BYTES_MAX
+            or memtable.run_bytes >= factor * self._run_bytes_max
+            or self._log_bytes >= factor * self._log_bytes_max
         )
 
     def add(self, changes: dict[bytes, bytes], riders: list[tuple[Locator, Dependency]]) -> None:

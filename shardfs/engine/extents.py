@@ -262,6 +262,7 @@ class Extents:
             extent.write_pointer += padding
             self._touched[extent.index] = None
         extent.writes_pending += 1
+        self.space.written_bytes[extent.stream] += length + padding
 
         def written() -> None:
             extent.writes_pending -= 1
@@ -297,6 +298,10 @@ class Extents:
         """Open the META stream's extents ahead, so that the next record declares them."""
         while len(self._spares) < limits.META_SPARE_EXTENTS and self._free:
             self._spares.append(self._allocate(Stream.META, 0))
+
+    def tick(self) -> int:
+        """A number above all sequence numbers and orders so far: the time, in frames written."""
+        return next(self._sequence)
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -414,7 +419,7 @@ class Extents:
 
     def mark_free(self, extent: Extent) -> None:
         """Raise the epoch and have the next record free it; not to be reused before `release`."""
-        self.space.given_back(extent.stream)
+        self.space.given_back(extent.stream, self.tick() - extent.order)
         extent.state = ExtentState.FREE
         extent.stream = Stream.NONE
         extent.epoch += 1

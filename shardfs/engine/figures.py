@@ -8,7 +8,7 @@ Not here: counting (each component counts for itself), how much may be written (
 from __future__ import annotations
 
 from shardfs.engine.extents import Extents
-from shardfs.engine.layout import ExtentState
+from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.opening import Parts
 from shardfs.engine.stats import Space, StoreStatistics
 
@@ -57,4 +57,9 @@ def statistics_of(parts: Parts) -> StoreStatistics:
         device_writes=counts.writes,
         device_write_bytes=counts.write_bytes,
         device_flushes=counts.flushes,
+        stream_bytes={
+            stream.name.lower(): parts.extents.space.written_bytes[stream]
+            for stream in Stream
+            if stream is not Stream.NONE
+        },
     )

@@ -36,8 +36,8 @@ _log = logging.getLogger(__name__)
 
 _SCARCE_EXTENTS = 2
 _EVACUATED_AT_ONCE = 4
-_READY_SHARE = 16
-_READY_FREE_SHARE = 4
+_READY_SHARE = 64
+_READY_FREE_SHARE = 8
 _HIDDEN_SHARE_WORTH_MERGING = 128
 
 
@@ -113,9 +113,19 @@ class Maintenance:
         """
         try:
             await self._checkpointer.checkpoint(only_if_due=True)
+            if self._lacks_room_to_merge:
+                await self.reclaim()
+            if self._lacks_room_to_merge:
+                await self._checkpointer.compact(whole=True)
+                await self.reclaim()
         except NoSpaceError:
             return False
         return True
+
+    @property
+    def _lacks_room_to_merge(self) -> bool:
+        extents = self._extents
+        return extents.space.lacks_room_to_merge(extents.free_count)
 
     async def make_room(self) -> int:
         """Have all space that can come back do so, a step at a time; extents freed.
@@ -174,9 +184,11 @@ class Maintenance:
             return True
         runs = [each for each in sealed if each.stream is Stream.RUNS and each.live_bytes]
         emptiest = min(runs, key=lambda each: each.live_bytes, default=None)
-        if emptiest is None or 2 * emptiest.live_bytes > self._extents.extent_bytes:
-            return False
-        return await self._checkpointer.empty(emptiest.index)
+        if emptiest is not None and 2 * emptiest.live_bytes <= self._extents.extent_bytes:
+            return await self._checkpointer.empty(emptiest.index)
+        return self._extents.space.tree_garbage_is_large and await self._checkpointer.compact(
+            whole=True
+        )
 
     async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:

@@ -19,16 +19,22 @@ Not here: who may take the last extents (extents.py), making room (maintenance.p
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 
 from shardfs import limits
 from shardfs.engine.layout import Stream
 
-DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS)
+DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS, Stream.HOT)
 _SHORT_OF_SPACE_SHARE = 8
 _ROOM_WORTH_FITTING = 16 * limits.KIB
 _ROOM_WORTH_FITTING_SHARE = 16
 _GARBAGE_WORTH_MOVING_SHARE = 16
+_HOT_LIVES_KEPT = 16
+_RUNS_ROOM_LOST_MAX = 64 * limits.KIB
+_RUNS_ROOM_LOST_SHARE = 8
+_TREE_GARBAGE_EXTENTS = 3
+MERGE_FLOOR_EXTENTS = 2
+"""Extents that merging leaves: the delta log may need them meanwhile."""
 
 
 class SpaceAccount:
@@ -49,14 +55,20 @@ class SpaceAccount:
         """Bytes of the runs."""
         self.memory_bytes = 0
         """Bytes that what is only in memory will take as runs."""
+        self.written_bytes: Counter[Stream] = Counter()
+        """Handed to the device since the open, padding included."""
+        self.hot_lives: deque[int] = deque(maxlen=_HOT_LIVES_KEPT)
+        """How long extents of the stream HOT lived lately, in sequence numbers."""
 
     def taken(self, stream: Stream) -> None:
         """A stream holds one more extent."""
         self._held[stream] += 1
 
-    def given_back(self, stream: Stream) -> None:
-        """A stream holds one extent less."""
+    def given_back(self, stream: Stream, life: int) -> None:
+        """A stream holds one extent less, which it opened so many sequence numbers ago."""
         self._held[stream] -= 1
+        if stream is Stream.HOT:
+            self.hot_lives.append(life)
 
     def live_changed(self, stream: Stream, change_bytes: int) -> None:
         """So many more bytes are live in an extent of the stream, or fewer."""
@@ -81,7 +93,33 @@ class SpaceAccount:
     @property
     def tree_share_bytes(self) -> int:
         """What is kept for the tree, what it holds included."""
-        return 2 * (self.tree_bytes + self.memory_bytes)
+        return 2 * self._in_runs(self.tree_bytes + self.memory_bytes)
+
+    @property
+    def _merge_extents(self) -> int:
+        """Extents that writing the memory as a run and merging everything takes."""
+        return -(-self._in_runs(self.tree_bytes + 2 * self.memory_bytes) // self._extent_bytes)
+
+    def _in_runs(self, tree_bytes: int) -> int:
+        """Bytes of extents that so many bytes of frames of the tree take: no extent is full."""
+        lost = min(_RUNS_ROOM_LOST_MAX, self._extent_bytes // _RUNS_ROOM_LOST_SHARE)
+        return tree_bytes * self._extent_bytes // (self._extent_bytes - lost)
+
+    def lacks_room_to_merge(self, free_extents: int) -> bool:
+        """With so many extents free, the tree has to be merged into one run now: not much later
+        there would be no room for it, and what is deleted would only make it larger."""
+        return free_extents < self._merge_extents + self._reserve // 2 - 1
+
+    def has_room_for_runs(self, run_bytes: int, free_extents: int) -> bool:
+        """With so many extents free, merging may write that many bytes."""
+        wanted = -(-self._in_runs(run_bytes) // self._extent_bytes)
+        return wanted + MERGE_FLOOR_EXTENTS <= free_extents
+
+    @property
+    def tree_garbage_is_large(self) -> bool:
+        """Merging everything gives some extents back that hold runs."""
+        held = self._held[Stream.RUNS] * self._extent_bytes
+        return held - self._in_runs(self.tree_bytes) >= _TREE_GARBAGE_EXTENTS * self._extent_bytes
 
     @property
     def is_short(self) -> bool:
@@ -104,10 +142,9 @@ class SpaceAccount:
     def ready_extents(self, free_extents: int) -> int:
         """Of the free extents, those that user data may take right now (I3).
 
-        What the log and the tree already hold of their shares is not kept free as well; half of
-        the reserve always is, for reclamation to move things to.
+        What the log already holds of its share is not kept free as well; half of the reserve
+        always is, for reclamation to move things to. The tree keeps the room to be merged.
         """
         log = max(self._reserve // 2, self._reserve - self._held[Stream.META])
-        share = -(-self.tree_share_bytes // self._extent_bytes)
-        tree = max(0, share - self._held[Stream.RUNS])
+        tree = self._merge_extents
         return max(0, free_extents - log - tree)

@@ -45,3 +45,5 @@ class StoreStatistics:
     device_writes: int
     device_write_bytes: int
     device_flushes: int
+    stream_bytes: dict[str, int]
+    """Written to the device, by the stream they belong to; the superblock's are not among them."""

@@ -129,7 +129,7 @@ def test_not_a_device(command: tuple[str, ...], kind: str, tmp_path: Path) -> No
     "change",
     [
         lambda identity: replace(identity, incompatible=1 << 63),
-        lambda identity: replace(identity, format_version=2),
+        lambda identity: replace(identity, format_version=99),
     ],
     ids=["incompatible feature", "format version"],
 )

@@ -45,7 +45,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("scheduler", "recorder"),
     ("superblock", "space"),
     ("extents",),
-    ("cache",),
+    ("cache", "temperature"),
     ("chunks",),
     ("lsm.entry",),
     ("lsm.memtable", "lsm.filter", "lsm.delta"),

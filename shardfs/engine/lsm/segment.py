@@ -177,11 +177,20 @@ class SegmentWriter:
         chunks, extents, cache: of the store.
         run_id: of the new run.
         level: of the new run.
+        floor: free extents that must be left.
     """
 
     def __init__(
-        self, chunks: ChunkStore, extents: Extents, cache: Cache, run_id: int, level: int
+        self,
+        chunks: ChunkStore,
+        extents: Extents,
+        cache: Cache,
+        run_id: int,
+        level: int,
+        *,
+        floor: int = 0,
     ) -> None:
+        self._floor = floor
         self._chunks = chunks
         self._extents = extents
         self._cache = cache
@@ -229,7 +238,9 @@ class SegmentWriter:
             self._end_segment()
 
     def _put(self, kind: Kind, owner: bytes, payload: bytes) -> Locator:
-        locator, persistent = self._chunks.put(kind, Stream.RUNS, owner, self.run_id, (payload,))
+        locator, persistent = self._chunks.put(
+            kind, Stream.RUNS, owner, self.run_id, (payload,), floor=self._floor
+        )
         # Live from the moment it is written: reclamation must not take what no manifest names
         # yet (the class of ShardStore's issue 14).
         self._extents.credit(locator.extent, locator_bytes(locator))
