@@ -125,6 +125,8 @@ class Extents:
         self._declared_by: Dependency | None = None
         self._unwritten: dict[tuple[int, int], Sequence[Buffer]] = {}
         self._changed: dict[int, None] = {}
+        self.released_count = 0
+        """Extents given back since the open."""
         self._touched: dict[int, None] = {}
 
     # --- opening ----------------------------------------------------------------------------
@@ -436,6 +438,7 @@ class Extents:
         await self._device.reset(offset, self.extent_bytes)
         await self._device.discard(offset, self.extent_bytes)
         self._free.append(extent)
+        self.released_count += 1
 
     @property
     def free_count(self) -> int:

@@ -34,14 +34,14 @@ from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer, Device
 from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
-from shardfs.engine.figures import space_figures, statistics_of
+from shardfs.engine.figures import space_figures, space_parts, statistics_of
 from shardfs.engine.health import Health, HealthState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
 from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.opening import Parts, open_parts
 from shardfs.engine.pieces import Locator, Piece, Shard, locators
 from shardfs.engine.shards import ShardData
-from shardfs.engine.stats import Space, StoreStatistics
+from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
 from shardfs.engine.superblock import Identity
 from shardfs.engine.temperature import Temperature
 from shardfs.errors import (
@@ -110,6 +110,7 @@ class Store:
             parts.extents,
             parts.scheduler,
             parts.health,
+            parts.tree,
             self._evacuator,
             options.commit_interval_s,
         )
@@ -384,8 +385,8 @@ class Store:
         self._maintenance.notice()
 
     async def admit(self, length: int = 0) -> None:
-        """Wait while too much is queued for the device, or is behind the last checkpoint, or while
-        garbage is in the way.
+        """Wait a little as the background work falls behind (pacing.py); wait longer while too much
+        is queued for the device, or is behind the last checkpoint, or while garbage is in the way.
 
         Args:
             length: bytes of data that will be appended next.
@@ -415,8 +416,12 @@ class Store:
         self._reserved_bytes -= length
 
     def space(self) -> Space:
-        """Where the bytes of the device are."""
+        """How full the store is."""
         return space_figures(self._extents, self._reserved_bytes)
+
+    def space_parts(self) -> SpaceParts:
+        """Where the bytes of the device are: parts that add up to its size."""
+        return space_parts(self._parts, self._reserved_bytes)
 
     def statistics(self) -> StoreStatistics:
         """Counts since the open, sizes as of now."""

@@ -28,7 +28,16 @@ from tests.mounted.mounts import find_mount, run_command
 MIB = 1024 * 1024
 KEEP = Callable[[Path], None]
 
-READERS = (("info",), ("fsck",), ("shards", "ls"), ("shards", "cat"))
+READERS = (
+    ("info",),
+    ("fsck",),
+    ("shards", "ls"),
+    ("shards", "cat"),
+    ("df",),
+    ("gc",),
+    ("gc", "--now"),
+    ("why",),
+)
 """Commands that look at a device."""
 
 
