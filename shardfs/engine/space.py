@@ -75,6 +75,11 @@ class SpaceAccount:
         if stream in DATA_STREAMS:
             self._live_bytes += change_bytes
 
+    def resize(self, extent_count: int, reserve: int) -> None:
+        """The device has so many extents from now on, `reserve` of which user data may not take."""
+        self._extent_count = extent_count
+        self._reserve = reserve
+
     @property
     def room_worth_fitting(self) -> int:
         """Less room than this at an extent's end is left unused rather than filled by a chunk."""
@@ -134,10 +139,14 @@ class SpaceAccount:
     def user_bytes(self) -> int:
         """Bytes that user data may still take, frame overhead included, once all garbage that can
         be reclaimed has been (I1)."""
-        extents = self._extent_count - limits.SUPERBLOCK_EXTENTS - self._reserve
+        return max(0, self.user_bytes_with(self._extent_count, self._reserve))
+
+    def user_bytes_with(self, extent_count: int, reserve: int) -> int:
+        """The same for a device with so many extents; less than 0 if it would be too small."""
+        extents = extent_count - limits.SUPERBLOCK_EXTENTS - reserve
         full = self._extent_bytes - self._packing_loss_bytes - self.garbage_bytes_worth_moving
         room = extents * self._extent_bytes - self.tree_share_bytes
-        return max(0, room * full // self._extent_bytes - self._live_bytes)
+        return room * full // self._extent_bytes - self._live_bytes
 
     def ready_extents(self, free_extents: int) -> int:
         """Of the free extents, those that user data may take right now (I3).
