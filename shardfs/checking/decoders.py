@@ -321,7 +321,7 @@ def _file_decoders() -> dict[str, Decoder]:
             records.encode_entry,
         ),
         "records.decode_facts": Decoder(
-            records.decode_facts, (records.encode_facts(records.Facts(9)),), records.encode_facts
+            records.decode_facts, (records.encode_facts(records.Facts(9, 3)),), records.encode_facts
         ),
         "records.decode_file_key": Decoder(
             records.decode_file_key,

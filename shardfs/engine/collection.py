@@ -99,7 +99,8 @@ class Collection:
         """
         try:
             if self._stage == "merging":
-                await self._merge()
+                with self._store._maintenance.merges_awaited():
+                    await self._merge()
             elif self._stage == "emptying":
                 await self._empty()
         except CorruptionError as error:

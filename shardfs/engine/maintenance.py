@@ -102,7 +102,7 @@ class Maintenance:
         self._started = False
         self._number_before = -1
         self._idle_since = 0.0
-        self._tidying = False
+        self._merges_awaited = 0
         self._merges_from = -math.inf
         self._fruitless_until = -math.inf
         evacuator.slices = Slices(self._space_pace)
@@ -155,7 +155,7 @@ class Maintenance:
         return min(1.0, self._committer.fill)
 
     def _merge_pace(self) -> float:
-        return 1.0 if self._tidying or not self._started else self.merge_debt()
+        return 1.0 if self._merges_awaited or not self._started else self.merge_debt()
 
     def _space_pace(self) -> float:
         return 1.0 if self._waiting or not self._started else self.space_debt()
@@ -225,6 +225,15 @@ class Maintenance:
             yield
         finally:
             self._waiting -= 1
+
+    @contextmanager
+    def merges_awaited(self) -> Iterator[None]:
+        """While somebody waits for merges, or nobody for anything, they do not rest."""
+        self._merges_awaited += 1
+        try:
+            yield
+        finally:
+            self._merges_awaited -= 1
 
     def _end_step(self) -> None:
         event, self._step_ended = self._step_ended, trio.Event()
@@ -415,16 +424,14 @@ class Maintenance:
             self._number_before, self._idle_since = self._committer.next_number, now
         if now < self._idle_since + self._interval_s or not self._checkpointer.hides_much:
             return
-        self._tidying = True
         try:
-            await self._checkpointer.checkpoint()
-            if await self._merge_all(thorough=True):
-                await self._committer.commit()
-                await self.reclaim()
+            with self.merges_awaited():
+                await self._checkpointer.checkpoint()
+                if await self._merge_all(thorough=True):
+                    await self._committer.commit()
+                    await self.reclaim()
         except NoSpaceError as error:
             _log.warning("tidying is put off: %s", error)
-        finally:
-            self._tidying = False
 
     async def _merge_all(self, *, thorough: bool = False, whole: bool = False) -> bool:
         """False: there was no room for it, or something cannot be read: the runs stay, and it is
