@@ -99,7 +99,7 @@ RECORD: Final = Record(
     tuple(ExtentEntry(n, ExtentState.OPEN, Stream.DATA, 1, 4096, n) for n in range(24)),
 )
 MANIFEST: Final = Manifest(
-    9, (SegmentMeta(1, 0, 30, 9999, b"a", b"z", LOCATOR),), (Usage(5, 2, 50_000), Usage(6, 1, 3))
+    9, (SegmentMeta(1, 0, 30, 2, 9999, b"a", b"z", LOCATOR),), (Usage(5, 2, 50_000), Usage(6, 1, 3))
 )
 
 

@@ -123,7 +123,7 @@ class Committer:
     def fit_reserve(self) -> None:
         """Bound the memtable and the log: on a small device both take a part of the reserve."""
         share = self._extents.reserve * self._extents.extent_bytes // _RESERVE_SHARE
-        self._run_bytes_max = min(limits.MEMTABLE_BYTES_MAX, share)
+        self.memtable_bytes_max = min(limits.MEMTABLE_BYTES_MAX, share)
         self._log_bytes_max = min(limits.DELTA_LOG_BYTES_MAX, share)
 
     @property
@@ -152,7 +152,7 @@ class Committer:
         memtable = self._tree.memtable
         return max(
             memtable.bytes_held / limits.MEMTABLE_BYTES_MAX,
-            memtable.run_bytes / self._run_bytes_max,
+            memtable.run_bytes / self.memtable_bytes_max,
             self._log_bytes / self._log_bytes_max,
         )
 

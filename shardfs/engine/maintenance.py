@@ -40,7 +40,7 @@ from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.lsm.compaction import merge_debt
+from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX, GARBAGE_SHARE_SHORT, merge_debt
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices, Throttle, share_between
 from shardfs.engine.reclaim import reclaim_dead
@@ -56,6 +56,7 @@ _EVACUATED_BYTES = 16 * limits.MIB
 _READY_SHARE = 64
 _READY_FREE_SHARE = 8
 _HIDDEN_SHARE_WORTH_MERGING = 128
+_GARBAGE_SHARE_TIGHT = 1 / 32
 _ROT_INTERVALS = 15
 """Merging that met rot is tried again after so many commit intervals."""
 
@@ -98,6 +99,7 @@ class Maintenance:
         self._throttle = Throttle()
         self._reclaiming = trio.Lock()
         self._squeezing = trio.Lock()
+        self._squeezed_bytes = 0
         self._stuck: dict[int, int] = {}
         self._started = False
         self._number_before = -1
@@ -266,17 +268,32 @@ class Maintenance:
     async def _squeeze(self) -> None:
         """On a device that is about to be called full: merge the tree into one run if what it
         hides may be worth it. Then what is still free no longer depends on what was merged."""
-        worth = self._extents.space.total_bytes // _HIDDEN_SHARE_WORTH_MERGING
-        if self._checkpointer.hidden_bytes_max >= worth:
-            async with self._squeezing:
-                if self._checkpointer.hidden_bytes_max >= worth:
-                    await self._merge_all(whole=True)
+        space = self._extents.space
+        worth = space.total_bytes // _HIDDEN_SHARE_WORTH_MERGING
+        if self._checkpointer.hidden_bytes_max < worth:
+            return
+        async with self._squeezing:
+            grown = space.tree_share_bytes - self._squeezed_bytes
+            if 0 <= grown < worth or self._checkpointer.hidden_bytes_max < worth:
+                return  # it was merged a moment ago, and nothing was to be gained
+            await self._merge_garbage(worth / max(worth, space.tree_share_bytes))
+            self._squeezed_bytes = space.tree_share_bytes
+
+    async def _merge_garbage(self, garbage_share_max: float) -> bool:
+        """Merge everything, memory included, if more than a part of it may be garbage."""
+        try:
+            await self._checkpointer.checkpoint()
+        except NoSpaceError:
+            return False
+        return await self._merge_all(garbage_share_max=garbage_share_max)
 
     async def _keep_room_to_merge(self) -> None:
         """A checkpoint has made the tree larger: merge all of it while there is room for that."""
         if self._lacks_room_to_merge:
             await self.reclaim()
-        if self._lacks_room_to_merge and await self._merge_all(whole=True):
+        if self._lacks_room_to_merge and await self._merge_all(
+            garbage_share_max=_GARBAGE_SHARE_TIGHT
+        ):
             await self.reclaim()
 
     @property
@@ -348,7 +365,7 @@ class Maintenance:
         ]
         emptiest = min(runs, key=lambda each: each.live_bytes, default=None)
         if emptiest is None or 2 * emptiest.live_bytes > self._extents.extent_bytes:
-            return self._extents.space.tree_garbage_is_large and await self._merge_all(whole=True)
+            return False
         epoch = emptiest.epoch
         try:
             return await self._checkpointer.empty(emptiest.index)
@@ -422,31 +439,33 @@ class Maintenance:
         now = trio.current_time()
         if self._number_before != self._committer.next_number:
             self._number_before, self._idle_since = self._committer.next_number, now
-        if now < self._idle_since + self._interval_s or not self._checkpointer.hides_much:
+        idle_s = now - self._idle_since
+        if idle_s < self._interval_s:
+            return
+        # The longer nothing happens, the less garbage is worth a merge: none stays for ever, and
+        # what is written a second stays bounded.
+        if self._checkpointer.garbage_share <= GARBAGE_SHARE_SHORT * self._interval_s / idle_s:
             return
         try:
             with self.merges_awaited():
-                await self._checkpointer.checkpoint()
-                if await self._merge_all(thorough=True):
+                if self._checkpointer.has_unwritten:
+                    await self._checkpointer.checkpoint()
+                if await self._merge_all(garbage_share_max=0.0):
                     await self._committer.commit()
                     await self.reclaim()
         except NoSpaceError as error:
             _log.warning("tidying is put off: %s", error)
 
-    async def _merge_all(self, *, thorough: bool = False, whole: bool = False) -> bool:
+    async def _merge_all(self, *, garbage_share_max: float = GARBAGE_SHARE_MAX) -> bool:
         """False: there was no room for it, or something cannot be read: the runs stay, and it is
-        not tried again for a while (I2).
-
-        Args:
-            whole: make one run of everything, memory included.
-        """
+        not tried again for a while (I2)."""
         if trio.current_time() < self._merges_from:
             return False
         try:
-            if whole:
-                await self._checkpointer.checkpoint()
-                await self._checkpointer.compact(whole=True)
-            while await self._checkpointer.compact(thorough=thorough):
+            # What a step has made dead may be the room that the next one needs.
+            while await self._checkpointer.compact(garbage_share_max=garbage_share_max) or (
+                self._checkpointer.is_merging and await self._reclaim_step(evacuate=False)
+            ):
                 await trio.lowlevel.checkpoint()
         except NoSpaceError:
             self._put_merging_off(self._interval_s)
@@ -457,7 +476,7 @@ class Maintenance:
             is_rot = isinstance(error, CorruptionError)
             self._put_merging_off(self._interval_s * (_ROT_INTERVALS if is_rot else 1))
             return False
-        return True
+        return not self._checkpointer.is_merging
 
     def _put_merging_off(self, seconds: float) -> None:
         if self._started:

@@ -32,7 +32,6 @@ _GARBAGE_WORTH_MOVING_SHARE = 16
 _HOT_LIVES_KEPT = 16
 _RUNS_ROOM_LOST_MAX = 64 * limits.KIB
 _RUNS_ROOM_LOST_SHARE = 8
-_TREE_GARBAGE_EXTENTS = 3
 MERGE_FLOOR_EXTENTS = 2
 """Extents that merging leaves: the delta log may need them meanwhile."""
 
@@ -119,12 +118,6 @@ class SpaceAccount:
         """With so many extents free, merging may write that many bytes."""
         wanted = -(-self._in_runs(run_bytes) // self._extent_bytes)
         return wanted + MERGE_FLOOR_EXTENTS <= free_extents
-
-    @property
-    def tree_garbage_is_large(self) -> bool:
-        """Merging everything gives some extents back that hold runs."""
-        held = self._held[Stream.RUNS] * self._extent_bytes
-        return held - self._in_runs(self.tree_bytes) >= _TREE_GARBAGE_EXTENTS * self._extent_bytes
 
     @property
     def is_short(self) -> bool:
