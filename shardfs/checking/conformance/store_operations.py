@@ -25,14 +25,15 @@ from shardfs.checking.conformance.store_system import (
     StoreSystem,
 )
 from shardfs.checking.models.key_value_model import Changes
+from shardfs.engine.layout import Stream
 from shardfs.engine.pieces import Shard, splice
 from shardfs.errors import NoSpaceError, StaleError, UsageError
 
 VALUE_BYTES_MAX = 160 * limits.KIB
 RECORD_BYTES_MAX = 8 * limits.KIB
 CRASHES = ("lose", "keep", "kill", "scatter", "tear")
-_ROUNDS_TO_TIDY_UP = 3
 _FILL_BYTES = 16 * limits.KIB - 256
+_SPREAD_BYTES = 7 * limits.KIB
 _CHURN_BYTES = 60 * limits.KIB
 _HOLE_BYTES_MAX = 6 * limits.KIB
 _ATTEMPTS_MAX = 20
@@ -50,14 +51,21 @@ async def get(system: StoreSystem, key: int) -> None:
 async def put(system: StoreSystem, key: int, size: int) -> None:
     """A value through the key-value door."""
     name = PLAIN_KEYS[key % len(PLAIN_KEYS)]
-    value = system.value(min(size, VALUE_BYTES_MAX))
-    with system.model.applying({name: value}) as applied:
+    await _put(system, name, system.value(min(size, VALUE_BYTES_MAX)))
+
+
+async def _put(system: StoreSystem, name: bytes, value: bytes) -> None:
+    wanted = len(value) if len(value) > limits.INLINE_VALUE_BYTES_MAX else 0
+    with system.room(name, wanted), system.model.applying({name: value}) as applied:
         applied.promise = await system.store.put(name, value)
 
 
 async def delete(system: StoreSystem, key: int) -> None:
     """A key goes, or was not there."""
-    name = KEYS[key % len(KEYS)]
+    await _delete(system, KEYS[key % len(KEYS)])
+
+
+async def _delete(system: StoreSystem, name: bytes) -> None:
     with system.model.applying({name: None}) as applied:
         applied.promise = await system.store.delete(name)
 
@@ -112,6 +120,7 @@ async def batch(system: StoreSystem, first: int, records: int, shards: int, size
         key = SHARD_KEYS[(first + number) % len(SHARD_KEYS)]
         # An empty shard is one of holes, and has no length.
         changes[key] = system.value(min(max(size, 1), VALUE_BYTES_MAX // 4))
+    wanted = sum(len(value or b"") for key, value in changes.items() if key in SHARD_KEYS)
     changes[RECORD_KEYS[(first + records) % len(RECORD_KEYS)]] = None
     changes[SHARD_KEYS[(first + shards) % len(SHARD_KEYS)]] = None
 
@@ -119,8 +128,16 @@ async def batch(system: StoreSystem, first: int, records: int, shards: int, size
         bases = {key: await store.get_shard(key) for key in changes if key in SHARD_KEYS}
         _apply(system, changes, bases)
 
-    await store.admit()
-    await _while_stale(attempt)
+    with system.room(b"", wanted):
+        await _make_room(system, wanted)
+        await _while_stale(attempt)
+
+
+async def _make_room(system: StoreSystem, wanted: int) -> None:
+    """As who keeps a promise does, before it is given."""
+    await system.store.admit(wanted)
+    system.store.reserve(wanted)
+    system.store.release(wanted)
 
 
 async def _while_stale(attempt: Callable[[], Awaitable[None]]) -> None:
@@ -174,42 +191,49 @@ async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
                 pieces = splice(pieces, piece.start, piece.locator, piece.length)
             batch = store.batch()
             batch.put_shard(name, pieces, base)
+            at_end = start >= len(old)
+            system.space.model.patched(name, changes[name], len(data), at_end=at_end)
             applied.promise = store.apply(batch)
 
-    await store.admit()
-    await _while_stale(attempt)
+    with system.room(name, len(data)):
+        await _make_room(system, len(data))
+        await _while_stale(attempt)
 
 
 async def fill(system: StoreSystem, count: int) -> None:
     """Many values, to bring the device to its end or near it."""
     for number in range(min(count, 128)):
-        name = b"f%d" % number
-        value = system.value(_FILL_BYTES)
-        with system.model.applying({name: value}) as applied:
-            applied.promise = await system.store.put(name, value)
+        await _put(system, b"f%d" % number, system.value(_FILL_BYTES))
+
+
+async def spread(system: StoreSystem, count: int, kib: int) -> None:
+    """Many values, several to an extent; with one replaced after each, so that no extent keeps
+    only what stays."""
+    for number in range(min(count, 128)):
+        size = 1 + min(kib, 16) * limits.KIB - 7 * number
+        await _put(system, b"f%d" % number, system.value(max(size, 300)))
+        if number % 3 == 0:
+            await _put(system, PLAIN_KEYS[number % 2], system.value(_SPREAD_BYTES))
+
+
+async def thin(system: StoreSystem, stay: int, of: int) -> None:
+    """Of the many values some go and some stay: extents are live in part."""
+    of = max(of, 1)
+    names = sorted(name for name in system.model.content if name.startswith(b"f"))
+    for number, name in enumerate(names):
+        if number % of != stay % of:
+            await _delete(system, name)
+    await sync(system)
 
 
 async def empty(system: StoreSystem) -> None:
-    """Every key goes; then there is room again."""
-    store = system.store
+    """Every key goes; then all the room is there again."""
     for name in sorted(system.model.content):
-        with system.model.applying({name: None}) as applied:
-            applied.promise = await store.delete(name)
-    for rounds_left in reversed(range(_ROUNDS_TO_TIDY_UP)):
-        await checkpoint(system)
-        while await store.compact():
-            pass
-        while await store.reclaim():
-            pass
-        try:
-            await put(system, 0, _FILL_BYTES)
-            return
-        except NoSpaceError as error:
-            if system.device.faults.struck:
-                # An extent that could not be reset stays unused until the next opening.
-                raise
-            if not rounds_left:
-                raise AssertionError(f"an emptied store has no room: {store.space()}") from error
+        await _delete(system, name)
+    await tidy(system)
+    if not system.bytes_were_lost and not system.device.faults.struck:
+        system.space.model.emptied(system.space.figures())
+    await put(system, 0, _FILL_BYTES)
 
 
 # --- durability and upkeep ----------------------------------------------------------------------
@@ -265,8 +289,42 @@ async def compact(system: StoreSystem) -> None:
 
 
 async def reclaim(system: StoreSystem) -> None:
-    """Dead extents become free."""
+    """Dead extents become free; if there is none, what is live is moved out of some."""
     await system.store.reclaim()
+
+
+async def reclaim_dead(system: StoreSystem) -> None:
+    """Dead extents become free; nothing is moved."""
+    await system.store.reclaim_dead()
+
+
+async def tidy(system: StoreSystem) -> None:
+    """What an idle store does by and by."""
+    await checkpoint(system)
+    while await system.store._checkpointer.compact(thorough=True):
+        pass
+    while await system.store.reclaim():
+        pass
+
+
+async def empty_extent(system: StoreSystem, which: int) -> None:
+    """What the tree has in one of its extents is written again, elsewhere."""
+    runs = [each.index for each in system.store._extents.all if each.stream is Stream.RUNS]
+    if runs:
+        await system.store._checkpointer.empty(runs[which % len(runs)])
+
+
+async def reserve(system: StoreSystem, length: int) -> None:
+    """Space is set aside, and given back."""
+    store = system.store
+    before = store.space().free_bytes
+    with system.room(b"", length):
+        store.reserve(length)
+    after = store.space()
+    assert after.free_bytes == before - length, f"{before} - {length} is {after.free_bytes} free"
+    assert after.reserved_bytes == length
+    store.release(length)
+    assert store.space().free_bytes == before
 
 
 async def wait(system: StoreSystem, tenths: int) -> None:
@@ -278,10 +336,7 @@ async def churn(system: StoreSystem, rounds: int, every: int, records: int) -> N
     """One large value after the other, until extents that were freed are used again; with a
     checkpoint every so many rounds (0: none), so that extents of runs are, too."""
     for number in range(min(rounds, 64)):
-        value = system.value(_CHURN_BYTES)
-        key = PLAIN_KEYS[number % 2]
-        with system.model.applying({key: value}) as applied:
-            applied.promise = await system.store.put(key, value)
+        await _put(system, PLAIN_KEYS[number % 2], system.value(_CHURN_BYTES))
         if records:
             await batch(system, number, min(records, 5), 0, RECORD_BYTES_MAX)
         await sync(system)
@@ -338,6 +393,8 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     batch,
     patch,
     fill,
+    spread,
+    thin,
     empty,
     sync,
     sync_one,
@@ -347,6 +404,10 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     checkpoint,
     compact,
     reclaim,
+    reclaim_dead,
+    tidy,
+    empty_extent,
+    reserve,
     wait,
     churn,
     reboot,

@@ -60,10 +60,16 @@ _WEIGHTS = {
     "checkpoint": 1.2,
     "compact": 1,
     "reclaim": 1.5,
+    "reclaim-dead": 0.5,
+    "tidy": 0.4,
+    "empty-extent": 0.3,
+    "reserve": 0.3,
+    "thin": 0.3,
     "wait": 0.5,
     "empty": 0.02,
 }
 _ENDINGS = {"reboot": 2, "crash": 4, "cut": 4, "crash-twice": 1}
+_ON_THIN_EXTENTS = ("reclaim", "reclaim", "reclaim", "cut", "fail-read", "tidy", "overwrite", "rot")
 _FAULTS = ALPHABET[ALPHABET.index("fail-read") :]
 _ENDINGS_WEIGHTS = {0: 2.5, 1: 6, 2: 1, 3: 0.3}
 _FAULT_PROBABILITY = 0.2
@@ -72,6 +78,7 @@ _FULL_PROBABILITY = 0.05
 _CHURN_PROBABILITY = 0.008
 _CUT_AGAIN_PROBABILITY = 0.3
 _EMPTY_PROBABILITY = 0.7
+_SPREAD_PROBABILITY = 0.2
 _BACKGROUND_PROBABILITY = 0.3
 _KEY_AGAIN_PROBABILITY = 0.8
 
@@ -139,9 +146,20 @@ class _Generator:
             names.insert(at, "fill")
             if rng.random() < _EMPTY_PROBABILITY:
                 names.insert(rng.randrange(at + 1, len(names)), "empty")
+        if rng.random() < _SPREAD_PROBABILITY:
+            self._spread(names)
         if rng.random() < _CHURN_PROBABILITY:
             names.insert(rng.randrange(len(names)), "churn")
         return [Operation(name, self._arguments(name)) for name in names]
+
+    def _spread(self, names: list[str]) -> None:
+        """Extents that are live in part, and what may happen to them."""
+        rng = self._rng
+        at = rng.randrange(len(names))
+        names.insert(at, "spread")
+        for name in ("thin", *rng.choices(_ON_THIN_EXTENTS, k=rng.randint(1, 4))):
+            at = min(at + rng.randint(1, 3), len(names))
+            names.insert(at, name)
 
     def _arguments(self, name: str) -> tuple[int, ...]:
         rng = self._rng
@@ -162,6 +180,14 @@ class _Generator:
                 return (rng.randrange(6), self._size(), self._size())
             case "fill":
                 return (rng.choice((20, 40, 60, 90)),)
+            case "spread":
+                return (rng.choice((12, 20, 40, 70)), rng.choice((1, 2, 4, 5, 9, 16)))
+            case "thin":
+                return (rng.randrange(4), rng.choice((2, 3, 4, 6)))
+            case "empty-extent":
+                return (rng.randrange(4),)
+            case "reserve":
+                return (rng.choice((1, 5000, 100_000, 600_000, 2_000_000)),)
             case "sync-one":
                 return (rng.randrange(4),)
             case "wait":
