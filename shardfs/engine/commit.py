@@ -119,6 +119,11 @@ class Committer:
         return self._pending_bytes
 
     @property
+    def log_bytes(self) -> int:
+        """Bytes of the delta log that a recovery would read."""
+        return self._log_bytes
+
+    @property
     def is_due(self) -> bool:
         """The memtable or the delta log has outgrown its bound: a checkpoint should run."""
         return (

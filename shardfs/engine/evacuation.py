@@ -81,6 +81,22 @@ class Evacuator:
         self._new_batch = new_batch
         self._apply = apply
         self._stuck: dict[int, int] = {}
+        self.moved_bytes = 0
+        """Bytes of data that were written again, since the open."""
+
+    def is_stuck(self, extent: Extent) -> bool:
+        """Something in this life of the extent could not be moved; it is not chosen again."""
+        return self._stuck.get(extent.index) == extent.epoch
+
+    def candidates(self) -> list[Extent]:
+        """The extents whose emptying gives more than it takes."""
+        size = self._extents.extent_bytes
+        return [
+            extent
+            for extent in self._extents.sealed_data()
+            if not self.is_stuck(extent)
+            and size - extent.live_bytes >= self._extents.space.garbage_bytes_worth_moving
+        ]
 
     def choose(self) -> Extent | None:
         """The extent to empty next, or None if emptying any would give less than it takes.
@@ -88,13 +104,7 @@ class Evacuator:
         The benefit of an extent is its garbage, weighed by its age: what has not changed for long
         will not soon; its cost is reading it and writing what is live.
         """
-        size = self._extents.extent_bytes
-        candidates = [
-            extent
-            for extent in self._extents.sealed_data()
-            if self._stuck.get(extent.index) != extent.epoch
-            and size - extent.live_bytes >= self._extents.space.garbage_bytes_worth_moving
-        ]
+        candidates = self.candidates()
         if not candidates:
             return None
         candidates.sort(key=lambda extent: -extent.order)
@@ -170,9 +180,11 @@ class Evacuator:
         waiting = list(moves)
         for _ in range(_ATTEMPTS_MAX):
             changed = self._place_now(waiting)
-            moved += sum(
+            placed = sum(
                 sum(map(len, move.copies.values())) for move in waiting if move.key not in changed
             )
+            moved += placed
+            self.moved_bytes += placed
             waiting = [again for key in changed if (again := await self._read(extent, key))]
             if not waiting:
                 break

@@ -93,20 +93,21 @@ class Store:
         self._closed = False
         self._reserved_bytes = 0
         self._shards = ShardData(parts.chunks, parts.extents)
+        self._evacuator = Evacuator(
+            parts.extents,
+            parts.chunks,
+            parts.tree,
+            self._shards,
+            partial(self.batch, essential=True),
+            self.apply,
+        )
         self._maintenance = Maintenance(
             parts.committer,
             parts.checkpointer,
             parts.extents,
             parts.scheduler,
             parts.health,
-            Evacuator(
-                parts.extents,
-                parts.chunks,
-                parts.tree,
-                self._shards,
-                partial(self.batch, essential=True),
-                self.apply,
-            ),
+            self._evacuator,
             options.commit_interval_s,
         )
         self._record_bytes_max = min(limits.RECORD_BYTES_MAX, self.identity.chunk_bytes_max // 2)
