@@ -37,7 +37,6 @@ RUNS: Final = (
             ),
         ),
         ("concurrent", "store"),
-        issue=5,
     ),
     Canary(
         "tombstone-dropped-by-a-checkpoint",

@@ -23,6 +23,7 @@ from shardfs.checking.conformance.store_system import (
     SHARD_KEYS,
     Action,
     StoreSystem,
+    many_key,
 )
 from shardfs.checking.models.key_value_model import Changes
 from shardfs.engine.layout import Stream
@@ -33,6 +34,7 @@ VALUE_BYTES_MAX = 160 * limits.KIB
 RECORD_BYTES_MAX = 8 * limits.KIB
 CRASHES = ("lose", "keep", "kill", "scatter", "tear")
 _FILL_BYTES = 16 * limits.KIB - 256
+_PATCHED_BYTES = 16_000
 _SPREAD_BYTES = 7 * limits.KIB
 _CHURN_BYTES = 60 * limits.KIB
 _HOLE_BYTES_MAX = 6 * limits.KIB
@@ -179,6 +181,7 @@ async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
     start = min(start, len(old) + _HOLE_BYTES_MAX)
     data = system.value(min(max(size, 1), VALUE_BYTES_MAX // 4))
     changes = {name: old[:start].ljust(start, b"\0") + data + old[start + len(data) :]}
+    system.space.model.follow(system.model.content)
 
     async def attempt() -> None:
         base = await store.get_shard(name)
@@ -203,17 +206,28 @@ async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
 async def fill(system: StoreSystem, count: int) -> None:
     """Many values, to bring the device to its end or near it."""
     for number in range(min(count, 128)):
-        await _put(system, b"f%d" % number, system.value(_FILL_BYTES))
+        await _put(system, many_key(number), system.value(_FILL_BYTES))
 
 
 async def spread(system: StoreSystem, count: int, kib: int) -> None:
-    """Many values, several to an extent; with one replaced after each, so that no extent keeps
-    only what stays."""
+    """Many values, several to an extent; between them some that are replaced again and again, and
+    a shard that is written in parts."""
+    await batch(system, 0, 0, 1, _PATCHED_BYTES)
     for number in range(min(count, 128)):
         size = 1 + min(kib, 16) * limits.KIB - 7 * number
-        await _put(system, b"f%d" % number, system.value(max(size, 300)))
+        await _put(system, many_key(number), system.value(max(size, 300)))
         if number % 3 == 0:
             await _put(system, PLAIN_KEYS[number % 2], system.value(_SPREAD_BYTES))
+        if number % 8 == 1:
+            await patch(system, 0, number * 300, 700)
+
+
+async def mirror(system: StoreSystem, key: int, extent: int, kib: int) -> None:
+    """A value that is a copy of what the device has somewhere, whole frames among it."""
+    start = system.store.identity.extent_offset(extent % system.settings.geometry.extent_count)
+    length = min(1 + kib, 32) * limits.KIB
+    value = system.value(16) + system.device.image()[start : start + length]
+    await _put(system, PLAIN_KEYS[key % len(PLAIN_KEYS)], value)
 
 
 async def thin(system: StoreSystem, stay: int, of: int) -> None:
@@ -393,6 +407,7 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     batch,
     patch,
     fill,
+    mirror,
     spread,
     thin,
     empty,

@@ -38,20 +38,22 @@ def held_by(entries: Entries) -> dict[bytes, Held]:
         if isinstance(value, Shard):
             shown = sum(piece.length for piece in value.pieces)
             chunks = locators(value.pieces).values()
-            held[key] = Held(shown, sum(each.length for each in chunks))
+            held[key] = Held(shown, sum(each.length for each in chunks), len(value.pieces))
     return held
 
 
 class ReclamationWatch:
-    """Counts what reclamation in one open store does, without changing it.
+    """Counts what reclamation in one open store does, without changing it; and nothing that lives
+    stays where it is without a reason.
 
     Args:
         store: just opened.
         coverage: told.
+        may_be_stuck: whether a fault explains that something cannot be moved.
     """
 
-    def __init__(self, store: Store, coverage: Coverage) -> None:
-        self._store = store
+    def __init__(self, store: Store, coverage: Coverage, may_be_stuck: Callable[[], bool]) -> None:
+        self._may_be_stuck = may_be_stuck
         self._counts = coverage.counts
         self._is_moving = False
         evacuator, checkpointer = store._maintenance._evacuator, store._checkpointer
@@ -83,7 +85,11 @@ class ReclamationWatch:
         self._is_moving = True
         moved = await work(extent)
         self._counts["reclaim extent evacuated"] += not extent.live_bytes
-        self._counts["reclaim extent stuck"] += extent.live_bytes > 0
+        if extent.live_bytes:
+            self._counts["reclaim extent stuck"] += 1
+            assert self._may_be_stuck(), (
+                f"extent {extent.index} keeps {extent.live_bytes} live bytes, and nothing failed"
+            )
         return moved
 
     async def _reclaimed(self, work: Callable[..., Awaitable[int]], **options: bool) -> int:
@@ -112,9 +118,13 @@ class SpaceCheck:
     Args:
         model: of the device.
         coverage: told.
+        may_be_stuck: see ReclamationWatch.
     """
 
-    def __init__(self, model: SpaceModel, coverage: Coverage) -> None:
+    def __init__(
+        self, model: SpaceModel, coverage: Coverage, may_be_stuck: Callable[[], bool]
+    ) -> None:
+        self._may_be_stuck = may_be_stuck
         self.model = model
         self._coverage = coverage
         self._store: Store | None = None
@@ -124,7 +134,7 @@ class SpaceCheck:
     def opened(self, store: Store) -> None:
         """Another life begins."""
         self._store = store
-        self._watch = ReclamationWatch(store, self._coverage)
+        self._watch = ReclamationWatch(store, self._coverage, self._may_be_stuck)
 
     def cut(self) -> None:
         """The power fails now."""

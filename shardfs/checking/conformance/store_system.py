@@ -15,6 +15,7 @@ What is checked, beside the answers of operations (store_operations.py):
     C6.  A write or flush that failed has turned the store read-only.
     C7.  After every operation what the store says of its space is what its content takes
          (space_model.I1 to I6); after bytes were lost nobody knows that.
+    C8.  What lives is moved, or a fault explains that it is not; rot does not spread.
 
 Not here: the operations, and which sequences are tried (store_world.py).
 """
@@ -51,6 +52,7 @@ from shardfs.checking.models.key_value_model import KeyValueModel, State, brief,
 from shardfs.checking.models.space_model import SpaceModel
 from shardfs.checking.power_cuts import Operation as DeviceOperation
 from shardfs.checking.schedule import Control
+from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.opening import reserve_extents
 from shardfs.engine.store import Store, StoreOptions
 from shardfs.errors import (
@@ -73,6 +75,11 @@ _POOL = random.Random(0x5EED).randbytes(_POOL_BYTES + 256 * limits.KIB)
 
 
 Action = Callable[["StoreSystem"], Awaitable[None]]
+
+
+def many_key(number: int) -> bytes:
+    """The key of one of the many values."""
+    return b"f%d" % number
 
 
 def space_model(geometry: Geometry) -> SpaceModel:
@@ -106,7 +113,9 @@ class StoreSystem:
         self._cut_again = 0, ""
         self._cut: Ending | None = None
         self._values = 0
-        self.space = SpaceCheck(space_model(settings.geometry), coverage)
+        self.space = SpaceCheck(space_model(settings.geometry), coverage, self._is_troubled)
+        self.rotten: list[int] = []
+        """Bytes of the device."""
 
     async def run(self, actions: Iterator[Action]) -> None:
         """All actions, in as many lives as they end."""
@@ -148,9 +157,7 @@ class StoreSystem:
 
     def room(self, key: bytes, wanted: int) -> AbstractContextManager[None]:
         """The body takes so many bytes of data for a key, or raises NoSpaceError, rightly."""
-        # What cannot be read stays where it is; an extent that cannot be reset stays unused.
-        judged = not self.bytes_were_lost and not self.device.faults.struck
-        return self.space.room(key, wanted, judged=judged)
+        return self.space.room(key, wanted, judged=not self._is_troubled())
 
     def expect(self, key: bytes, found: bytes | None) -> None:
         """A read has given this."""
@@ -277,6 +284,10 @@ class StoreSystem:
         if must_turn_read_only(self.device.faults.struck) and self.store.health.is_writable:
             raise AssertionError("the device has failed a change, and the store is still writable")
 
+    def _is_troubled(self) -> bool:
+        """What cannot be read stays where it is; an extent that cannot be reset stays unused."""
+        return self.bytes_were_lost or bool(self.device.faults.struck)
+
     def _check_space(self) -> None:
         """What the store says of its space is right (C7)."""
         if not self.bytes_were_lost and not loses_bytes(self.device.faults.struck):
@@ -302,6 +313,7 @@ class StoreSystem:
         if self.bytes_were_lost or may_turn_read_only(self.device.faults.struck):
             for key in sorted(self.model.written):
                 await self._tolerating(self._compare_key(key))
+                await self._tolerating(self._check_rot(key))
         else:
             assert not reason, f"no fault was a reason to turn read-only: {reason}"
             await self._compare()
@@ -325,6 +337,22 @@ class StoreSystem:
     async def _compare_key(self, key: bytes) -> None:
         self.expect(key, await self.store.get(key))
 
+    async def _check_rot(self, key: bytes) -> None:
+        """Rot does not spread: data that is damaged is so where the device is (C8)."""
+        if not self.device.faults.struck.keys() <= {"rot"} or not self.rotten:
+            return
+        value = await self.store.get_shard(key) if key not in RECORD_KEYS else None
+        for piece in value.pieces if value is not None else ():
+            try:
+                await self.store.read_chunk(piece.locator, 0, piece.locator.length)
+            except CorruptionError:
+                start = self.store.identity.extent_offset(piece.locator.extent)
+                start += piece.locator.offset
+                end = start + locator_bytes(piece.locator)
+                assert any(start <= byte < end for byte in self.rotten), (
+                    f"{key!r} is damaged at bytes {start} to {end - 1}, which did not rot"
+                )
+
     async def _take_what_is_left(self) -> None:
         """After bytes were lost: what can be read was written, and the model goes on from it."""
         found: State = {}
@@ -334,6 +362,7 @@ class StoreSystem:
                 value = await self.store.get(key)
             except (DeviceError, CorruptionError):
                 self.unread.add(key)
+                await self._tolerating(self._check_rot(key))
                 self.coverage.counts["read of lost bytes"] += 1
             assert self.model.was_written(key, value), f"{key!r} was never {brief(value)}"
             if value is not None:

@@ -65,11 +65,15 @@ _WEIGHTS = {
     "empty-extent": 0.3,
     "reserve": 0.3,
     "thin": 0.3,
+    "mirror": 0.2,
     "wait": 0.5,
     "empty": 0.02,
 }
 _ENDINGS = {"reboot": 2, "crash": 4, "cut": 4, "crash-twice": 1}
-_ON_THIN_EXTENTS = ("reclaim", "reclaim", "reclaim", "cut", "fail-read", "tidy", "overwrite", "rot")
+_ON_THIN_EXTENTS = (
+    *(("reclaim",), ("reclaim", "reclaim"), ("tidy",), ("overwrite", "reclaim")),
+    *(("cut", "reclaim", "reclaim"), ("fail-read", "reclaim"), ("rot", "reclaim", "reclaim")),
+)
 _FAULTS = ALPHABET[ALPHABET.index("fail-read") :]
 _ENDINGS_WEIGHTS = {0: 2.5, 1: 6, 2: 1, 3: 0.3}
 _FAULT_PROBABILITY = 0.2
@@ -157,9 +161,9 @@ class _Generator:
         rng = self._rng
         at = rng.randrange(len(names))
         names.insert(at, "spread")
-        for name in ("thin", *rng.choices(_ON_THIN_EXTENTS, k=rng.randint(1, 4))):
+        for some in (("thin",), *rng.choices(_ON_THIN_EXTENTS, k=rng.randint(1, 4))):
             at = min(at + rng.randint(1, 3), len(names))
-            names.insert(at, name)
+            names[at:at] = some
 
     def _arguments(self, name: str) -> tuple[int, ...]:
         rng = self._rng
@@ -182,6 +186,8 @@ class _Generator:
                 return (rng.choice((20, 40, 60, 90)),)
             case "spread":
                 return (rng.choice((12, 20, 40, 70)), rng.choice((1, 2, 4, 5, 9, 16)))
+            case "mirror":
+                return (self._key(), rng.randrange(2, 16), rng.randrange(32))
             case "thin":
                 return (rng.randrange(4), rng.choice((2, 3, 4, 6)))
             case "empty-extent":
@@ -207,7 +213,10 @@ class _Generator:
             case "churn":
                 return rng.randrange(4, 48), rng.choice((0, 1, 1, 2)), rng.choice((0, 0, 4))
             case "rot":
-                return (self._key(), rng.randrange(EXTENT_BYTES))
+                return (
+                    rng.choice((self._key(), len(KEYS) + rng.randrange(40))),
+                    rng.randrange(EXTENT_BYTES),
+                )
             case "rot-anywhere":
                 # What is written first lies in front; half of what rots is not in use.
                 return (

@@ -42,20 +42,22 @@ class Held(NamedTuple):
     """Bytes of data that are live for one key, without heads of frames: at least, and at most.
 
     They differ where only a part of what was written is still shown: a chunk is live as a whole.
+    `parts` is how often something was written to it.
     """
 
     least: int
     most: int
+    parts: int = 1
 
     def patched(self, length: int, *, at_end: bool) -> Held:
         """So many bytes of it were written anew, or added at its end."""
         least = self.least + length if at_end else max(self.least, length)
-        return Held(least, self.most + length)
+        return Held(least, self.most + length, self.parts + 1)
 
     @property
     def chunks(self) -> int:
         """In how many chunks it may be (I2)."""
-        return 3 + 2 * self.most // _CHUNK_BYTES_LEAST if self.most else 0
+        return 3 * self.parts + 2 * self.most // _CHUNK_BYTES_LEAST if self.most else 0
 
     def framed(self, key: bytes) -> int:
         """The most it can take with heads of frames (I2)."""
