@@ -4,7 +4,7 @@ Role: runs campaigns of random cases, repeats a case from its line, plants mista
 found, and checks the crash states of a recorded mount. Prints progress and what came of it.
 
 Invariants:
-    I1. shardfs.checking and rich are imported when a check runs, never by another command.
+    I1. shardfs.checking is imported when a check runs, never by another command.
     I2. A finding's last line of output is the command that repeats it.
 
 Not here: the checks themselves (shardfs.checking).

@@ -17,8 +17,10 @@ import click
 
 from shardfs import __version__
 from shardfs.cli.check import check
+from shardfs.cli.df import df
 from shardfs.cli.errors import SUCCESS, report, root_cause
 from shardfs.cli.fsck import fsck
+from shardfs.cli.gc import gc
 from shardfs.cli.info import info
 from shardfs.cli.mkfs import mkfs
 from shardfs.cli.mount import mount
@@ -26,6 +28,7 @@ from shardfs.cli.shards import shards
 from shardfs.cli.stat import stat
 from shardfs.cli.sync import sync
 from shardfs.cli.umount import umount
+from shardfs.cli.why import why
 
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -46,7 +49,7 @@ def group(context: click.Context, verbose: int) -> None:
     )
 
 
-for command in (mkfs, mount, umount, info, shards, fsck, sync, stat, check):
+for command in (mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, check):
     group.add_command(command)
 
 

@@ -55,7 +55,7 @@ def size_text(length: int) -> str:
     value = float(length)
     for unit in _UNITS:
         value /= 1024
-        if value < 1024 or unit == _UNITS[-1]:
+        if round(value, 1) < 1024 or unit == _UNITS[-1]:
             break
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
 

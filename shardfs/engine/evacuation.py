@@ -1,9 +1,9 @@
 """Moves what is live out of extents that are mostly garbage, so that they can be reset.
 
 Role: chooses the extents whose emptying costs least for what it gives, scans their frames, asks
-the tree which of them are still referred to, and writes those again into the SURVIVORS stream,
-repointing their shards in batches. What lives longer is thereby kept apart from new data, and is
-not moved again with it.
+the tree which of them are still referred to, and writes those again into another stream
+(temperature.py), repointing their shards in batches. What lives longer is thereby kept apart from
+new data, and is not moved again with it. Neighbours in a shard that move together become one chunk.
 
 Sources: Rosenblum, Ousterhout, "The design and implementation of a log-structured file system",
 1992, 3.6 (cost and benefit, survivors apart); Bornholt et al., SOSP 2021, 2.1 (chunk reclamation).
@@ -38,6 +38,7 @@ from shardfs.engine.lsm.entry import decode_value
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pieces import Piece, Shard
 from shardfs.engine.shards import ShardData
+from shardfs.engine.temperature import Temperature
 from shardfs.errors import CorruptionError, DeviceError, LimitError, StaleError
 
 _log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Evacuator:
     """Empties extents of one store.
 
     Args:
-        extents, chunks, tree, shards: of the store.
+        extents, chunks, tree, shards, temperature: of the store.
         new_batch: an empty batch that may use the reserve.
         apply: makes a batch visible; Store.apply.
     """
@@ -71,6 +72,7 @@ class Evacuator:
         chunks: ChunkStore,
         tree: Tree,
         shards: ShardData,
+        temperature: Temperature,
         new_batch: Callable[[], Batch],
         apply: Callable[[Batch], object],
     ) -> None:
@@ -78,6 +80,7 @@ class Evacuator:
         self._chunks = chunks
         self._tree = tree
         self._shards = shards
+        self._temperature = temperature
         self._new_batch = new_batch
         self._apply = apply
         self._stuck: dict[int, int] = {}
@@ -128,7 +131,7 @@ class Evacuator:
         moves: list[_Move] = []
         size = 0
         with self._extents.pinned(extent.index):
-            for key in await self._owners(extent):
+            for key in await self.owners(extent):
                 if not extent.live_bytes:
                     break
                 move = await self._read(extent, key)
@@ -149,8 +152,8 @@ class Evacuator:
             )
         return moved
 
-    async def _owners(self, extent: Extent) -> list[bytes]:
-        """Keys that frames of the extent were written for; unreadable ones left out."""
+    async def owners(self, extent: Extent) -> list[bytes]:
+        """Keys that frames of data in the extent were written for; unreadable ones left out."""
         scan = _HeadScan(self._extents, extent)
         owners: dict[bytes, None] = {}
         while (frame := await scan.next()) is not None:
@@ -179,7 +182,7 @@ class Evacuator:
         moved = 0
         waiting = list(moves)
         for _ in range(_ATTEMPTS_MAX):
-            changed = self._place_now(waiting)
+            changed = self._place_now(extent, waiting)
             placed = sum(
                 sum(map(len, move.copies.values())) for move in waiting if move.key not in changed
             )
@@ -190,7 +193,7 @@ class Evacuator:
                 break
         return moved
 
-    def _place_now(self, moves: Sequence[_Move]) -> list[bytes]:
+    def _place_now(self, extent: Extent, moves: Sequence[_Move]) -> list[bytes]:
         """Write copies and repoint (I2); the keys of shards that are not what was read any more."""
         batch = self._new_batch()
         changed = []
@@ -199,7 +202,8 @@ class Evacuator:
                 changed.append(move.key)
                 continue
             try:
-                batch.put_shard(move.key, tuple(self._moved_pieces(move)), move.shard)
+                pieces = tuple(self._moved_pieces(move, self._temperature.stream_for_moved(extent)))
+                batch.put_shard(move.key, pieces, move.shard)
             except LimitError as error:
                 _log.warning("a shard can not be moved: %s", error)
         if len(batch):
@@ -209,15 +213,22 @@ class Evacuator:
                 raise AssertionError("a shard changed within a critical section") from None
         return changed
 
-    def _moved_pieces(self, move: _Move) -> Iterator[Piece]:
+    def _moved_pieces(self, move: _Move, stream: Stream) -> Iterator[Piece]:
+        joined: list[Piece] = []
         for piece in move.shard.pieces:
-            data = move.copies.get(piece.start)
-            if data is None:
-                yield piece
+            if joined and (piece.start not in move.copies or piece.start != joined[-1].end):
+                yield from self._append(move, joined, stream)
+                joined = []
+            if piece.start in move.copies:
+                joined.append(piece)
             else:
-                yield from self._shards.append_pieces(
-                    move.key, piece.start, (data,), stream=Stream.SURVIVORS
-                )
+                yield piece
+        if joined:
+            yield from self._append(move, joined, stream)
+
+    def _append(self, move: _Move, joined: Sequence[Piece], stream: Stream) -> tuple[Piece, ...]:
+        buffers = [move.copies[piece.start] for piece in joined]
+        return self._shards.append_pieces(move.key, joined[0].start, buffers, stream=stream)
 
 
 class _HeadScan:

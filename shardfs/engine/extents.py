@@ -125,6 +125,8 @@ class Extents:
         self._declared_by: Dependency | None = None
         self._unwritten: dict[tuple[int, int], Sequence[Buffer]] = {}
         self._changed: dict[int, None] = {}
+        self.released_count = 0
+        """Extents given back since the open."""
         self._touched: dict[int, None] = {}
 
     # --- opening ----------------------------------------------------------------------------
@@ -262,6 +264,7 @@ class Extents:
             extent.write_pointer += padding
             self._touched[extent.index] = None
         extent.writes_pending += 1
+        self.space.written_bytes[extent.stream] += length + padding
 
         def written() -> None:
             extent.writes_pending -= 1
@@ -297,6 +300,10 @@ class Extents:
         """Open the META stream's extents ahead, so that the next record declares them."""
         while len(self._spares) < limits.META_SPARE_EXTENTS and self._free:
             self._spares.append(self._allocate(Stream.META, 0))
+
+    def tick(self) -> int:
+        """A number above all sequence numbers and orders so far: the time, in frames written."""
+        return next(self._sequence)
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -414,7 +421,7 @@ class Extents:
 
     def mark_free(self, extent: Extent) -> None:
         """Raise the epoch and have the next record free it; not to be reused before `release`."""
-        self.space.given_back(extent.stream)
+        self.space.given_back(extent.stream, self.tick() - extent.order)
         extent.state = ExtentState.FREE
         extent.stream = Stream.NONE
         extent.epoch += 1
@@ -431,6 +438,7 @@ class Extents:
         await self._device.reset(offset, self.extent_bytes)
         await self._device.discard(offset, self.extent_bytes)
         self._free.append(extent)
+        self.released_count += 1
 
     @property
     def free_count(self) -> int:

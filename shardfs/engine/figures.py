@@ -1,33 +1,79 @@
 """Gathers the figures of an open store: where its bytes are, what it has done since the open.
 
 Role: looks at the store's parts and adds up; what comes out are the frozen values of stats.py.
+Nothing is changed.
 
 Not here: counting (each component counts for itself), how much may be written (space.py).
 """
 
 from __future__ import annotations
 
+from shardfs import limits
 from shardfs.engine.extents import Extents
-from shardfs.engine.layout import ExtentState
+from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.opening import Parts
-from shardfs.engine.stats import Space, StoreStatistics
+from shardfs.engine.space import DATA_STREAMS
+from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
 
 
 def space_figures(extents: Extents, reserved_bytes: int) -> Space:
-    """Where the bytes of the device are.
+    """How full the store is; cheap enough for statfs.
 
     Args:
         extents: of the store.
         reserved_bytes: set aside for data that is still to be appended (Store.reserve).
     """
-    total = live = written = 0
-    for extent in extents.all:
-        if extent.state is not ExtentState.SUPERBLOCK:
-            total += extents.extent_bytes
-        live += extent.live_bytes
-        written += extent.write_pointer
     free = max(0, extents.space.user_bytes() - reserved_bytes)
-    return Space(total, free, reserved_bytes, live, max(0, written - live))
+    return Space(extents.space.total_bytes, free, reserved_bytes)
+
+
+def space_parts(parts: Parts, reserved_bytes: int) -> SpaceParts:
+    """Where the bytes of the device are (stats.I1). Looks at every extent.
+
+    Args:
+        parts: of the store.
+        reserved_bytes: set aside for data that is still to be appended (Store.reserve).
+    """
+    extents, left = parts.extents, parts.device.size_bytes
+
+    def take(wanted: int) -> int:
+        """That much of what no other part has."""
+        nonlocal left
+        taken = min(max(0, wanted), left)
+        left -= taken
+        return taken
+
+    written = live = index = 0
+    for extent in extents.all:
+        is_sealed = extent.state is ExtentState.SEALED
+        written += extents.extent_bytes if is_sealed else extent.write_pointer
+        if extent.stream in DATA_STREAMS:
+            live += extent.live_bytes
+        elif extent.stream is Stream.RUNS:
+            index += extent.live_bytes
+    outside = take(left - extents.space.total_bytes)
+    superblock = take(limits.SUPERBLOCK_EXTENTS * extents.extent_bytes)
+    live, index = take(live), take(index)
+    log = take(parts.committer.log_bytes)
+    garbage = written - live - index - log
+    # Reserves and packing are what remains, so that the parts add up whatever space.py sets aside.
+    writable = extents.space.user_bytes()
+    pending = take(min(reserved_bytes, writable))
+    garbage = take(min(garbage, writable - pending))
+    free = take(writable - pending - garbage)
+    index_reserve = take(extents.space.tree_share_bytes - index)
+    return SpaceParts(
+        live_bytes=live,
+        garbage_bytes=garbage,
+        free_bytes=free,
+        pending_bytes=pending,
+        index_bytes=index,
+        log_bytes=log,
+        superblock_bytes=superblock,
+        index_reserve_bytes=index_reserve,
+        working_bytes=left,
+        outside_bytes=outside,
+    )
 
 
 def statistics_of(parts: Parts) -> StoreStatistics:
@@ -57,4 +103,9 @@ def statistics_of(parts: Parts) -> StoreStatistics:
         device_writes=counts.writes,
         device_write_bytes=counts.write_bytes,
         device_flushes=counts.flushes,
+        stream_bytes={
+            stream.name.lower(): parts.extents.space.written_bytes[stream]
+            for stream in Stream
+            if stream is not Stream.NONE
+        },
     )

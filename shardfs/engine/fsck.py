@@ -46,6 +46,7 @@ from shardfs.engine.lsm.entry import decode_block
 from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.pieces import DIGEST_BYTES, Locator, Shard, locators
+from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.engine.superblock import CopyState, Record, read_copy
 from shardfs.errors import CorruptionError, DeviceError, IncompatibleError
@@ -54,7 +55,7 @@ FINDINGS_MAX: Final = 1000
 
 _KEY_END: Final = b"\xff" * (limits.KEY_BYTES_MAX + 1)
 _STREAMS: Final = {
-    Kind.DATA: frozenset({Stream.DATA, Stream.SURVIVORS}),
+    Kind.DATA: frozenset(DATA_STREAMS),
     Kind.RUN_BLOCK: frozenset({Stream.RUNS}),
     Kind.RUN_INDEX: frozenset({Stream.RUNS}),
     Kind.MANIFEST: frozenset({Stream.RUNS}),

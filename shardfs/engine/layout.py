@@ -22,14 +22,14 @@ from typing import Any, Final
 
 from shardfs.errors import CorruptionError
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 FRAME_MAGIC: Final = b"SHF1"
 
 FEATURES_COMPATIBLE: Final = 0
 FEATURES_READ_ONLY_COMPATIBLE: Final = 0
 FEATURES_INCOMPATIBLE: Final = 0
-"""Feature bits this build knows; none is defined in format 1."""
+"""Feature bits this build knows; none is defined in format 2."""
 
 Bytes = bytes | bytearray | memoryview
 
@@ -62,6 +62,7 @@ class Stream(IntEnum):
     SURVIVORS = 2
     RUNS = 3
     META = 4
+    HOT = 5
 
 
 class Tag(IntEnum):

@@ -36,8 +36,8 @@ _log = logging.getLogger(__name__)
 
 _SCARCE_EXTENTS = 2
 _EVACUATED_AT_ONCE = 4
-_READY_SHARE = 16
-_READY_FREE_SHARE = 4
+_READY_SHARE = 64
+_READY_FREE_SHARE = 8
 
 
 class Maintenance:

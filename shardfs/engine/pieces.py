@@ -121,6 +121,13 @@ def decode_pieces(data: Bytes, offset: int = 0) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
+def overlapped(pieces: tuple[Piece, ...], start: int, length: int) -> tuple[Piece, ...]:
+    """The pieces with bytes in [start, start+length)."""
+    first = bisect_right(pieces, start, key=lambda piece: piece.end)
+    last = bisect_left(pieces, start + length, key=lambda piece: piece.start)
+    return pieces[first:last]
+
+
 def punch(pieces: tuple[Piece, ...], start: int, length: int) -> tuple[Piece, ...]:
     """The pieces with [start, start+length) made a hole."""
     end = start + length

@@ -50,12 +50,12 @@ class ShardData:
             owner: key of the shard it belongs to.
             offset: where in the shard its first byte goes.
             buffers: gathered; must not change any more. At most Identity.chunk_bytes_max.
-            stream: DATA for what is new, SURVIVORS for what reclamation moves.
+            stream: see temperature.py; SURVIVORS may take what others must leave.
 
         Raises:
             NoSpaceError: the device is full to the last reserve.
         """
-        floor = self._extents.reserve // 2 if stream is Stream.DATA else 0
+        floor = 0 if stream is Stream.SURVIVORS else self._extents.reserve // 2
         locator, persistent = self._chunks.put(
             Kind.DATA, stream, owner, offset, buffers, floor=floor
         )

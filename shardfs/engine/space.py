@@ -18,16 +18,17 @@ Not here: who may take the last extents (extents.py), making room (maintenance.p
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 
 from shardfs import limits
 from shardfs.engine.layout import Stream
 
-DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS)
+DATA_STREAMS = (Stream.DATA, Stream.SURVIVORS, Stream.HOT)
 _SHORT_OF_SPACE_SHARE = 8
 _ROOM_WORTH_FITTING = 16 * limits.KIB
 _ROOM_WORTH_FITTING_SHARE = 16
 _GARBAGE_WORTH_MOVING_SHARE = 16
+_HOT_LIVES_KEPT = 16
 
 
 class SpaceAccount:
@@ -45,14 +46,20 @@ class SpaceAccount:
         self._held: Counter[Stream] = Counter()
         self._live_bytes = 0
         self.tree_bytes = 0
+        self.written_bytes: Counter[Stream] = Counter()
+        """Handed to the device since the open, padding included."""
+        self.hot_lives: deque[int] = deque(maxlen=_HOT_LIVES_KEPT)
+        """How long extents of the stream HOT lived lately, in sequence numbers."""
 
     def taken(self, stream: Stream) -> None:
         """A stream holds one more extent."""
         self._held[stream] += 1
 
-    def given_back(self, stream: Stream) -> None:
-        """A stream holds one extent less."""
+    def given_back(self, stream: Stream, life: int) -> None:
+        """A stream holds one extent less, which it opened so many sequence numbers ago."""
         self._held[stream] -= 1
+        if stream is Stream.HOT:
+            self.hot_lives.append(life)
 
     def live_changed(self, stream: Stream, change_bytes: int) -> None:
         """So many more bytes are live in an extent of the stream, or fewer."""
@@ -77,6 +84,11 @@ class SpaceAccount:
     @property
     def _tree_extents(self) -> int:
         return -(-2 * self.tree_bytes // self._extent_bytes)
+
+    @property
+    def tree_share_bytes(self) -> int:
+        """What is kept for the tree, what it holds included."""
+        return self._tree_extents * self._extent_bytes
 
     @property
     def is_short(self) -> bool:

@@ -2,6 +2,9 @@
 
 Role: frozen values, made on request; the command line and tests read the same ones.
 
+Invariants:
+    I1. The parts of SpaceParts are disjoint, none is negative, and their sum is the device's size.
+
 Not here: counting (each component counts for itself).
 """
 
@@ -12,13 +15,151 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Where the bytes of the device are. free_bytes is what a user can write now."""
+    """How full a store is. free_bytes is what a user can write now, once garbage is reclaimed."""
 
     total_bytes: int
     free_bytes: int
     reserved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceParts:
+    """Where the bytes of a device are: disjoint parts, which add up to its size (I1).
+
+    live_bytes: frames of data that something refers to.
+    garbage_bytes: what reclamation will give back; counts as free.
+    free_bytes: what can be written without reclaiming anything.
+    pending_bytes: set aside for data that is not appended yet.
+    index_bytes: the tree's runs and its manifest.
+    log_bytes: deltas that no run holds yet.
+    superblock_bytes: two extents.
+    index_reserve_bytes: kept free for the tree to be merged.
+    working_bytes: kept for deltas, open extents, and reclamation to work at a bounded cost.
+    outside_bytes: behind the last extent, not used.
+    """
+
     live_bytes: int
     garbage_bytes: int
+    free_bytes: int
+    pending_bytes: int
+    index_bytes: int
+    log_bytes: int
+    superblock_bytes: int
+    index_reserve_bytes: int
+    working_bytes: int
+    outside_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the device."""
+        return (
+            self.live_bytes
+            + self.available_bytes
+            + self.pending_bytes
+            + self.metadata_bytes
+            + self.reserved_bytes
+        )
+
+    @property
+    def available_bytes(self) -> int:
+        """What a user can write now: Space.free_bytes."""
+        return self.garbage_bytes + self.free_bytes
+
+    @property
+    def metadata_bytes(self) -> int:
+        """What the index of the data takes."""
+        return self.index_bytes + self.log_bytes
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What user data may not take."""
+        return (
+            self.superblock_bytes
+            + self.index_reserve_bytes
+            + self.working_bytes
+            + self.outside_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A reason why an extent is not free: one word for programs, one sentence for people."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentFigures:
+    """One extent, and what keeps it from being free.
+
+    offset: where it starts on the device, bytes.
+    state, stream: as on the device, in lower case; the stream is what is written to it.
+    order: a later extent has a higher number.
+    garbage_bytes: written or sealed, and not live; includes what packing leaves unused.
+    last_delta: nothing of it dies, or is read at recovery, for a delta beyond this one.
+    holds: none if it is free.
+    """
+
+    extent: int
+    offset: int
+    size_bytes: int
+    state: str
+    stream: str
+    epoch: int
+    write_pointer: int
+    live_bytes: int
+    garbage_bytes: int
+    order: int
+    last_delta: int
+    holds: tuple[Hold, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionPlan:
+    """What collecting garbage would give, and take, if nothing else changed meanwhile.
+
+    dead_extents: nothing lives in them: given back without moving anything.
+    emptied_extents, moved_bytes, gained_bytes: partly live ones that are worth emptying, what is
+        live in them, and what that gives.
+    merged_bytes: runs of the tree that would be merged.
+    kept_garbage_bytes: in extents with too little garbage to be worth it, or still written to.
+    stuck_extents: something in them could not be moved.
+    """
+
+    dead_extents: int
+    dead_bytes: int
+    emptied_extents: int
+    moved_bytes: int
+    gained_bytes: int
+    merged_bytes: int
+    kept_garbage_bytes: int
+    stuck_extents: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionProgress:
+    """What collecting garbage has done so far.
+
+    stage: "merging", "emptying" or "done".
+    moved_bytes, left_bytes: data written again, and an estimate of what is yet to be.
+    merged_bytes: runs of the tree that were merged.
+    freed_extents, freed_bytes: given back.
+    stopped: why it ended early, or empty.
+    """
+
+    stage: str
+    moved_bytes: int
+    left_bytes: int
+    merged_bytes: int
+    freed_extents: int
+    freed_bytes: int
+    stopped: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing is worth doing any more, or it cannot go on."""
+        return self.stage == "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +186,5 @@ class StoreStatistics:
     device_writes: int
     device_write_bytes: int
     device_flushes: int
+    stream_bytes: dict[str, int]
+    """Written to the device, by the stream they belong to; the superblock's are not among them."""

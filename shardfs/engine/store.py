@@ -34,15 +34,16 @@ from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer, Device
 from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
-from shardfs.engine.figures import space_figures, statistics_of
+from shardfs.engine.figures import space_figures, space_parts, statistics_of
 from shardfs.engine.health import Health, HealthState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
 from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.opening import Parts, open_parts
 from shardfs.engine.pieces import Locator, Piece, Shard, locators
 from shardfs.engine.shards import ShardData
-from shardfs.engine.stats import Space, StoreStatistics
+from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
 from shardfs.engine.superblock import Identity
+from shardfs.engine.temperature import Temperature
 from shardfs.errors import (
     CorruptionError,
     LimitError,
@@ -93,11 +94,13 @@ class Store:
         self._closed = False
         self._reserved_bytes = 0
         self._shards = ShardData(parts.chunks, parts.extents)
+        self._temperature = Temperature(parts.extents)
         self._evacuator = Evacuator(
             parts.extents,
             parts.chunks,
             parts.tree,
             self._shards,
+            self._temperature,
             partial(self.batch, essential=True),
             self.apply,
         )
@@ -185,7 +188,8 @@ class Store:
             return self._replace(batch, key, old, encode_record(bytes(value)), ())
         if len(value) > self._extents.space.user_bytes() - self._reserved_bytes:
             raise NoSpaceError(f"no room for {len(value)} bytes")
-        pieces = self.append_pieces(key, 0, (value,))
+        replaced = old.pieces if isinstance(old, Shard) else ()
+        pieces = self.append_pieces(key, 0, (value,), replaced=replaced)
         return self._replace(batch, key, old, encode_shard(pieces), pieces)
 
     async def get(self, key: bytes, start: int = 0, length: int | None = None) -> bytes | None:
@@ -318,15 +322,24 @@ class Store:
         return self._shards.append(owner, offset, buffers)
 
     def append_pieces(
-        self, owner: bytes, offset: int, buffers: Sequence[Buffer]
+        self,
+        owner: bytes,
+        offset: int,
+        buffers: Sequence[Buffer],
+        *,
+        replaced: Sequence[Piece] = (),
     ) -> tuple[Piece, ...]:
         """Write data of any length as chunks that fill extents up; else as `append`.
+
+        Args:
+            replaced: pieces that the data takes the place of; they tell how long it will live.
 
         Returns:
             Pieces that cover [offset, offset + total length) of the shard.
         """
         self._require_open()
-        return self._shards.append_pieces(owner, offset, buffers)
+        stream = self._temperature.stream_for_new(replaced, sum(map(len, buffers)))
+        return self._shards.append_pieces(owner, offset, buffers, stream=stream)
 
     async def read_chunk(self, locator: Locator, start: int, length: int) -> bytes | memoryview:
         """Bytes [start, start+length) of a chunk's payload, verified; at most one device read.
@@ -401,8 +414,12 @@ class Store:
         self._reserved_bytes -= length
 
     def space(self) -> Space:
-        """Where the bytes of the device are."""
+        """How full the store is."""
         return space_figures(self._extents, self._reserved_bytes)
+
+    def space_parts(self) -> SpaceParts:
+        """Where the bytes of the device are: parts that add up to its size."""
+        return space_parts(self._parts, self._reserved_bytes)
 
     def statistics(self) -> StoreStatistics:
         """Counts since the open, sizes as of now."""

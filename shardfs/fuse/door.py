@@ -91,12 +91,18 @@ class StoreDoor(Protocol):
         """
 
     def append_pieces(
-        self, owner: bytes, offset: int, buffers: Sequence[Bytes]
+        self,
+        owner: bytes,
+        offset: int,
+        buffers: Sequence[Bytes],
+        *,
+        replaced: Sequence[Piece] = (),
     ) -> tuple[Piece, ...]:
         """Write chunks for the shard `owner`, to be placed there at byte `offset`.
 
         Args:
             buffers: gathered; must not change any more.
+            replaced: pieces that the data takes the place of; they tell how long it will live.
         """
 
     def pinned(self, pieces: Sequence[Piece]) -> AbstractContextManager[None]:

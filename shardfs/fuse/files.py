@@ -29,7 +29,7 @@ import trio
 from shardfs import limits
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.layout import Bytes
-from shardfs.engine.pieces import Piece, Shard, splice, truncate
+from shardfs.engine.pieces import Piece, Shard, overlapped, splice, truncate
 from shardfs.errors import CorruptionError, StaleError
 from shardfs.fuse.dirty import Run, split
 from shardfs.fuse.door import StoreDoor, scan_some
@@ -208,7 +208,8 @@ class Files:
 
     def _append(self, key: bytes, pieces: tuple[Piece, ...], run: Run) -> tuple[Piece, ...]:
         """The pieces with a run put over them."""
-        for piece in self.store.append_pieces(key, run.start, run.buffers):
+        replaced = overlapped(pieces, run.start, run.length)
+        for piece in self.store.append_pieces(key, run.start, run.buffers, replaced=replaced):
             pieces = splice(pieces, piece.start, piece.locator, piece.length)
         return pieces
 

@@ -38,6 +38,7 @@ from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, ShardfsError
 from shardfs.fuse.door import StoreDoor, scan_some
+from shardfs.fuse.paths import find_paths
 from shardfs.fuse.records import (
     ENTRY_PREFIX,
     FACT_KEY,
@@ -307,7 +308,7 @@ async def name_files(store: StoreDoor, report: Report) -> None:
     if not wanted:
         return
     try:
-        paths = await _paths(store, wanted)
+        paths = {ino: names[0] for ino, names in (await find_paths(store, wanted)).items()}
     except ShardfsError as error:
         report.notes.append(f"the files cannot be named: {error}")
         paths = {}
@@ -342,35 +343,3 @@ def _named(finding: Finding, paths: dict[int, str]) -> Finding:
     start = about.shard * limits.SHARD_BYTES + finding.start
     where = f"{where} bytes {start} to {start + finding.length - 1}"
     return replace(finding, where=where, start=start)
-
-
-async def _paths(store: StoreDoor, wanted: set[int]) -> dict[int, str]:
-    """A path of each wanted inode that has a name. Reads all names, twice."""
-    parents: dict[int, int] = {}
-    found: dict[int, tuple[int, bytes]] = {}
-    for names_wanted in (False, True):
-        async for key, value in store.scan(ENTRY_PREFIX, _behind(ENTRY_PREFIX)):
-            try:
-                parent, _, name = decode_entry_key(key)
-                entry = decode_entry(_record(value))
-            except CorruptionError:
-                continue
-            if names_wanted and entry.ino in wanted:
-                found.setdefault(entry.ino, (parent, name))
-            elif entry.is_directory or entry.ino in wanted:
-                parents.setdefault(entry.ino, parent)
-        for ino in list(wanted):
-            above = parents.get(ino)
-            while above is not None and above not in wanted:
-                wanted.add(above)
-                above = parents.get(above)
-    paths = {}
-    for ino in wanted:
-        parts: list[bytes] = []
-        at = ino
-        while at != ROOT_INO and at in found and len(parts) <= len(found):
-            at, name = found[at]
-            parts.append(name)
-        if at == ROOT_INO:
-            paths[ino] = "/" + "/".join(os.fsdecode(part) for part in reversed(parts))
-    return paths

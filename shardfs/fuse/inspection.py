@@ -12,10 +12,16 @@ socket, a command on an unmounted device by itself. The requests, with their arg
     shard          id | ino, index    one shard: its pieces, and where each of them lies
     file           path           {"ino", "size", "shard_bytes"} of a file
     read           ino, index, start, length   bytes of a shard, base64, at most READ_BYTES_MAX
+    extent         extent         what an extent is, and why it is not free
+    extent-files-begin  extent    starts a list of the files whose bytes live in an extent
+    extent-files-more             the next page of it: {"files": [...], "end": bool}
+    path           path | ino     where a file lies, or all below a directory
+
+More requests, about space as a whole: space_requests.py.
 
 Invariants:
-    I1. Nothing is changed. (In a mount, whatever is about shards first hands what is buffered to
-        the store, so that it speaks of the newest content.)
+    I1. Nothing is changed. (In a mount, whatever is about shards first hands what
+        is buffered to the store, so that it speaks of the newest content.)
     I2. An answer is bounded, and memory does not grow with the number of files.
 
 Not here: how requests travel (control.py), verifying (fsck.py).
@@ -30,7 +36,7 @@ import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict
 from pathlib import PurePosixPath
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import trio
 
@@ -38,7 +44,7 @@ from shardfs import limits
 from shardfs.engine.pieces import DIGEST_BYTES, Piece, Shard
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, UsageError
-from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.explanations import Explanations
 from shardfs.fuse.records import (
     ORPHAN_PREFIX,
     ROOT_INO,
@@ -56,28 +62,15 @@ from shardfs.fuse.records import (
     shard_key,
     shards_end,
 )
+from shardfs.fuse.space_requests import MountedFiles, SpaceRequests
 
 READ_BYTES_MAX: Final = 512 * limits.KIB
 _PAGE_BYTES_TARGET: Final = 128 * limits.KIB
 _ENTRY_BYTES_ASSUMED: Final = 120
+_RANGE_BYTES_ASSUMED: Final = 24
 _SHARD_ID: Final = re.compile(r"(\d{1,19})\.(\d{1,19})")
 
 Answer = dict[str, Any]
-
-
-class MountedFiles(Protocol):
-    """What is asked of a mount (session.Mount fits)."""
-
-    @property
-    def mountpoint(self) -> str:
-        """Absolute path."""
-
-    @property
-    def file_system(self) -> FileSystem:
-        """What it serves."""
-
-    async def sync(self) -> None:
-        """Make everything durable."""
 
 
 def parse_shard_id(text: str) -> tuple[int, int] | None:
@@ -109,6 +102,8 @@ class Inspection:
         self._mount = mount
         self._facts = facts or {}
         self._listing: AsyncGenerator[Answer, None] | None = None
+        self._listed = ""
+        self._explanations = Explanations(store, mount.file_system if mount is not None else None)
         self._requests: dict[str, Callable[[Answer], Awaitable[Answer]]] = {
             "info": self._info,
             "stat": self._stat,
@@ -118,6 +113,11 @@ class Inspection:
             "shard": self._shard,
             "file": self._file,
             "read": self._read,
+            "extent": self._extent,
+            "extent-files-begin": self._begin_files,
+            "extent-files-more": self._more_files,
+            "path": self._path,
+            **SpaceRequests(store, device, mount).handlers,
         }
 
     async def answer(self, request: Answer) -> Answer:
@@ -143,6 +143,7 @@ class Inspection:
     async def _info(self, _request: Answer) -> Answer:
         await trio.lowlevel.checkpoint()
         identity, space = self._store.identity, self._store.space()
+        parts = self._store.space_parts()
         answer = {
             "uuid": str(identity.uuid),
             "label": identity.label,
@@ -160,7 +161,8 @@ class Inspection:
             "extent_bytes": identity.extent_bytes,
             "extent_count": identity.extent_count,
             "chunk_bytes_max": identity.chunk_bytes_max,
-            "space": asdict(space),
+            "space": asdict(space)
+            | {"live_bytes": parts.live_bytes, "garbage_bytes": parts.garbage_bytes},
             "health": str(self._store.health.state),
             "reason": self._store.health.reason,
             "clean": None,
@@ -184,6 +186,39 @@ class Inspection:
         await self._mount.sync()
         return {}
 
+    # --- why space is taken -------------------------------------------------------------------
+
+    async def _extent(self, request: Answer) -> Answer:
+        return await self._explanations.extent(_number(request, "extent"))
+
+    async def _begin_files(self, request: Answer) -> Answer:
+        await self.aclose()
+        number = _number(request, "extent")
+        await self._explanations.extent(number)
+        if self._mount is not None and not self._store.health.reason:
+            await self._mount.sync()  # what is only in memory cannot be scanned for
+        self._listing, self._listed = self._explanations.files_in(number), "files"
+        return {}
+
+    async def _more_files(self, _request: Answer) -> Answer:
+        return await self._page("files")
+
+    async def _path(self, request: Answer) -> Answer:
+        if "ino" in request:
+            ino, path = _number(request, "ino"), None
+            inode = await self._inode(ino)
+            if inode is None:
+                raise UsageError(f"there is no inode {ino}")
+        else:
+            path = _text(request, "path")
+            ino, inode = await self._resolve(path)
+        if inode.is_directory and self._mount is not None:
+            await self._mount.file_system.writeback.flush_all()
+        elif inode.is_regular:
+            await self._hand_over(ino)
+            inode = await self._inode(ino) or inode
+        return {"path": path} | await self._explanations.path(ino, inode)
+
     # --- shards -------------------------------------------------------------------------------
 
     async def _begin(self, request: Answer) -> Answer:
@@ -193,21 +228,27 @@ class Inspection:
             await self._mount.file_system.writeback.flush_all()
         ino, inode = await self._resolve(path)
         clean_path = str(PurePosixPath("/", path)).lstrip("/")
-        self._listing = self._list(ino, inode, clean_path)
+        self._listing, self._listed = self._list(ino, inode, clean_path), "shards"
         return {}
 
     async def _more(self, _request: Answer) -> Answer:
-        if self._listing is None:
+        return await self._page("shards")
+
+    async def _page(self, name: str) -> Answer:
+        """As many more items of the list of this name as fit into one answer."""
+        if self._listing is None or self._listed != name:
             raise UsageError("no list has been begun")
-        shards: list[Answer] = []
+        items: list[Answer] = []
         size = 0
-        async for shard in self._listing:
-            shards.append(shard)
-            size += _ENTRY_BYTES_ASSUMED + len(shard["path"] or "")
+        async for item in self._listing:
+            items.append(item)
+            paths = (item.get("path") or "", *item.get("paths", ()))
+            size += _ENTRY_BYTES_ASSUMED + sum(map(len, paths))
+            size += _RANGE_BYTES_ASSUMED * len(item.get("ranges", ()))
             if size >= _PAGE_BYTES_TARGET:
-                return {"shards": shards, "end": False}
+                return {name: items, "end": False}
         self._listing = None
-        return {"shards": shards, "end": True}
+        return {name: items, "end": True}
 
     async def _list(self, ino: int, inode: Inode, path: str) -> AsyncGenerator[Answer, None]:
         """The shards of an inode and, for a directory, of all below it, then nameless files."""

@@ -78,6 +78,11 @@ def mounts_of(device: str) -> list[MountEntry]:
     return [entry for entry in mounts() if entry.is_shardfs and entry.source == name]
 
 
+def shardfs_mounts() -> list[MountEntry]:
+    """Every shardfs mount that this process can see."""
+    return [entry for entry in mounts() if entry.is_shardfs]
+
+
 def mount_around(path: str) -> tuple[MountEntry, str] | None:
     """The shardfs mount that a path is in, and the rest of the path in it; None if in none."""
     absolute = absolute_path(path)

@@ -5,7 +5,8 @@ process itself, a mounted one through its control socket. Both answer the same r
 (inspection.py).
 
 Invariants:
-    I1. A device is opened read-only; nothing is written to it, not even by recovery.
+    I1. A device is opened read-only, unless the caller says that it is to be changed; then nothing
+        is written to it, not even by recovery.
     I2. A device that is mounted as shardfs is not opened at all: its mount is asked.
 
 Not here: the requests (inspection.py), the socket (control.py).
@@ -28,7 +29,13 @@ from shardfs.engine.store import Store, StoreOptions
 from shardfs.errors import UsageError
 from shardfs.fuse.control import connect
 from shardfs.fuse.inspection import Answer, Inspection
-from shardfs.fuse.mounts import MountEntry, find_mount, mount_around, mounts_of
+from shardfs.fuse.mounts import (
+    MountEntry,
+    find_mount,
+    mount_around,
+    mounts_of,
+    shardfs_mounts,
+)
 
 
 class Questions(Protocol):
@@ -71,9 +78,31 @@ def require_mount(name: str) -> MountEntry:
     return entry
 
 
+def default_target() -> str:
+    """The mount that the current directory is in, or else the only one that there is.
+
+    Raises:
+        UsageError: there is no such mount, or the choice is the user's.
+    """
+    around = mount_around(os.curdir)
+    if around is not None:
+        return around[0].mountpoint
+    mounts = shardfs_mounts()
+    if len(mounts) == 1:
+        return mounts[0].mountpoint
+    if not mounts:
+        raise UsageError("no shardfs is mounted; name a device or an image file")
+    names = ", ".join(each.mountpoint for each in mounts)
+    raise UsageError(f"several are mounted; say which: {names}")
+
+
 @asynccontextmanager
-async def open_target(name: str) -> AsyncIterator[Target]:
+async def open_target(name: str, *, change: bool = False) -> AsyncIterator[Target]:
     """Open what the user named.
+
+    Args:
+        change: an unmounted device is opened for writing, and recovered; nothing runs on it by
+            itself.
 
     Raises:
         UsageError, NotShardfsError, IncompatibleError, CorruptionError, DeviceBusyError
@@ -84,11 +113,11 @@ async def open_target(name: str) -> AsyncIterator[Target]:
             yield Target(name, inner_path, entry, client)
         return
     path = await trio.Path(name).resolve()
-    device = open_device(path, read_only=True)
+    device = open_device(path, read_only=not change)
     try:
         record = (await read_superblock(device)).record
         clean = record.clean or record.incarnation == 0
-        options = StoreOptions(read_only=True, background=False)
+        options = StoreOptions(read_only=not change, background=False)
         async with Store.open(device, options=options) as store:
             facts = {
                 "clean": clean,

@@ -28,7 +28,16 @@ from tests.mounted.mounts import find_mount, run_command
 MIB = 1024 * 1024
 KEEP = Callable[[Path], None]
 
-READERS = (("info",), ("fsck",), ("shards", "ls"), ("shards", "cat"))
+READERS = (
+    ("info",),
+    ("fsck",),
+    ("shards", "ls"),
+    ("shards", "cat"),
+    ("df",),
+    ("gc",),
+    ("gc", "--now"),
+    ("why",),
+)
 """Commands that look at a device."""
 
 
@@ -129,7 +138,7 @@ def test_not_a_device(command: tuple[str, ...], kind: str, tmp_path: Path) -> No
     "change",
     [
         lambda identity: replace(identity, incompatible=1 << 63),
-        lambda identity: replace(identity, format_version=2),
+        lambda identity: replace(identity, format_version=99),
     ],
     ids=["incompatible feature", "format version"],
 )

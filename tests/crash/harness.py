@@ -36,9 +36,9 @@ from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.fsck import check_store
-from shardfs.engine.layout import Stream
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.pieces import Shard, locators
+from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store, StoreOptions
 from shardfs.errors import NoSpaceError
 
@@ -195,7 +195,7 @@ async def check_account(store: Store) -> None:
             for locator in locators(value.pieces).values():
                 live[locator.extent] = live.get(locator.extent, 0) + locator_bytes(locator)
     for extent in store._extents.all:
-        if extent.stream in (Stream.DATA, Stream.SURVIVORS):
+        if extent.stream in DATA_STREAMS:
             expected = live.pop(extent.index, 0)
             assert extent.live_bytes == expected, (
                 f"extent {extent.index} counts {extent.live_bytes} live bytes, "

@@ -140,7 +140,7 @@ async def test_a_cancelled_checkpoint_leaves_no_garbage_counted_as_live() -> Non
         for number in range(600):
             await store.put(b"%05d" % number, b"v" * 100)
         await store.checkpoint()
-        live = store.space().live_bytes
+        live = store.space_parts().index_bytes
         for steps in range(12):
             await store.put(b"%05d" % steps, b"w" * 100)
             with trio.CancelScope() as scope:
@@ -157,13 +157,13 @@ async def test_a_cancelled_checkpoint_leaves_no_garbage_counted_as_live() -> Non
         await tidy_up(store)
         for _ in range(4):
             await tidy_up(store)
-        assert store.space().live_bytes < 4 * live
+        assert store.space_parts().index_bytes < 4 * live
         expected = {b"%05d" % n: b"w" * 100 if n < 12 else b"v" * 100 for n in range(600)}
         assert await content(store) == expected
-        live = store.space().live_bytes
+        live = store.space_parts().index_bytes
     async with opened(device) as store:
         assert await content(store) == expected
-        assert store.space().live_bytes == live, "recovery counts the same bytes as live"
+        assert store.space_parts().index_bytes == live, "recovery counts the same bytes as live"
 
 
 async def test_merging_drops_tombstones_and_old_versions() -> None:

@@ -64,7 +64,7 @@ async def test_chunks_come_back_whatever_their_sizes_and_streams(seed: int) -> N
             data = rng.randbytes(size)
             parts = [data[: size // 3], data[size // 3 :]] if size > 3 else [data]
             owner = bytes(rng.randrange(limits.KEY_BYTES_MAX))
-            stream = rng.choice((Stream.DATA, Stream.SURVIVORS, Stream.RUNS))
+            stream = rng.choice((Stream.DATA, Stream.SURVIVORS, Stream.RUNS, Stream.HOT))
             before = rng.choice([PERSISTENT, *(each for _, _, each in chunks[-2:])])
             locator, persistent = it.chunks.put(Kind.DATA, stream, owner, 7, parts, before)
             chunks.append((locator, data, persistent))

@@ -19,7 +19,7 @@ from shardfs.errors import CorruptionError
 from tests.engine.model_extents import EXTENT_BYTES, ModelBench
 
 KIB = limits.KIB
-STREAMS = (Stream.DATA, Stream.SURVIVORS, Stream.RUNS)
+STREAMS = (Stream.DATA, Stream.SURVIVORS, Stream.RUNS, Stream.HOT)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -17,8 +17,9 @@ from shardfs import limits
 from shardfs.checking.models.key_value_model import KeyValueModel, State
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.chunks import locator_bytes
-from shardfs.engine.layout import ExtentState, Stream
+from shardfs.engine.layout import ExtentState
 from shardfs.engine.pieces import locators
+from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store, StoreOptions
 from shardfs.errors import CorruptionError, DeviceError, NoSpaceError, ReadOnlyError
 from tests.engine.stores import MANUAL, content, formatted, opened, tidy_up
@@ -36,7 +37,7 @@ async def check_accounts(store: Store) -> None:
             for locator in locators(value.pieces).values():
                 live[locator.extent] = live.get(locator.extent, 0) + locator_bytes(locator)
     for extent in store._extents.all:
-        if extent.stream in (Stream.DATA, Stream.SURVIVORS):
+        if extent.stream in DATA_STREAMS:
             assert extent.live_bytes == live.pop(extent.index, 0), f"extent {extent.index}"
         elif extent.state is ExtentState.FREE:
             assert extent.live_bytes == 0
@@ -182,7 +183,9 @@ async def test_a_life(seed: int, zoned: bool) -> None:
         await Life(seed, device).live(lives=8, steps=50)
 
 
-@pytest.mark.expected_warnings("now read-only", "closing without", "put off")
+@pytest.mark.expected_warnings(
+    "now read-only", "closing without", "put off", "can not be scanned", "stays where it is"
+)
 @pytest.mark.parametrize("zoned", [False, True], ids=["conventional", "zoned"])
 @pytest.mark.parametrize("seed", range(20))
 async def test_a_life_with_a_device_error(seed: int, zoned: bool) -> None:

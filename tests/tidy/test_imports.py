@@ -45,7 +45,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("scheduler", "recorder"),
     ("superblock", "space"),
     ("extents",),
-    ("cache",),
+    ("cache", "temperature"),
     ("chunks",),
     ("lsm.entry",),
     ("lsm.memtable", "lsm.filter", "lsm.delta"),
@@ -61,7 +61,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("opening",),
     ("figures",),
     ("store",),
-    ("fsck", "mkfs", "salvage", "invariants"),
+    ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy"),
 )
 
 # What cli commands share. Commands themselves are imported by cli.main alone.

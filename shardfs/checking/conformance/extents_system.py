@@ -36,7 +36,7 @@ from shardfs.engine.pieces import Locator, Piece, Shard
 from shardfs.engine.reclaim import reclaim_dead
 from shardfs.errors import CorruptionError
 
-STREAMS = (Stream.DATA, Stream.SURVIVORS, Stream.RUNS)
+STREAMS = (Stream.DATA, Stream.SURVIVORS, Stream.RUNS, Stream.HOT)
 SLOTS = 6
 _POOL = random.Random(0xE47E).randbytes(96 * limits.KIB)
 _POOL_STEP = 67

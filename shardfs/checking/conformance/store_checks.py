@@ -16,6 +16,7 @@ from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.pieces import Locator, Shard, locators
+from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 
 _FIRST_KEY = b"\0"
@@ -60,7 +61,7 @@ def check_account(store: Store, entries: Entries) -> None:
     for extent in store._extents.all:
         if extent.stream is Stream.RUNS and checkpointing:
             live.pop(extent.index, None)
-        elif extent.stream in (Stream.DATA, Stream.SURVIVORS, Stream.RUNS):
+        elif extent.stream in (*DATA_STREAMS, Stream.RUNS):
             expected = live.pop(extent.index, 0)
             assert extent.live_bytes == expected, (
                 f"extent {extent.index} counts {extent.live_bytes} live bytes, "

@@ -142,9 +142,14 @@ class ModelStore:
         return dependency
 
     def append_pieces(
-        self, owner: bytes, offset: int, buffers: Sequence[Bytes]
+        self,
+        owner: bytes,
+        offset: int,
+        buffers: Sequence[Bytes],
+        *,
+        replaced: Sequence[Piece] = (),
     ) -> tuple[Piece, ...]:
-        """Write chunks."""
+        """Write chunks; for the model it is all the same what they replace."""
         self.health.require_writable()
         data = b"".join(buffers)
         step = self.identity.chunk_bytes_max

@@ -1,0 +1,121 @@
+"""Finds the names of inodes, which do not know them themselves.
+
+Role: one walk over all names finds those of the wanted inodes; their directories are then followed
+up to the root, each of which knows its parent.
+
+Invariants:
+    I1. Memory grows with what is wanted, not with the number of files: at most NAMES_MAX names are
+        kept of each.
+
+Not here: what is done with the paths (fsck.py, explanations.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import Final
+
+import trio
+
+from shardfs.engine.pieces import Shard
+from shardfs.errors import CorruptionError
+from shardfs.fuse.door import StoreDoor
+from shardfs.fuse.records import (
+    ENTRY_PREFIX,
+    ROOT_INO,
+    Entry,
+    decode_entry,
+    decode_entry_key,
+    decode_inode,
+    entries_start,
+    inode_key,
+)
+
+NAMES_MAX: Final = 16
+"""Names that are looked for of one inode; it may have more."""
+_SLICE_ENTRIES: Final = 64
+_DEPTH_MAX: Final = 4096
+_ENTRIES_END: Final = bytes([ENTRY_PREFIX[0] + 1])
+
+
+async def find_paths(store: StoreDoor, wanted: Collection[int]) -> dict[int, list[str]]:
+    """Paths of the wanted inodes, such as "/folder/file"; none for those without a name.
+
+    Entries that cannot be decoded are passed over.
+
+    Raises:
+        DeviceError, CorruptionError: the tree cannot be read.
+    """
+    found: dict[int, list[tuple[int, bytes]]] = {}
+    missing = set(wanted) - {ROOT_INO}
+    if missing:
+        found = await _find_names(store, ENTRY_PREFIX, _ENTRIES_END, missing)
+    directories: dict[int, str | None] = {ROOT_INO: ""}
+    paths = {ROOT_INO: ["/"]} if ROOT_INO in wanted else {}
+    for ino, names in found.items():
+        for parent, name in names:
+            above = await _directory_path(store, parent, directories)
+            if above is not None:
+                paths.setdefault(ino, []).append(f"{above}/{os.fsdecode(name)}")
+    return paths
+
+
+async def _directory_path(store: StoreDoor, ino: int, known: dict[int, str | None]) -> str | None:
+    """The path of a directory; None if it does not lead to the root."""
+    chain: list[tuple[int, bytes]] = []
+    at = ino
+    while at not in known and len(chain) < _DEPTH_MAX:
+        parent = await _parent(store, at)
+        names = await _find_names(store, entries_start(parent), entries_start(parent + 1), {at})
+        if not names:
+            known[at] = None
+            break
+        chain.append((at, names[at][0][1]))
+        at = parent
+    path = known.get(at)
+    for each, name in reversed(chain):
+        path = None if path is None else f"{path}/{os.fsdecode(name)}"
+        known[each] = path
+    return path
+
+
+async def _parent(store: StoreDoor, ino: int) -> int:
+    """The directory that a directory is in; 0 if its inode does not say."""
+    record = await store.get_record(inode_key(ino))
+    try:
+        return 0 if record is None else decode_inode(record).parent
+    except CorruptionError:
+        return 0
+
+
+async def _find_names(
+    store: StoreDoor, start: bytes, end: bytes, wanted: set[int]
+) -> dict[int, list[tuple[int, bytes]]]:
+    """(directory, name) of the wanted inodes' entries in a range of keys."""
+    found: dict[int, list[tuple[int, bytes]]] = {}
+    count = 0
+    async for key, value in store.scan(start, end):
+        count += 1
+        if count % _SLICE_ENTRIES == 0:
+            await trio.lowlevel.checkpoint()
+        entry = _entry(value)
+        if entry is None or entry.ino not in wanted:
+            continue
+        try:
+            parent, _, name = decode_entry_key(key)
+        except CorruptionError:
+            continue
+        names = found.setdefault(entry.ino, [])
+        if len(names) < NAMES_MAX:
+            names.append((parent, name))
+    return found
+
+
+def _entry(value: bytes | Shard) -> Entry | None:
+    if isinstance(value, Shard):
+        return None
+    try:
+        return decode_entry(value)
+    except CorruptionError:
+        return None
