@@ -133,7 +133,7 @@ MOVING: Final = (
         (
             Edit(
                 ShardData.append,
-                "floor = self._extents.reserve // 2 if stream is Stream.DATA else 0",
+                "floor = 0 if stream is Stream.SURVIVORS else self._extents.reserve // 2",
                 "floor = self._extents.reserve",
             ),
         ),

@@ -15,7 +15,6 @@ from shardfs.checking.conformance.case import Coverage
 from shardfs.checking.conformance.store_checks import Entries
 from shardfs.checking.models.space_model import Figures, Held, SpaceModel
 from shardfs.engine.extents import Extent
-from shardfs.engine.layout import Stream
 from shardfs.engine.pieces import Shard, locators
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
@@ -61,13 +60,13 @@ class ReclamationWatch:
         self._wrap(checkpointer, "compact", self._compacted)
         self._wrap(checkpointer, "empty", self._emptied)
         self._wrap(store._maintenance, "reclaim", self._reclaimed)
-        append_pieces = store._shards.append_pieces
+        append = evacuator._append
 
-        def appended(*arguments: Any, stream: Stream = Stream.DATA) -> Any:
-            self._counts["reclaim survivor moved"] += stream is Stream.SURVIVORS
-            return append_pieces(*arguments, stream=stream)
+        def appended(*arguments: Any) -> Any:
+            self._counts["reclaim survivor moved"] += 1
+            return append(*arguments)
 
-        vars(store._shards)["append_pieces"] = appended
+        vars(evacuator)["_append"] = appended
 
     def cut(self) -> None:
         """The power fails now."""
@@ -150,6 +149,11 @@ class SpaceCheck:
         """While nothing is being changed: the figures fit the content."""
         self.model.follow(content)
         self.model.check(self.figures())
+
+    def check_parts(self) -> None:
+        """The parts of the device fit the figures."""
+        assert self._store is not None
+        self.model.check_parts(self._store.space_parts(), self.figures())
 
     @contextmanager
     def room(self, key: bytes, wanted: int, *, judged: bool = True) -> Iterator[None]:

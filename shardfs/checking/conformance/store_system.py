@@ -326,6 +326,7 @@ class StoreSystem:
             self.model.crash(content)
             self.space.model.found(content, held_by(entries))
             self._check_space()
+            self.space.check_parts()
         else:
             assert content == self.model.content, difference(content, [self.model.content])
         check_account(self.store, entries)

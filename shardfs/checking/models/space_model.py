@@ -15,6 +15,7 @@ Invariants:
         to within FRESH_SHARE_MIN; and no more than that.
     I5. What fits into free is accepted. What does not is refused, and changes nothing.
     I6. Emptied and tidied, free is within EMPTIED_SHARE of a fresh store's.
+    I7. The parts of a device add up to its size, and those that users ask for are I1's and I2's.
 
 Not here: contents (key_value_model.py), asking a store for its figures (conformance/).
 """
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from shardfs import limits
 
@@ -83,6 +84,30 @@ class Figures:
     runs: int
 
 
+class Parts(Protocol):
+    """Where the bytes of a device are; engine.stats.SpaceParts is one."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all parts."""
+
+    @property
+    def live_bytes(self) -> int:
+        """Data that is referred to."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """Set aside."""
+
+    @property
+    def garbage_bytes(self) -> int:
+        """Reclamation gives it back."""
+
+    @property
+    def free_bytes(self) -> int:
+        """Can be written at once."""
+
+
 class SpaceModel:
     """What one store may say.
 
@@ -101,8 +126,8 @@ class SpaceModel:
     ) -> None:
         self._extent_bytes = extent_bytes
         self._is_data = is_data
-        self._total = (extent_count - limits.SUPERBLOCK_EXTENTS) * extent_bytes
-        self._users = self._total - reserve_extents * extent_bytes
+        self._total = extent_count * extent_bytes
+        self._users = self._total - (limits.SUPERBLOCK_EXTENTS + reserve_extents) * extent_bytes
         self._held: dict[bytes, Held] = {}
         self._values: dict[bytes, bytes] = {}
         self._patches: dict[bytes, tuple[bytes, Held]] = {}
@@ -182,6 +207,14 @@ class SpaceModel:
         )
         taken = figures.data + figures.reserved + share_most
         assert figures.free or taken >= self._fresh, f"nothing is free with {taken} bytes taken"
+
+    def check_parts(self, parts: Parts, figures: Figures) -> None:
+        """The parts say the same as the figures (I7)."""
+        assert parts.total_bytes == self._total, f"{parts} do not add up to {self._total}"
+        assert parts.live_bytes == figures.data, f"{parts} with {figures.data} bytes live"
+        assert parts.pending_bytes == figures.reserved
+        available = parts.garbage_bytes + parts.free_bytes
+        assert available == figures.free, f"{parts} with {figures.free} bytes free"
 
     def accepted(self, wanted: int, before: Figures, after: Figures) -> None:
         """Data of `wanted` bytes was taken (I5). Meanwhile a merge may have made room."""
