@@ -55,8 +55,7 @@ class Shape:
         crowded: there are so many keys that a scan takes several pages, and one run more than an
             extent.
         large: values are nearly as large as extents, so each has one of its own.
-        thin: extents of data are live in part, clients' values among what is live, and little is
-            free.
+        thin: extents of data are live in part, clients' values among what is live.
     """
 
     name: str
@@ -77,7 +76,7 @@ SHAPES: Final = (
     Shape("crowded", aged=3, crowded=True),
     Shape("crowded", aged=4, crowded=True),
     Shape("large", extent_count=48, aged=3, large=True),
-    Shape("thin", extent_count=26, aged=3, thin=True),
+    Shape("thin", extent_count=44, aged=2, thin=True),
     Shape("thin", extent_count=limits.EXTENT_COUNT_MIN, aged=2, zoned=True, thin=True),
 )
 
@@ -167,7 +166,9 @@ class _Ageing:
             await self._put(store, key, length=100 if key in RECORD_KEYS else 9000)
             for _ in range(3):
                 await self._put(store, b"s0", length=15_000)
-        await store.sync()
+        await store.checkpoint()
+        while await store.reclaim_dead():
+            pass
 
     async def _put(self, store: Store, *keys: bytes, length: int = _FILLER_BYTES) -> None:
         for key in keys:

@@ -168,6 +168,8 @@ def _replacing_what_is_moved(rng: random.Random) -> Operations:
         operations.append(Operation("reclaim", (0,)))
         for client in (1, 2):
             key, size = rng.randrange(len(KEYS)), rng.randrange(SIZES)
+            waiting = Operation("get", (client, rng.randrange(len(KEYS))))
+            operations += [waiting] * rng.choice((0, 0, 1, 3, 8))
             operations.append(Operation("put", (client, key, size)))
         operations.append(Operation(rng.choice(("extend", "create")), (1, rng.randrange(8), 4)))
     return tuple(operations)

@@ -4,7 +4,7 @@ Role: a StoreSystem owns the device, the model and what is known of planned faul
 open store: operations act on it until one of them, or a planned cut, ends it; then the device of
 the next life is what the ending leaves.
 
-What is checked, beside the answers of operations (store_operations.py):
+What is checked, beside the answers of operations (store_steps.py):
     C1.  A store opens by itself, healthy, as long as nothing destroyed bytes.
     C2.  What it holds then is allowed by the model (key_value_model.I1 to I5).
     C3.  The account of live bytes agrees with the content; where a draw says so, fsck is clean
