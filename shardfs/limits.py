@@ -64,8 +64,10 @@ INLINE_VALUE_BYTES_MAX: Final = 256
 """Store.put keeps values up to this size in the tree itself."""
 RIDER_BYTES_MAX: Final = 4 * MIB
 """A delta may be issued together with at most this much unflushed data; recovery verifies it."""
-MERGE_SLICE_ENTRIES: Final = 256
-"""Background merging gives way to other tasks after this many entries."""
+DELTA_PART_BYTES: Final = 32 * KIB
+"""A large delta is cut into parts of this size, each encoded in a slice of its own."""
+MERGE_PAGE_ENTRIES: Final = 64
+"""Merging takes this many entries of each run at a time, and the rest of their blocks."""
 
 # --- scheduling -----------------------------------------------------------------------------
 WRITE_BYTES_TARGET: Final = 1 * MIB
@@ -76,6 +78,15 @@ QUEUED_BYTES_MAX: Final = 64 * MIB
 COMMIT_INTERVAL_S: Final = 2.0
 """Applied batches are made durable after this long even if nobody asks."""
 CACHE_BYTES_DEFAULT: Final = 128 * MIB
+
+# --- pacing -----------------------------------------------------------------------------------
+SLICE_COST_MAX: Final = 128
+"""Background work gives way after so many entries, or as much of other work (pacing.Slices)."""
+REST_S_MAX: Final = 0.004
+"""It rests this long after a slice when there is little to do, not at all when there is much."""
+REST_S_MIN: Final = 0.0005
+ADMISSION_DELAY_S_MAX: Final = 0.02
+"""Store.admit delays a writer no longer than this, unless space has run out."""
 
 # --- superblock -----------------------------------------------------------------------------
 SUPERBLOCK_EXTENTS: Final = 2

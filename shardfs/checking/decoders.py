@@ -46,7 +46,13 @@ from shardfs.engine.lsm.entry import (
 )
 from shardfs.engine.lsm.filter import Filter
 from shardfs.engine.lsm.manifest import Manifest, decode_manifest, encode_manifest
-from shardfs.engine.lsm.segment import SegmentIndex, SegmentMeta, decode_index, encode_index
+from shardfs.engine.lsm.segment import (
+    SegmentIndex,
+    SegmentMeta,
+    decode_index,
+    encode_index,
+    encode_reference,
+)
 from shardfs.engine.mkfs import plan
 from shardfs.engine.pieces import (
     Locator,
@@ -259,7 +265,11 @@ def _tree_decoders() -> dict[str, Decoder]:
         "filter.Filter.decode": Decoder(_decode_filter, (key_filter,), Filter.encode),
         "segment.decode_index": Decoder(
             decode_index,
-            (encode_index(4, 30, [(b"a", LOCATOR), (b"k", LOCATOR)], key_filter),),
+            (
+                encode_index(
+                    4, 30, [encode_reference(key, LOCATOR) for key in (b"a", b"k")], key_filter
+                ),
+            ),
             _encode_index,
         ),
         "manifest.decode_manifest": Decoder(
@@ -288,8 +298,8 @@ def _encode_block(block: Block) -> bytes:
 
 
 def _encode_index(index: SegmentIndex) -> bytes:
-    blocks = list(zip(index.first_keys, index.blocks, strict=True))
-    return encode_index(index.run_id, index.entry_count, blocks, index.filter.encode())
+    references = list(map(encode_reference, index.first_keys, index.blocks))
+    return encode_index(index.run_id, index.entry_count, references, index.filter.encode())
 
 
 # --- the file system's keys and records -----------------------------------------------------------

@@ -61,6 +61,10 @@ class Cache:
         self._hits += 1
         return found[0]
 
+    def holds(self, key: Key) -> bool:
+        """Whether the value is there; does not count as a use."""
+        return key in self._values
+
     async def load(self, key: Key, loader: Callable[[], Awaitable[tuple[Any, int]]]) -> Any:
         """The value, loaded by the first who asks while the others wait.
 

@@ -1,6 +1,7 @@
 """Moves the tree forward: memtables become runs, runs are merged, manifests are installed.
 
-Role: the only place where the set of runs changes, one change at a time.
+Role: the only place where the set of runs changes, one change at a time. A checkpoint does not
+wait for a merge: merging holds a lock of its own, and the one for changes only to install.
 
 Invariants:
     I1. A manifest is issued only when every chunk it newly names is persistent, and the
@@ -20,6 +21,7 @@ Not here: what to merge (lsm/compaction.py), freeing extents (reclaim.py).
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -41,6 +43,7 @@ from shardfs.engine.lsm.manifest import Manifest, encode_manifest
 from shardfs.engine.lsm.merge import Run
 from shardfs.engine.lsm.segment import Segment, SegmentWriter
 from shardfs.engine.lsm.tree import Tree
+from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
 
@@ -76,13 +79,19 @@ class Checkpointer:
         self._usage = usage
         self._next_run_id = 1 + max((run.run_id for run in tree.runs), default=0)
         self._lock = trio.Lock()
+        self._merging = trio.Lock()
+        self.merge_pace: Callable[[], float] | None = None
+        """How urgent merging is, 0 to 1 (pacing.py); without it merging never rests."""
+        self.checkpoint_pace: Callable[[], float] | None = None
+        """The same for checkpoints that are paced."""
         extents.space.tree_bytes = sum(run.total_bytes for run in tree.runs)
 
-    async def checkpoint(self, *, only_if_due: bool = False) -> None:
+    async def checkpoint(self, *, only_if_due: bool = False, paced: bool = False) -> None:
         """Write everything in the memtable as a run; the delta log starts anew behind it.
 
         Args:
             only_if_due: nothing is done unless `Committer.is_due`, once its turn has come.
+            paced: rest between slices as `checkpoint_pace` allows, unless somebody else waits.
 
         Durable when: returned, all batches applied before the call are.
 
@@ -95,7 +104,9 @@ class Checkpointer:
             freeze = await self._committer.freeze()
             frozen = self._tree.frozen
             assert frozen is not None
-            writer = self._writer(level=0)
+            writer = self._writer(
+                level=0, slices=Slices(self._urgency_of_checkpoint) if paced else None
+            )
             try:
                 await write_memtable(frozen, writer, is_oldest=not self._tree.runs)
                 runs = (*self._tree.runs, *_as_run(writer, 0))
@@ -122,13 +133,15 @@ class Checkpointer:
             thorough: merge all runs as well when the newer ones may hide much of the oldest, as on
                 a device that is short of space.
 
+        Rests between slices as far as `merge_pace` allows, unless somebody else waits to merge.
+
         Returns:
             Whether something was merged: call again until False.
 
         Raises:
             DeviceError, CorruptionError, ReadOnlyError, NoSpaceError: the old runs stay.
         """
-        async with self._lock:
+        async with self._merging:
             thorough |= self._extents.space.is_short
             chosen = choose_runs(self._tree.runs, thorough=thorough)
             room = self._extents.free_bytes - 2 * self._extents.extent_bytes
@@ -138,20 +151,19 @@ class Checkpointer:
             level = chosen[0].level + (chosen[-1].level == chosen[0].level)
             level = min(level, limits.LEVEL_COUNT_MAX - 1)
             is_oldest = chosen[0] is self._tree.runs[0]
-            writer = self._writer(level=level)
+            writer = self._writer(level=level, slices=Slices(self._urgency_of_merge))
             try:
                 await merge_runs(chosen, writer, is_oldest=is_oldest)
-                at = self._tree.runs.index(chosen[0])
-                behind = self._tree.runs[at + len(chosen) :]
-                runs = (*self._tree.runs[:at], *_as_run(writer, level), *behind)
-                await self._install(runs, writer, None)
+                async with self._lock:
+                    # A checkpoint may have come meanwhile; it only adds behind.
+                    at = self._tree.runs.index(chosen[0])
+                    behind = self._tree.runs[at + len(chosen) :]
+                    runs = (*self._tree.runs[:at], *_as_run(writer, level), *behind)
+                    await self._install(runs, writer, None)
             except BaseException:
                 self._abandon(writer)
                 raise
-            for run in chosen:
-                for segment in run.segments:
-                    for locator in segment.locators:
-                        self._debit(locator)
+            await self._give_up(segment for run in chosen for segment in run.segments)
             _log.debug("merged %d runs of level %d", len(chosen), chosen[0].level)
             return True
 
@@ -161,37 +173,55 @@ class Checkpointer:
         Raises:
             DeviceError, CorruptionError, ReadOnlyError, NoSpaceError: it stays where it was.
         """
-        async with self._lock:
-            run = next((each for each in self._tree.runs if _segments_in(each, extent)), None)
+        async with self._merging:
+            run, doomed = await self._find_segments(extent)
             manifest = self._committer.root.manifest
             if run is None and (manifest is None or manifest.extent != extent):
                 return False
             writer = self._writer(level=run.level if run is not None else 0)
             try:
-                if run is None:
-                    await self._install(self._tree.runs, writer, None)
-                    return True
-                doomed = _segments_in(run, extent)
-                kept = {each.meta.first_key: each for each in run.segments if each not in doomed}
-                writer.run_id = run.run_id
+                if run is not None:
+                    writer.run_id = run.run_id
                 for segment in doomed:
                     await copy_segment(segment, writer)
-                kept |= {each.meta.first_key: each for each in writer.segments}
-                again = run._replace(segments=tuple(kept[key] for key in sorted(kept)))
-                runs = tuple(again if each is run else each for each in self._tree.runs)
-                await self._install(runs, writer, None)
+                async with self._lock:
+                    await self._install(
+                        _replaced(self._tree.runs, run, doomed, writer), writer, None
+                    )
             except BaseException:
                 self._abandon(writer)
                 raise
-            for segment in doomed:
-                for locator in segment.locators:
-                    self._debit(locator)
+            await self._give_up(doomed)
             return True
 
-    def _writer(self, *, level: int) -> SegmentWriter:
+    async def _find_segments(self, extent: int) -> tuple[Run | None, list[Segment]]:
+        """The oldest run that has something in the extent, and its segments that do."""
+        slices = Slices()
+        for run in self._tree.runs:
+            found = []
+            for segment in run.segments:
+                if any(locator.extent == extent for locator in segment.locators):
+                    found.append(segment)
+                await slices.spend(1 + len(segment.index.blocks) // 16)
+            if found:
+                return run, found
+        return None, []
+
+    def _urgency_of_checkpoint(self) -> float:
+        """Whoever waits for the lock that it holds lets it have no rest."""
+        if self.checkpoint_pace is None or self._lock.statistics().tasks_waiting:
+            return 1.0
+        return self.checkpoint_pace()
+
+    def _urgency_of_merge(self) -> float:
+        if self.merge_pace is None or self._merging.statistics().tasks_waiting:
+            return 1.0
+        return self.merge_pace()
+
+    def _writer(self, *, level: int, slices: Slices | None = None) -> SegmentWriter:
         run_id = self._next_run_id
         self._next_run_id += 1
-        return SegmentWriter(self._chunks, self._extents, self._cache, run_id, level)
+        return SegmentWriter(self._chunks, self._extents, self._cache, run_id, level, slices)
 
     async def _install(
         self, runs: tuple[Run, ...], writer: SegmentWriter, freeze: Freeze | None
@@ -225,16 +255,29 @@ class Checkpointer:
             self._debit(locator)
         writer.credited.clear()
 
+    async def _give_up(self, segments: Iterable[Segment]) -> None:
+        """The chunks of these segments are referred to no more."""
+        slices = Slices()
+        with trio.CancelScope(shield=True):  # half of it would leave garbage that counts as live
+            for segment in segments:
+                for locator in segment.locators:
+                    self._debit(locator)
+                    await slices.spend(1)
+
     def _debit(self, locator: Locator) -> None:
         self._extents.debit(locator.extent, locator.epoch, locator_bytes(locator))
 
 
-def _segments_in(run: Run, extent: int) -> list[Segment]:
-    return [
-        segment
-        for segment in run.segments
-        if any(locator.extent == extent for locator in segment.locators)
-    ]
+def _replaced(
+    runs: tuple[Run, ...], changed: Run | None, doomed: list[Segment], writer: SegmentWriter
+) -> tuple[Run, ...]:
+    """The runs, with what was written in place of some segments of one of them."""
+    if changed is None:
+        return runs
+    kept = {each.meta.first_key: each for each in changed.segments if each not in doomed}
+    kept |= {each.meta.first_key: each for each in writer.segments}
+    again = changed._replace(segments=tuple(kept[key] for key in sorted(kept)))
+    return tuple(again if each is changed else each for each in runs)
 
 
 def _as_run(writer: SegmentWriter, level: int) -> tuple[Run, ...]:

@@ -19,7 +19,8 @@ Not here: writing memtables as runs (checkpoint.py), reading the log back (recov
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
@@ -30,8 +31,9 @@ from shardfs.engine.extents import Extents, Usage
 from shardfs.engine.framing import frame_bytes
 from shardfs.engine.health import Health
 from shardfs.engine.layout import Kind, Stream
-from shardfs.engine.lsm.delta import Rider, Tail, encode_delta
+from shardfs.engine.lsm.delta import Rider, Tail, cut_parts, encode_part
 from shardfs.engine.lsm.tree import Tree
+from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import Root, Superblock
@@ -50,6 +52,28 @@ class Freeze:
     log_offset: int
     usage: tuple[Usage, ...]
     durable: Dependency
+
+
+@dataclass(slots=True, eq=False)
+class _Riders:
+    """Chunks of data that are written together, and not persistent yet."""
+
+    persistent: Dependency
+    locators: list[Locator] = field(default_factory=list)
+    bytes: int = 0
+
+
+class _Cut(NamedTuple):
+    """What one delta will hold, and what it waits for."""
+
+    number: int
+    tails: list[Tail]
+    riders: list[Rider]
+    changes: dict[bytes, bytes]
+    data: Dependency
+    before: Dependency
+    usage: tuple[Usage, ...] | None
+    """Live bytes at the cut, if the memtable was set aside there."""
 
 
 class Committer:
@@ -83,7 +107,7 @@ class Committer:
         self._next_number = root.durable_delta + 1
         self._pending: dict[bytes, bytes] = {}
         self._pending_bytes = 0
-        self._riders: dict[int, tuple[Locator, Dependency]] = {}
+        self._riders: dict[int, _Riders] = {}
         self._next = Dependency()
         self._last = PERSISTENT
         self._committing = False
@@ -119,6 +143,14 @@ class Committer:
         return self._pending_bytes
 
     @property
+    def fill(self) -> float:
+        """How full memtable and delta log are, the fuller of them; 1: a checkpoint is due."""
+        return max(
+            self._tree.memtable.bytes_held / self._memtable_bytes_max,
+            self._log_bytes / self._log_bytes_max,
+        )
+
+    @property
     def log_bytes(self) -> int:
         """Bytes of the delta log that a recovery would read."""
         return self._log_bytes
@@ -126,18 +158,12 @@ class Committer:
     @property
     def is_due(self) -> bool:
         """The memtable or the delta log has outgrown its bound: a checkpoint should run."""
-        return (
-            self._tree.memtable.bytes_held >= self._memtable_bytes_max
-            or self._log_bytes >= self._log_bytes_max
-        )
+        return self.fill >= 1.0
 
     @property
     def is_overdue(self) -> bool:
         """They have outgrown it so far that who adds to them should wait."""
-        return (
-            self._tree.memtable.bytes_held >= 2 * self._memtable_bytes_max
-            or self._log_bytes >= 2 * self._log_bytes_max
-        )
+        return self.fill >= 2.0
 
     def add(self, changes: dict[bytes, bytes], riders: list[tuple[Locator, Dependency]]) -> None:
         """Take in one applied batch: encoded values, and the data they refer to anew."""
@@ -145,7 +171,11 @@ class Committer:
         self._pending_bytes += sum(len(key) + len(value) for key, value in changes.items())
         for locator, persistent in riders:
             if not persistent.is_persistent():
-                self._riders[locator.sequence] = (locator, persistent)
+                group = self._riders.get(id(persistent))
+                if group is None:
+                    group = self._riders[id(persistent)] = _Riders(persistent)
+                group.locators.append(locator)
+                group.bytes += locator_bytes(locator)
 
     def applied(self) -> Dependency:
         """Persistent once every batch applied so far is durable."""
@@ -156,7 +186,7 @@ class Committer:
         memtable may be part of it, and counts as not durable."""
         if key in self._pending:
             return False
-        return self._last.is_persistent() or key not in self._tree.memtable.entries
+        return self._last.is_persistent() or self._tree.in_memory(key) is None
 
     async def commit(self) -> None:
         """Make every batch applied before the call durable; shared among callers.
@@ -227,7 +257,7 @@ class Committer:
                 await self.write_record()
             target = self._next
             number = self._next_number
-            log_bytes, written = self._cut_delta()
+            log_bytes, written = await self._write_delta(self._cut_delta())
             if self._extents.needs_declaring:
                 # The delta was larger than the extents that had been declared ahead.
                 await self.write_record()
@@ -250,60 +280,72 @@ class Committer:
         if not self._next.settled:
             self._next.fail(ReadOnlyError(self._health.reason))
 
-    def _cut_delta(self) -> tuple[int, Dependency]:
-        """Put everything pending into one delta; its bytes, and when it is durable."""
+    def _cut_delta(self) -> _Cut:
+        """Set everything pending aside for one delta, in one critical section: what is applied
+        from here on, and the live bytes it changes, are the next one's."""
         self._extents.cut_all()
         number = self._next_number
-        riders = [
-            (locator, persistent)
-            for locator, persistent in self._riders.values()
-            if not persistent.is_persistent()
-        ]
-        data = all_of([persistent for _, persistent in riders])
+        riders = [each for each in self._riders.values() if not each.persistent.is_persistent()]
+        data = all_of([each.persistent for each in riders])
         before = PERSISTENT
-        if sum(locator_bytes(locator) for locator, _ in riders) > limits.RIDER_BYTES_MAX:
+        if sum(each.bytes for each in riders) > limits.RIDER_BYTES_MAX:
             before, riders = data, []
         tails = [
             Tail(extent.index, extent.epoch, extent.write_pointer, extent.stream, change)
             for extent, change in self._extents.take_touched()
         ]
-        payloads = encode_delta(
-            number,
-            self._root.durable_delta,
-            tails,
-            [Rider(at.extent, at.epoch, at.offset, at.sequence) for at, _ in riders],
-            sorted(self._pending.items()),
-            self._chunks.payload_bytes_max,
-        )
-        written = [data]
-        for payload in payloads:
-            locator, persistent = self._chunks.put(
-                Kind.DELTA, Stream.META, b"", number, (payload,), before
-            )
-            self._extents.all[locator.extent].last_delta = number
-            written.append(persistent)
-        self._extents.cut_all()
+        changes = self._pending
         self._pending = {}
         self._pending_bytes = 0
         self._riders = {}
         self._last, self._next = self._next, Dependency()
         self._next_number = number + 1
-        self._freeze_if_wanted(number, locator)
-        return sum(_log_bytes(len(payload)) for payload in payloads), all_of(written)
+        named = [
+            Rider(at.extent, at.epoch, at.offset, at.sequence)
+            for each in riders
+            for at in each.locators
+        ]
+        return _Cut(number, tails, named, changes, data, before, self._freeze_if_wanted())
 
-    def _freeze_if_wanted(self, number: int, last: Locator) -> None:
+    async def _write_delta(self, cut: _Cut) -> tuple[int, Dependency]:
+        """Encode and append a delta, a part a slice; its bytes, and when it is durable.
+
+        Parts that are written while others are not count for nothing (lsm.delta.I1).
+        """
+        slices = Slices()
+        contents = []
+        for content in cut_parts(
+            cut.tails, cut.riders, cut.changes.items(), self._chunks.payload_bytes_max
+        ):
+            contents.append(content)
+            await slices.spend(len(content.entries) // 2)
+        durable = self._root.durable_delta
+        written = [cut.data]
+        length = 0
+        for part, content in enumerate(contents):
+            payload = encode_part(cut.number, durable, part, len(contents), content)
+            locator, persistent = self._chunks.put(
+                Kind.DELTA, Stream.META, b"", cut.number, (payload,), cut.before
+            )
+            self._extents.all[locator.extent].last_delta = cut.number
+            written.append(persistent)
+            length += frame_bytes(0, len(payload))
+            if part + 1 < len(contents):
+                await slices.spend(len(content.entries))
+        self._extents.cut_all()
+        if cut.usage is not None:
+            extent = self._extents.all[locator.extent]
+            self.frozen = Freeze(
+                cut.number, extent.index, extent.write_pointer, cut.usage, self._last
+            )
+        # Every commit takes whole blocks of the log.
+        return length + -length % limits.BLOCK_BYTES, all_of(written)
+
+    def _freeze_if_wanted(self) -> tuple[Usage, ...] | None:
+        """Set the memtable aside if a checkpoint has asked for it; the live bytes as of now."""
         if not self._freeze_wanted or self._tree.frozen is not None:
-            return
+            return None
         self._freeze_wanted = False
         self._tree.freeze()
-        extent = self._extents.all[last.extent]
         self._log_bytes = 0
-        self.frozen = Freeze(
-            number, extent.index, extent.write_pointer, self._extents.usage(), self._last
-        )
-
-
-def _log_bytes(payload_bytes: int) -> int:
-    """What a part of a delta takes in the log, where every commit takes whole blocks."""
-    blocks = -(-frame_bytes(0, payload_bytes) // limits.BLOCK_BYTES)
-    return blocks * limits.BLOCK_BYTES
+        return self._extents.usage()

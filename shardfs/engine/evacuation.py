@@ -36,6 +36,7 @@ from shardfs.engine.framing import Frame, decode_head, head_bytes
 from shardfs.engine.layout import FRAME_MAGIC, Kind, Stream
 from shardfs.engine.lsm.entry import decode_value
 from shardfs.engine.lsm.tree import Tree
+from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Piece, Shard
 from shardfs.engine.shards import ShardData
 from shardfs.engine.temperature import Temperature
@@ -43,18 +44,28 @@ from shardfs.errors import CorruptionError, DeviceError, LimitError, StaleError
 
 _log = logging.getLogger(__name__)
 
-_BATCH_BYTES = 1 * limits.MIB
-_BATCH_SHARDS = 64
+_BATCH_BYTES = 256 * limits.KIB
+_BATCH_PIECES = 16
+_SCAN_COST = 3
+_PIECE_COST = 24
+_COST_BYTES = 8 * limits.KIB
 _ATTEMPTS_MAX = 8
 _SCAN_BYTES = 256 * limits.KIB
 
 
 class _Move(NamedTuple):
-    """One shard, as read, and the bytes of its pieces that lie in the extent to be emptied."""
+    """One shard, as read, and the bytes of some of its pieces that lie in the extent to be emptied;
+    `is_all`: of all of them."""
 
     key: bytes
     shard: Shard
     copies: dict[int, bytes]
+    is_all: bool
+
+    @property
+    def bytes(self) -> int:
+        """Bytes to be moved."""
+        return sum(map(len, self.copies.values()))
 
 
 class Evacuator:
@@ -84,6 +95,8 @@ class Evacuator:
         self._new_batch = new_batch
         self._apply = apply
         self._stuck: dict[int, int] = {}
+        self.slices = Slices()
+        """How emptying gives way to others; whoever paces it sets this."""
         self.moved_bytes = 0
         """Bytes of data that were written again, since the open."""
 
@@ -129,19 +142,23 @@ class Evacuator:
         """
         moved = 0
         moves: list[_Move] = []
-        size = 0
         with self._extents.pinned(extent.index):
             for key in await self.owners(extent):
                 if not extent.live_bytes:
                     break
-                move = await self._read(extent, key)
-                if move is None:
-                    continue
-                moves.append(move)
-                size += sum(map(len, move.copies.values()))
-                if size >= _BATCH_BYTES or len(moves) >= _BATCH_SHARDS:
+                first = -1
+                while (move := await self._read(extent, key)) is not None:
+                    if min(move.copies) <= first:
+                        break  # the same again: it could not be moved
+                    first = min(move.copies)
+                    moves.append(move)
+                    if move.is_all and not _is_batch(moves):
+                        break
                     moved += await self._place(extent, moves)
-                    moves, size = [], 0
+                    moves = []
+                    # The rest of a large shard is looked at when its first pieces have moved.
+                    if move.is_all:
+                        break
             moved += await self._place(extent, moves)
         if extent.live_bytes:
             self._stuck[extent.index] = extent.epoch
@@ -159,35 +176,37 @@ class Evacuator:
         while (frame := await scan.next()) is not None:
             if frame.kind is Kind.DATA:
                 owners[frame.owner] = None
+            await self.slices.spend(_SCAN_COST)
         return list(owners)
 
     async def _read(self, extent: Extent, key: bytes) -> _Move | None:
-        """What a shard has in the extent, or None if nothing that can be read."""
+        """What a shard has in the extent, at most a batch of it, or None if nothing that can be
+        read."""
         try:
             value = await self._tree.get(key)
             shard = None if value is None else decode_value(value, self._tree.generation)
             if not isinstance(shard, Shard):
                 return None
-            copies = {}
-            for piece in shard.pieces:
-                if _lies_in(piece, extent):
-                    data = await self._chunks.get(piece.locator, piece.skip, piece.length)
-                    copies[piece.start] = bytes(data)
+            wanted = [piece for piece in shard.pieces if _lies_in(piece, extent)]
+            copies: dict[int, bytes] = {}
+            for piece in wanted[:_BATCH_PIECES]:
+                await self.slices.spend(_PIECE_COST + piece.length // _COST_BYTES)
+                data = await self._chunks.get(piece.locator, piece.skip, piece.length)
+                copies[piece.start] = bytes(data)
         except (DeviceError, CorruptionError) as error:
             _log.warning("a chunk of extent %d stays where it is: %s", extent.index, error)
             return None
-        return _Move(key, shard, copies) if copies else None
+        return _Move(key, shard, copies, len(copies) == len(wanted)) if copies else None
 
     async def _place(self, extent: Extent, moves: Sequence[_Move]) -> int:
         moved = 0
         waiting = list(moves)
         for _ in range(_ATTEMPTS_MAX):
             changed = self._place_now(extent, waiting)
-            placed = sum(
-                sum(map(len, move.copies.values())) for move in waiting if move.key not in changed
-            )
+            placed = sum(move.bytes for move in waiting if move.key not in changed)
             moved += placed
             self.moved_bytes += placed
+            await self.slices.spend(sum(_PIECE_COST * len(move.copies) for move in waiting))
             waiting = [again for key in changed if (again := await self._read(extent, key))]
             if not waiting:
                 break
@@ -296,6 +315,12 @@ class _HeadScan:
                 self._offset = self._start + at
                 return
             at += 1
+
+
+def _is_batch(moves: Sequence[_Move]) -> bool:
+    """Whether it is as much as one critical section may move."""
+    pieces = sum(len(move.copies) for move in moves)
+    return pieces >= _BATCH_PIECES or sum(move.bytes for move in moves) >= _BATCH_BYTES
 
 
 def _lies_in(piece: Piece, extent: Extent) -> bool:

@@ -110,6 +110,7 @@ class Store:
             parts.extents,
             parts.scheduler,
             parts.health,
+            parts.tree,
             self._evacuator,
             options.commit_interval_s,
         )
@@ -383,8 +384,8 @@ class Store:
         self._maintenance.notice()
 
     async def admit(self, length: int = 0) -> None:
-        """Wait while too much is queued for the device, or is behind the last checkpoint, or while
-        garbage is in the way.
+        """Wait a little as the background work falls behind (pacing.py); wait longer while too much
+        is queued for the device, or is behind the last checkpoint, or while garbage is in the way.
 
         Args:
             length: bytes of data that will be appended next.

@@ -21,7 +21,7 @@ from shardfs.engine import chunks, framing
 from shardfs.engine.commit import Committer
 from shardfs.engine.dependency import PERSISTENT
 from shardfs.engine.extents import Extent, Extents
-from shardfs.engine.lsm.delta import encode_delta
+from shardfs.engine.lsm.delta import cut_parts
 from shardfs.engine.scheduler import Scheduler
 from tests.crash import workloads
 from tests.crash.harness import (
@@ -114,10 +114,10 @@ def test_riders_that_are_not_verified() -> None:
 
 
 def test_riders_that_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def encode(number: int, durable: int, tails: Any, _riders: Any, *rest: Any) -> Any:
-        return encode_delta(number, durable, tails, [], *rest)
+    def cut(tails: Any, _riders: Any, *rest: Any) -> Any:
+        return cut_parts(tails, [], *rest)
 
-    monkeypatch.setattr("shardfs.engine.commit.encode_delta", encode)
+    monkeypatch.setattr("shardfs.engine.commit.cut_parts", cut)
     assert "do not match their checksum" in str(first_finding())
 
 

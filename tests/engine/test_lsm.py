@@ -33,7 +33,7 @@ def test_a_memtable_is_a_sorted_dictionary(
         if number % 5 == 0:
             expected = [pair for pair in sorted(model.items()) if start <= pair[0] < end]
             assert table.range(start, end, count) == expected[:count]
-    assert table.ordered() == sorted(model)
+    assert list(table.ordered()) == sorted(model)
     assert len(table) == len(model)
     assert all(table.get(key) == value for key, value in model.items())
     overhead = Memtable()

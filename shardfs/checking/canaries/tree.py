@@ -28,10 +28,13 @@ RUNS: Final = (
         (
             Edit(
                 compaction.merge_runs,
-                "page = await load_page(chosen, start, _KEY_END, limits.MERGE_SLICE_ENTRIES)",
+                "page = await load_page("
+                "chosen, start, _KEY_END, limits.MERGE_PAGE_ENTRIES, writer.slices)",
                 "from shardfs.errors import DeviceError\n"
                 "try:\n"
-                "    page = await load_page(chosen, start, _KEY_END, limits.MERGE_SLICE_ENTRIES)\n"
+                "    page = await load_page(\n"
+                "        chosen, start, _KEY_END, limits.MERGE_PAGE_ENTRIES, writer.slices\n"
+                "    )\n"
                 "except DeviceError:\n"
                 "    break",
             ),
@@ -86,8 +89,8 @@ RUNS: Final = (
         (
             Edit(
                 SegmentWriter._end_segment,
-                "key_filter = Filter.of(self._keys, count)",
-                "key_filter = Filter.of(self._keys[:-1], count)",
+                "key_filter.add(self._keys[start : start + _FILTER_STEP])",
+                "key_filter.add(self._keys[start : min(start + _FILTER_STEP, count - 1)])",
             ),
         ),
         ("store",),
@@ -209,8 +212,8 @@ DELTAS: Final = (
         (
             Edit(
                 Committer._cut_delta,
-                "sorted(self._pending.items()),",
-                "sorted(self._pending.items())[:2],",
+                "changes = self._pending\n",
+                "changes = dict(sorted(self._pending.items())[:2])\n",
             ),
             Edit(
                 Committer._cut_delta,

@@ -15,7 +15,9 @@ Not here: making the result part of the tree (checkpoint.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 
 import trio
 
@@ -24,6 +26,7 @@ from shardfs.engine.lsm.entry import TOMBSTONE
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.merge import Run, load_page
 from shardfs.engine.lsm.segment import Segment, SegmentWriter
+from shardfs.engine.pacing import share_between
 
 _HIDDEN_FRACTION_MAX = 0.2
 _KEY_END = b"\xff" * (limits.KEY_BYTES_MAX + 1)
@@ -52,21 +55,31 @@ def choose_runs(runs: Sequence[Run], *, thorough: bool = False) -> list[Run]:
     return []
 
 
+def merge_debt(runs: Sequence[Run]) -> float:
+    """How far merging is behind, for pacing.py: 0 while no level is full, 1 when one holds three
+    times as many runs as it should."""
+    levels = Counter(run.level for run in runs)
+    bound = limits.RUNS_PER_LEVEL_MAX
+    return share_between(max(levels.values(), default=0), bound - 1, 3 * bound)
+
+
 async def write_memtable(table: Memtable, writer: SegmentWriter, *, is_oldest: bool) -> None:
     """Write a frozen memtable as a run.
 
     Args:
         is_oldest: there are no runs at all, so tombstones mean nothing.
 
-    Checkpoints: every limits.MERGE_SLICE_ENTRIES entries.
+    Checkpoints: as the writer's slices do.
     """
-    for count, key in enumerate(table.ordered(), 1):
-        value = table.entries[key]
-        if not (is_oldest and value == TOMBSTONE):
-            writer.add(key, value)
-        if count % limits.MERGE_SLICE_ENTRIES == 0:
-            await trio.lowlevel.checkpoint()
-    writer.finish()
+    keys = table.ordered()
+    while some := list(islice(keys, limits.MERGE_PAGE_ENTRIES)):
+        kept = []
+        for key in some:
+            value = table.entries[key]
+            if not (is_oldest and value == TOMBSTONE):
+                kept.append((key, value))
+        await writer.add(kept)
+    await writer.finish()
 
 
 async def merge_runs(chosen: Sequence[Run], writer: SegmentWriter, *, is_oldest: bool) -> None:
@@ -76,36 +89,38 @@ async def merge_runs(chosen: Sequence[Run], writer: SegmentWriter, *, is_oldest:
         chosen: oldest first.
         is_oldest: no older run exists outside `chosen` (I2).
 
-    Checkpoints: at least once a page.
+    Checkpoints: as the writer's slices do, and at least once a page.
 
     Raises:
         DeviceError, CorruptionError: a run cannot be read; nothing has been replaced.
     """
     start = b""
     while True:
-        page = await load_page(chosen, start, _KEY_END, limits.MERGE_SLICE_ENTRIES)
+        page = await load_page(chosen, start, _KEY_END, limits.MERGE_PAGE_ENTRIES, writer.slices)
+        kept = []
         for key in sorted(page.entries):
             value = page.entries[key]
             if not (is_oldest and value == TOMBSTONE):
-                writer.add(key, value)
+                kept.append((key, value))
+        await writer.slices.spend(len(page.entries) // 2)
+        await writer.add(kept)
         if page.horizon is None:
             break
         start = page.horizon + b"\0"
         await trio.lowlevel.checkpoint()
-    writer.finish()
+    await writer.finish()
 
 
 async def copy_segment(segment: Segment, writer: SegmentWriter) -> None:
     """Write the entries of one segment again, as a segment of their own.
 
-    Checkpoints: at least once a block.
+    Checkpoints: as the writer's slices do, and at least once a block.
 
     Raises:
         DeviceError, CorruptionError: the segment cannot be read; nothing has been replaced.
     """
     for number in range(len(segment.index.blocks)):
         block = await segment.block(number)
-        for key, value in zip(block.keys, block.values, strict=True):
-            writer.add(key, value)
+        await writer.add(list(zip(block.keys, block.values, strict=True)))
         await trio.lowlevel.checkpoint()
-    writer.finish()
+    await writer.finish()

@@ -16,8 +16,10 @@ Not here: when to cut a delta (commit.py), taking them back in (recovery.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from shardfs import limits
 from shardfs.engine.layout import DELTA_HEADER, RIDER, TAIL, Bytes, Stream
 from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, Block, decode_block, encode_block
 from shardfs.errors import CorruptionError
@@ -56,6 +58,76 @@ class DeltaPart(NamedTuple):
     block: Block
 
 
+class PartContent(NamedTuple):
+    """What one part of a delta will hold; entries in any order."""
+
+    tails: list[Tail]
+    riders: list[Rider]
+    entries: list[tuple[bytes, bytes]]
+
+
+def cut_parts(
+    tails: Iterable[Tail],
+    riders: Iterable[Rider],
+    entries: Iterable[tuple[bytes, bytes]],
+    payload_bytes_max: int,
+) -> Iterator[PartContent]:
+    """Cut what a delta holds into parts, one after the other; there is at least one.
+
+    Args:
+        entries: in any order.
+        payload_bytes_max: no part becomes longer; most stop at limits.DELTA_PART_BYTES.
+    """
+    content = PartContent([], [], [])
+    fixed = DELTA_HEADER.size + 64
+    wanted = min(payload_bytes_max, limits.DELTA_PART_BYTES) - fixed
+    taken = 0
+
+    def is_full(size: int) -> bool:
+        nonlocal taken
+        assert size + fixed <= payload_bytes_max, "an entry is larger than a chunk"
+        full = taken > 0 and taken + size > wanted
+        taken = size if full else taken + size
+        return full
+
+    for tail in tails:
+        if is_full(TAIL.size):
+            yield content
+            content = PartContent([], [], [])
+        content.tails.append(tail)
+    for rider in riders:
+        if is_full(RIDER.size):
+            yield content
+            content = PartContent([], [], [])
+        content.riders.append(rider)
+    for key, value in entries:
+        if is_full(len(key) + len(value) + ENTRY_FIXED_BYTES):
+            yield content
+            content = PartContent([], [], [])
+        content.entries.append((key, value))
+    yield content
+
+
+def encode_part(number: int, durable: int, part: int, parts: int, content: PartContent) -> bytes:
+    """The payload of one part of a delta.
+
+    Args:
+        number: of the delta.
+        durable: deltas up to this number were durable when it was made.
+        part, parts: which part of how many.
+    """
+    return b"".join(
+        (
+            DELTA_HEADER.pack(
+                number, part, parts, durable, len(content.tails), len(content.riders)
+            ),
+            *(TAIL.pack(*tail) for tail in content.tails),
+            *(RIDER.pack(*rider) for rider in content.riders),
+            encode_block(sorted(content.entries)),
+        )
+    )
+
+
 def encode_delta(
     number: int,
     durable: int,
@@ -64,37 +136,11 @@ def encode_delta(
     entries: list[tuple[bytes, bytes]],
     payload_bytes_max: int,
 ) -> list[bytes]:
-    """The payloads of a delta's parts, each at most `payload_bytes_max` long."""
-    groups: list[tuple[list[Tail], list[Rider], list[tuple[bytes, bytes]]]] = [([], [], [])]
-    room = fixed = payload_bytes_max - DELTA_HEADER.size - 64
-
-    def take(size: int) -> tuple[list[Tail], list[Rider], list[tuple[bytes, bytes]]]:
-        nonlocal room
-        if size > room:
-            groups.append(([], [], []))
-            room = fixed
-        assert size <= room, "an entry is larger than a chunk"
-        room -= size
-        return groups[-1]
-
-    for tail in tails:
-        take(TAIL.size)[0].append(tail)
-    for rider in riders:
-        take(RIDER.size)[1].append(rider)
-    for key, value in entries:
-        take(len(key) + len(value) + ENTRY_FIXED_BYTES)[2].append((key, value))
+    """The payloads of all parts of a delta, each at most `payload_bytes_max` long."""
+    contents = list(cut_parts(tails, riders, entries, payload_bytes_max))
     return [
-        b"".join(
-            (
-                DELTA_HEADER.pack(
-                    number, part, len(groups), durable, len(part_tails), len(part_riders)
-                ),
-                *(TAIL.pack(*tail) for tail in part_tails),
-                *(RIDER.pack(*rider) for rider in part_riders),
-                encode_block(part_entries),
-            )
-        )
-        for part, (part_tails, part_riders, part_entries) in enumerate(groups)
+        encode_part(number, durable, part, len(contents), content)
+        for part, content in enumerate(contents)
     ]
 
 

@@ -37,10 +37,14 @@ class Filter:
 
     @classmethod
     def of(cls, keys: Iterable[bytes], count: int) -> Filter:
-        """The filter of `count` keys."""
-        bloom = Bloom(max(1, count), limits.FILTER_FALSE_POSITIVE_RATE, _hash)
-        bloom.update(keys)
-        return cls(bloom)
+        """The filter of `count` keys, or of the first of them: `add` takes the others."""
+        found = cls(Bloom(max(1, count), limits.FILTER_FALSE_POSITIVE_RATE, _hash))
+        found.add(keys)
+        return found
+
+    def add(self, keys: Iterable[bytes]) -> None:
+        """Take in some of the keys that it was made for."""
+        self._bloom.update(keys)
 
     @classmethod
     def decode(cls, data: bytes) -> Filter:

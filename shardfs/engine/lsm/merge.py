@@ -17,6 +17,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from shardfs.engine.lsm.segment import Segment
+from shardfs.engine.pacing import Slices
+
+_PART_COST = 16
+_DECODING_COST = 48
 
 
 class Run(NamedTuple):
@@ -48,20 +52,27 @@ class Page(NamedTuple):
     horizon: bytes | None
 
 
-async def load_page(runs: Sequence[Run], start: bytes, end: bytes, count: int) -> Page:
+async def load_page(
+    runs: Sequence[Run], start: bytes, end: bytes, count: int, slices: Slices | None = None
+) -> Page:
     """Merge the runs from `start`, for about `count` entries of each.
 
     Args:
         runs: oldest first; a later run's value hides an earlier one's.
         start, end: the key range [start, end).
         count: entries to take from each run before stopping.
+        slices: gives way between blocks; for work in the background.
 
-    Checkpoints: only when blocks are not cached.
+    Checkpoints: only when blocks are not cached, and as `slices` does.
 
     Raises:
         DeviceError, CorruptionError: a block cannot be read.
     """
-    parts = [await _run_part(run, start, end, count) for run in runs]
+    parts = []
+    for run in runs:
+        parts.append(await _run_part(run, start, end, count, slices))
+        if slices is not None:
+            await slices.spend(_PART_COST)
     return merge_parts(parts)
 
 
@@ -78,7 +89,7 @@ def merge_parts(parts: Sequence[tuple[list[tuple[bytes, bytes]], bool]]) -> Page
 
 
 async def _run_part(
-    run: Run, start: bytes, end: bytes, count: int
+    run: Run, start: bytes, end: bytes, count: int, slices: Slices | None
 ) -> tuple[list[tuple[bytes, bytes]], bool]:
     entries: list[tuple[bytes, bytes]] = []
     for segment in run.segments[run.segment_number(start) :]:
@@ -87,6 +98,8 @@ async def _run_part(
                 return entries, True
             if len(entries) >= count:
                 return entries, False
+            if slices is not None and not segment.is_cached(number):
+                await slices.spend(_DECODING_COST)
             block = await segment.block(number)
             first = bisect_left(block.keys, start)
             last = bisect_left(block.keys, end)

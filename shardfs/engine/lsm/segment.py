@@ -18,6 +18,7 @@ Not here: choosing what to merge (compaction.py), which segment to ask (tree.py)
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from shardfs import limits
@@ -28,11 +29,14 @@ from shardfs.engine.extents import Extents
 from shardfs.engine.layout import BLOCK_REFERENCE, RUN_INDEX_HEADER, Bytes, Kind, Stream
 from shardfs.engine.lsm.entry import Block, block_bytes, decode_block, encode_block
 from shardfs.engine.lsm.filter import Filter
+from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator, decode_locator, encode_locator
 from shardfs.errors import CorruptionError
 
 _DECODED_ENTRY_BYTES = 120
 _FILTER_BYTES_PER_ENTRY = 2
+_FILTER_STEP = 128
+_ENTRIES_PER_STEP = 32
 
 
 class SegmentMeta(NamedTuple):
@@ -58,13 +62,20 @@ class SegmentIndex(NamedTuple):
 
 
 def encode_index(
-    run_id: int, entry_count: int, blocks: list[tuple[bytes, Locator]], filter_data: bytes
+    run_id: int, entry_count: int, references: Sequence[bytes], filter_data: bytes
 ) -> bytes:
-    """The payload of a run index chunk."""
-    parts = [RUN_INDEX_HEADER.pack(run_id, entry_count, len(blocks), len(filter_data))]
-    for first_key, locator in blocks:
-        parts += [BLOCK_REFERENCE.pack(len(first_key)), first_key, encode_locator(locator)]
-    return b"".join((*parts, filter_data))
+    """The payload of a run index chunk.
+
+    Args:
+        references: of each block, in order (`encode_reference`).
+    """
+    head = RUN_INDEX_HEADER.pack(run_id, entry_count, len(references), len(filter_data))
+    return b"".join((head, *references, filter_data))
+
+
+def encode_reference(first_key: bytes, locator: Locator) -> bytes:
+    """What a run index says of one block."""
+    return BLOCK_REFERENCE.pack(len(first_key)) + first_key + encode_locator(locator)
 
 
 def decode_index(data: Bytes) -> SegmentIndex:
@@ -154,10 +165,14 @@ class Segment:
             return block.values[at]
         return None
 
+    def is_cached(self, number: int) -> bool:
+        """Whether a block need not be read and decoded; never checkpoints."""
+        return self._cache.holds(_cache_key(self.index.blocks[number]))
+
     async def block(self, number: int) -> Block:
         """A decoded block, from the cache if it is there."""
         locator = self.index.blocks[number]
-        key = (locator.extent, locator.epoch, locator.offset)
+        key = _cache_key(locator)
         cached: Block | None = self._cache.get(key)
         if cached is not None:
             return cached
@@ -170,6 +185,10 @@ class Segment:
         return loaded
 
 
+def _cache_key(locator: Locator) -> tuple[int, int, int]:
+    return (locator.extent, locator.epoch, locator.offset)
+
+
 class SegmentWriter:
     """Writes one run as a sequence of segments.
 
@@ -177,20 +196,29 @@ class SegmentWriter:
         chunks, extents, cache: of the store.
         run_id: of the new run.
         level: of the new run.
+        slices: gives way to other tasks.
     """
 
     def __init__(
-        self, chunks: ChunkStore, extents: Extents, cache: Cache, run_id: int, level: int
+        self,
+        chunks: ChunkStore,
+        extents: Extents,
+        cache: Cache,
+        run_id: int,
+        level: int,
+        slices: Slices | None = None,
     ) -> None:
         self._chunks = chunks
         self._extents = extents
         self._cache = cache
         self.run_id = run_id
         self._level = level
+        self.slices = slices or Slices()
         self._entries: list[tuple[bytes, bytes]] = []
         self._entry_bytes = 0
         self._keys: list[bytes] = []
         self._blocks: list[tuple[bytes, Locator]] = []
+        self._references: list[bytes] = []
         self._index_bytes = 0
         self._segment_bytes = 0
         self._block_bytes_target = min(limits.RUN_BLOCK_BYTES, chunks.payload_bytes_max // 4)
@@ -198,17 +226,24 @@ class SegmentWriter:
         self.written: list[Dependency] = []
         self.credited: list[Locator] = []
 
-    def add(self, key: bytes, value: bytes) -> None:
-        """Append one entry; keys must rise."""
-        if self._entries and self._block_is_full(key, value):
-            self._end_block()
-            if (
-                self._segment_bytes >= limits.SEGMENT_BYTES_MAX
-                or self._index_bytes >= self._chunks.payload_bytes_max // 2
-            ):
-                self._end_segment()
-        self._entries.append((key, value))
-        self._entry_bytes += len(key) + len(value)
+    async def add(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
+        """Append entries; keys must rise. Checkpoints: as `slices` does."""
+        for start in range(0, len(entries), _ENTRIES_PER_STEP):
+            some = entries[start : start + _ENTRIES_PER_STEP]
+            await self.slices.spend(len(some))
+            for key, value in some:
+                if self._entries and self._block_is_full(key, value):
+                    self._end_block()
+                    await self._end_segment_if_full()
+                self._entries.append((key, value))
+                self._entry_bytes += len(key) + len(value)
+
+    async def _end_segment_if_full(self) -> None:
+        if (
+            self._segment_bytes >= limits.SEGMENT_BYTES_MAX
+            or self._index_bytes >= self._chunks.payload_bytes_max // 2
+        ):
+            await self._end_segment()
 
     def _block_is_full(self, key: bytes, value: bytes) -> bool:
         count = len(self._entries) + 1
@@ -221,12 +256,12 @@ class SegmentWriter:
             or self._entries[-1][0][:prefix] != key[:prefix]
         )
 
-    def finish(self) -> None:
-        """Write what is left; `segments` is complete afterwards."""
+    async def finish(self) -> None:
+        """Write what is left; `segments` is complete afterwards. Checkpoints: as `slices` does."""
         if self._entries:
             self._end_block()
         if self._blocks:
-            self._end_segment()
+            await self._end_segment()
 
     def _put(self, kind: Kind, owner: bytes, payload: bytes) -> Locator:
         locator, persistent = self._chunks.put(kind, Stream.RUNS, owner, self.run_id, (payload,))
@@ -234,7 +269,8 @@ class SegmentWriter:
         # yet (the class of ShardStore's issue 14).
         self._extents.credit(locator.extent, locator_bytes(locator))
         self.credited.append(locator)
-        self.written.append(persistent)
+        if not self.written or self.written[-1] is not persistent:
+            self.written.append(persistent)  # neighbours are written together
         self._segment_bytes += locator_bytes(locator)
         return locator
 
@@ -243,17 +279,21 @@ class SegmentWriter:
         locator = self._put(Kind.RUN_BLOCK, first_key, encode_block(self._entries))
         self._keys += [key for key, _ in self._entries]
         self._blocks.append((first_key, locator))
-        self._index_bytes += len(first_key) + len(encode_locator(locator))
+        self._references.append(encode_reference(first_key, locator))
+        self._index_bytes += len(self._references[-1])
         self._index_bytes += _FILTER_BYTES_PER_ENTRY * len(self._entries)
         self._last_key = self._entries[-1][0]
         self._entries = []
         self._entry_bytes = 0
 
-    def _end_segment(self) -> None:
+    async def _end_segment(self) -> None:
         count = len(self._keys)
-        key_filter = Filter.of(self._keys, count)
+        key_filter = Filter.of((), count)
+        for start in range(0, count, _FILTER_STEP):
+            key_filter.add(self._keys[start : start + _FILTER_STEP])
+            await self.slices.spend(_FILTER_STEP // 2)
         first_key = self._blocks[0][0]
-        payload = encode_index(self.run_id, count, self._blocks, key_filter.encode())
+        payload = encode_index(self.run_id, count, self._references, key_filter.encode())
         locator = self._put(Kind.RUN_INDEX, first_key, payload)
         meta = SegmentMeta(
             self.run_id,
@@ -274,5 +314,6 @@ class SegmentWriter:
         self.segments.append(Segment(meta, index, self._chunks, self._cache))
         self._keys = []
         self._blocks = []
+        self._references = []
         self._index_bytes = 0
         self._segment_bytes = 0

@@ -1,0 +1,264 @@
+"""The control law of background work and of writers, and what it does to a store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import trio
+
+from shardfs import limits
+from shardfs.engine import commit
+from shardfs.engine.evacuation import Evacuator, _Move
+from shardfs.engine.lsm import segment
+from shardfs.engine.lsm.filter import Filter
+from shardfs.engine.pacing import Slices, Throttle, delay_s, rest_s, share_between
+from shardfs.engine.store import Store
+from tests.engine.stores import content, formatted, opened
+
+KIB = limits.KIB
+SHARES = [number / 50 for number in range(51)]
+
+
+def test_the_law() -> None:
+    assert rest_s(0.0) == limits.REST_S_MAX
+    assert rest_s(1.0) == 0.0
+    assert all(more >= less for more, less in pairwise(map(rest_s, SHARES)))
+    for length in (0, 4 * KIB, 4096 * KIB):
+        delays = [delay_s(share, length) for share in SHARES]
+        assert all(less <= more for less, more in pairwise(delays))
+        assert delays[0] == delays[25] == 0.0 < delays[26]
+        assert delays[-1] == limits.ADMISSION_DELAY_S_MAX
+    assert delay_s(0.75, 4096 * KIB) >= delay_s(0.75, 4 * KIB)
+
+
+def test_a_share_lies_between_its_bounds() -> None:
+    assert [share_between(value, 2, 4) for value in (1, 2, 3, 4, 9)] == [0, 0, 0.5, 1, 1]
+    assert [share_between(value, 4, 2) for value in (1, 2, 3, 4, 9)] == [1, 1, 0.5, 0, 0]
+
+
+async def test_slices_give_way_by_count_and_rest_by_debt() -> None:
+    debts = [0.0, 0.5, 1.0]
+    slices = Slices(lambda: debts[0])
+    started = trio.current_time()
+    for _ in range(limits.SLICE_COST_MAX - 1):
+        await slices.spend(1)
+    assert trio.current_time() == started
+    taken = []
+    while debts:
+        before = trio.current_time()
+        await slices.spend(limits.SLICE_COST_MAX)
+        taken.append(trio.current_time() - before)
+        del debts[0]
+    assert taken == pytest.approx([rest_s(0.0), rest_s(0.5), 0.0])
+
+
+async def test_writers_together_are_as_slow_as_one() -> None:
+    """One after the other or all at once: the same bytes take the same time (I3)."""
+    length, count, debt = 64 * KIB, 40, 0.8
+
+    async def took(tasks: int) -> float:
+        throttle = Throttle()
+        started = trio.current_time()
+
+        async def write(share: int) -> None:
+            for _ in range(share):
+                await throttle.delay(debt, length)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(tasks):
+                nursery.start_soon(write, count // tasks)
+        return trio.current_time() - started
+
+    alone = await took(1)
+    assert alone == pytest.approx(count * delay_s(debt, length), rel=0.1)
+    assert await took(4) == pytest.approx(alone, rel=0.1)
+
+
+async def test_no_delay_is_longer_than_stated_and_a_cancelled_one_owes_nothing_more() -> None:
+    throttle = Throttle()
+    worst = 0.0
+
+    async def write() -> None:
+        nonlocal worst
+        started = trio.current_time()
+        await throttle.delay(1.0, limits.QUEUED_BYTES_MAX)
+        worst = max(worst, trio.current_time() - started)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(write)
+        await trio.lowlevel.checkpoint()
+        with trio.move_on_after(0.001):
+            await throttle.delay(1.0, 0)
+    assert worst == pytest.approx(limits.ADMISSION_DELAY_S_MAX)
+
+
+async def test_the_rates_meet() -> None:
+    """A writer who could take all space at once and work that gives back 20 MiB/s at most: after
+    the start the writer gets what is given back, and never has to stop."""
+    wanted, ready = 32.0 * limits.MIB, 32.0 * limits.MIB
+    seconds, freed_by_slice = 8, 32 * KIB
+    slice_s = freed_by_slice / (20 * limits.MIB)
+    written = stops = 0.0
+    throttle = Throttle()
+
+    def debt() -> float:
+        return share_between(ready, wanted, 1.0 * limits.MIB)
+
+    async def write() -> None:
+        nonlocal ready, written, stops
+        while True:
+            await throttle.delay(debt(), 64 * KIB)
+            await trio.sleep(0.0005)
+            if ready < 64 * KIB:
+                stops += 1
+                continue
+            ready -= 64 * KIB
+            written += 64 * KIB
+
+    async def give_back() -> None:
+        nonlocal ready
+        slices = Slices(debt)
+        while True:
+            await trio.sleep(slice_s)
+            ready = min(wanted, ready + freed_by_slice)
+            await slices.spend(limits.SLICE_COST_MAX)
+
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            nursery.start_soon(give_back)
+    assert not stops
+    assert 0.5 < written / (seconds * 20 * limits.MIB + 32 * limits.MIB) <= 1.01
+    assert 0.5 < debt() < 1.0
+
+
+class WorkOfSteps(trio.abc.Instrument):
+    """The most work of each kind that was done between two checkpoints of a task."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.worst: Counter[str] = Counter()
+        self._now: Counter[str] = Counter()
+        self._patch = patch
+        self._count(segment, "encode_block", "entries encoded", lambda entries: len(entries))
+        self._count(segment, "decode_block", "blocks decoded", lambda _data: 1)
+        self._count(Filter, "add", "keys filtered", lambda _filter, keys: len(keys))
+        self._count(commit, "encode_part", "parts of a delta", lambda *_: 1)
+        self._count(Evacuator, "_place_now", "pieces moved", self._pieces)
+        self._count(Evacuator, "_place_now", "bytes moved", self._bytes)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._now.clear()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.worst |= self._now
+
+    def _count(self, owner: Any, name: str, kind: str, amount: Any) -> None:
+        real = getattr(owner, name)
+
+        def counting(*arguments: Any) -> Any:
+            self._now[kind] += amount(*arguments)
+            return real(*arguments)
+
+        self._patch.setattr(owner, name, counting)
+
+    @staticmethod
+    def _pieces(_evacuator: object, _extent: object, moves: list[_Move]) -> int:
+        return sum(len(move.copies) for move in moves)
+
+    @staticmethod
+    def _bytes(_evacuator: object, _extent: object, moves: list[_Move]) -> int:
+        return sum(move.bytes for move in moves)
+
+
+async def test_what_is_done_between_two_checkpoints_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Commits, checkpoints, merges, evacuation on a tree of many entries (pacing.I1)."""
+    work = WorkOfSteps(monkeypatch)
+    device = await formatted(64)
+    async with opened(device) as store:
+        trio.lowlevel.add_instrument(work)
+        for version in range(limits.RUNS_PER_LEVEL_MAX):
+            for number in range(3000):
+                await store.put(b"%08x" % (number * 2654435761 % 2**32), b"%d" % version * 30)
+            for number in range(600):
+                await store.put(b"value %04d" % number, bytes(5 * KIB))
+            await store.sync()
+            await store.checkpoint()
+        while await store.compact():
+            pass
+        for number in range(600):
+            if number % 3:
+                await store.delete(b"value %04d" % number)
+        await store.sync()
+        while await store.reclaim():
+            pass
+        trio.lowlevel.remove_instrument(work)
+        assert store.statistics().levels == (0, 1)
+    most_entries_of_a_block = 2 * limits.RUN_BLOCK_BYTES // 30
+    assert 0 < work.worst["entries encoded"] <= most_entries_of_a_block
+    assert 0 < work.worst["blocks decoded"] <= 3
+    assert 0 < work.worst["keys filtered"] <= 2 * limits.SLICE_COST_MAX
+    assert 0 < work.worst["parts of a delta"] <= 2
+    assert 0 < work.worst["pieces moved"] <= 32
+    assert 0 < work.worst["bytes moved"] <= 512 * KIB
+
+
+async def overwritten(store: Store, count: int, rounds: int) -> float:
+    """Overwrite values of 20 KB for a while; the longest that a put took."""
+    worst = 0.0
+    for number in range(count * rounds):
+        started = trio.current_time()
+        await store.put(b"%05d" % (number * 7919 % count), bytes([number % 251]) * 20_000)
+        worst = max(worst, trio.current_time() - started)
+        if number % 16 == 0:
+            await trio.sleep(0.001)
+    return worst
+
+
+async def test_overwriting_a_nearly_full_device_is_slowed_and_not_stopped() -> None:
+    device = await formatted(24, extent_bytes=256 * KIB)
+    async with Store.open(device) as store:
+        count = store.space().free_bytes * 8 // 10 // 20_200
+        worst = await overwritten(store, count, 6)
+        assert store.health.reason == ""
+        assert len(await content(store)) == count
+    assert worst < 1.0
+
+
+async def test_a_writer_that_is_cancelled_while_it_waits_leaves_nothing_behind() -> None:
+    device = await formatted(24, extent_bytes=256 * KIB)
+    async with Store.open(device) as store:
+        count = store.space().free_bytes * 9 // 10 // 20_200
+        await overwritten(store, count, 2)
+        cancelled = 0
+        for number in range(60):
+            with trio.move_on_after(0) as scope:
+                await store.put(b"%05d" % number, b"new" * 6000)
+            cancelled += scope.cancelled_caught
+        assert cancelled
+        assert store._maintenance._waiting == 0
+        await overwritten(store, count, 1)
+        assert store.health.reason == ""
+
+
+@pytest.mark.expected_warnings("merging is put off")
+async def test_rot_in_the_tree_does_not_make_a_store_read_only() -> None:
+    device = await formatted(64)
+    async with opened(device) as store:
+        for version in range(limits.RUNS_PER_LEVEL_MAX):
+            for number in range(500):
+                await store.put(b"%05d" % number, b"%d" % version * 50)
+            await store.checkpoint()
+        rotten = store._tree.runs[0].segments[0].index.blocks[0]
+        device.rot(store.identity.extent_offset(rotten.extent) + rotten.offset + 300, 1)
+    async with Store.open(device) as store:
+        await trio.sleep(120)
+        assert store.health.reason == ""
+        await store.put(b"more", b"value")
+        await store.sync()
+        assert await store.get(b"00499") == b"3" * 50
