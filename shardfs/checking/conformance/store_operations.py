@@ -87,7 +87,6 @@ async def thin(system: StoreSystem, stay: int, of: int) -> None:
     for number, name in enumerate(names):
         if number % of != stay % of:
             await delete_key(system, name)
-    await sync(system)
 
 
 async def empty(system: StoreSystem) -> None:

@@ -59,7 +59,7 @@ class ReclamationWatch:
         self._wrap(evacuator, "evacuate", self._evacuated)
         self._wrap(checkpointer, "compact", self._compacted)
         self._wrap(checkpointer, "empty", self._emptied)
-        self._wrap(store._maintenance, "reclaim", self._reclaimed)
+        self._wrap(store._maintenance, "_reclaim_step", self._reclaimed)
         append = evacuator._append
 
         def appended(*arguments: Any) -> Any:
