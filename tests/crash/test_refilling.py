@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Final
@@ -129,9 +130,9 @@ class Filler:
             del self.content[key]
         for key in rng.sample(sorted(self.content), len(self.content) // 4):
             value = value_of(next(self._numbers), len(self.content[key]))
-            with self._space.room(key, len(value)):
+            with suppress(NoSpaceError), self._space.room(key, len(value)):
                 await self._store.put(key, value)
-            self.content[key] = value
+                self.content[key] = value
             self._space.check(self.content)
 
     async def empty(self) -> None:
