@@ -116,7 +116,8 @@ PIECES_PER_SHARD_MAX: Final = 256
 SHARDS_PER_BATCH_MAX: Final = 128
 """Truncating and freeing large files goes in batches of at most this many shards."""
 INODES_PER_LEASE: Final = 1024
-"""Inode numbers are set aside this many at a time, so few batches carry the counter."""
+"""Inode numbers are set aside this many at a time: one that a crash has undone is not used again
+for another file."""
 INODES_CACHED_MAX: Final = 64 * KIB
 ENTRIES_CACHED_MAX: Final = 128 * KIB
 DIRECTORY_PAGE_ENTRIES: Final = 256
