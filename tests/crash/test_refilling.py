@@ -203,7 +203,7 @@ async def _two_cycles(device: SimulatedDevice, history: History, coverage: Cover
             for key in sorted(history.content):
                 await client.delete(key)
             await store.sync()
-            while await store._checkpointer.compact(thorough=True):
+            while await store._checkpointer.compact(garbage_share_max=0.0):
                 pass
     history.all_persistent()
 

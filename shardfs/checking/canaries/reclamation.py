@@ -77,7 +77,7 @@ MOVING: Final = (
         "copies may still be lost.",
         (
             Edit(Evacuator.evacuate, _LEFT, f"extent.last_delta = 0\n{_LEFT}"),
-            Edit(Maintenance.reclaim, "await self._committer.commit()\n", ""),
+            Edit(Maintenance._empty_some, "await self._committer.commit()\n", ""),
         ),
         ("store", "concurrent"),
     ),
@@ -142,7 +142,13 @@ MOVING: Final = (
     Canary(
         "emptied-run-not-installed",
         "What the tree has in an extent is written again, and the tree goes on with the old.",
-        (Edit(Checkpointer.empty, "again if each is run else each", "each"),),
+        (
+            Edit(
+                Checkpointer.empty,
+                "_replaced(self._tree.runs, run, doomed, writer), writer, None",
+                "self._tree.runs, writer, None",
+            ),
+        ),
         ("store", "concurrent"),
     ),
 )
@@ -166,10 +172,10 @@ ACCOUNT: Final = (
         "there.",
         (
             Edit(
-                SpaceAccount.user_bytes,
-                "return max(0, extents * full - self._live_bytes)",
+                SpaceAccount.user_bytes_with,
+                "return extents * full - self._live_bytes",
                 "held = sum(self._held[stream] for stream in DATA_STREAMS)\n"
-                "return max(0, (extents - held) * full)",
+                "return (extents - held) * full",
             ),
         ),
         ("store", "files"),
@@ -179,9 +185,9 @@ ACCOUNT: Final = (
         "What a user can write, as told, includes the extents that are kept for reclamation.",
         (
             Edit(
-                SpaceAccount.user_bytes,
-                "extents -= self._reserve + self._tree_extents",
-                "extents -= self._tree_extents",
+                SpaceAccount.user_bytes_with,
+                " - reserve - self._tree_extents",
+                " - self._tree_extents",
             ),
         ),
         ("store",),
@@ -207,7 +213,7 @@ ACCOUNT: Final = (
                 "if len(value) > self._extents.space.user_bytes() - self._reserved_bytes:",
                 "if len(value) > self._extents.ready_user_bytes() - self._reserved_bytes:",
             ),
-            Edit(Maintenance.admit, "if not await self.reclaim(evacuate=True):", "if True:"),
+            Edit(Maintenance.admit, "if not await self._wait_for_space():", "if True:"),
         ),
         ("store",),
     ),
@@ -216,8 +222,8 @@ ACCOUNT: Final = (
         "Merging all runs keeps the removals: an emptied store never has its space back.",
         (
             Edit(
-                compaction.merge_runs,
-                "if not (is_oldest and value == TOMBSTONE):",
+                compaction.merge_step,
+                "if value != TOMBSTONE or is_held_below(key, older):",
                 "if value is not None:",
             ),
         ),

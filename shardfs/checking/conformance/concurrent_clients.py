@@ -227,7 +227,7 @@ class Clients:
             "pause": lambda: self._pause(numbers[0] % 8),
             "checkpoint": self._store.checkpoint,
             "compact": self._store.compact,
-            "tidy": lambda: self._store._checkpointer.compact(thorough=True),
+            "tidy": lambda: self._store._checkpointer.compact(garbage_share_max=0.0),
             "reclaim": self._store.reclaim,
         }
         try:

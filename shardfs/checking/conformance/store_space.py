@@ -15,6 +15,7 @@ from shardfs.checking.conformance.case import Coverage
 from shardfs.checking.conformance.store_checks import Entries
 from shardfs.checking.models.space_model import Figures, Held, SpaceModel
 from shardfs.engine.extents import Extent
+from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX
 from shardfs.engine.pieces import Shard, locators
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
@@ -98,11 +99,11 @@ class ReclamationWatch:
             self._is_moving = False
 
     async def _compacted(
-        self, work: Callable[..., Awaitable[bool]], *, thorough: bool = False
+        self, work: Callable[..., Awaitable[bool]], *, garbage_share_max: float = GARBAGE_SHARE_MAX
     ) -> bool:
-        merged = await work(thorough=thorough)
+        merged = await work(garbage_share_max=garbage_share_max)
         self._counts["merge"] += merged
-        self._counts["merge thorough"] += merged and thorough
+        self._counts["merge thorough"] += merged and not garbage_share_max
         return merged
 
     async def _emptied(self, work: Callable[[int], Awaitable[bool]], extent: int) -> bool:

@@ -76,7 +76,7 @@ async def reclaim_dead(system: StoreSystem) -> None:
 async def tidy(system: StoreSystem) -> None:
     """What an idle store does by and by."""
     await checkpoint(system)
-    while await system.store._checkpointer.compact(thorough=True):
+    while await system.store._checkpointer.compact(garbage_share_max=0.0):
         pass
     while await system.store.reclaim():
         pass
