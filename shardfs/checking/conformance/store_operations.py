@@ -27,6 +27,7 @@ from shardfs.checking.conformance.store_steps import (
     put_value,
     scan,
     scan_part,
+    scatter,
 )
 from shardfs.checking.conformance.store_system import PLAIN_KEYS, Action, StoreSystem, many_key
 from shardfs.checking.conformance.store_upkeep import (
@@ -35,6 +36,7 @@ from shardfs.checking.conformance.store_upkeep import (
     compact,
     empty_extent,
     flush,
+    gather,
     reclaim,
     reclaim_dead,
     reserve,
@@ -159,6 +161,7 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     scan_part,
     batch,
     patch,
+    scatter,
     fill,
     mirror,
     spread,
@@ -176,6 +179,7 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     tidy,
     empty_extent,
     reserve,
+    gather,
     wait,
     churn,
     reboot,

@@ -8,6 +8,7 @@ Not here: what is done to many keys (store_operations.py), upkeep (store_upkeep.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -21,11 +22,12 @@ from shardfs.checking.conformance.store_system import (
     StoreSystem,
 )
 from shardfs.checking.models.key_value_model import Changes
-from shardfs.engine.pieces import Shard, splice
+from shardfs.engine.pieces import Piece, Shard, overlapped, splice
 from shardfs.errors import StaleError
 
 VALUE_BYTES_MAX = 160 * limits.KIB
 RECORD_BYTES_MAX = 8 * limits.KIB
+_SCATTERED_BYTES_MAX = 1 * limits.KIB
 _HOLE_BYTES_MAX = 6 * limits.KIB
 _ATTEMPTS_MAX = 20
 
@@ -178,7 +180,8 @@ async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
             return
         with system.model.applying(changes) as applied:
             pieces = base.pieces
-            for piece in store.append_pieces(name, start, (data,)):
+            replaced = overlapped(pieces, start, len(data))
+            for piece in store.append_pieces(name, start, (data,), replaced=replaced):
                 pieces = splice(pieces, piece.start, piece.locator, piece.length)
             batch = store.batch()
             batch.put_shard(name, pieces, base)
@@ -188,4 +191,30 @@ async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
 
     with system.room(name, len(data)):
         await _make_room(system, len(data))
+        await _while_stale(attempt)
+
+
+async def scatter(system: StoreSystem, key: int, pieces: int, size: int) -> None:
+    """A shard in many small pieces, the even ones written before the odd ones."""
+    store = system.store
+    name = SHARD_KEYS[key % len(SHARD_KEYS)]
+    parts = [system.value(1 + size % _SCATTERED_BYTES_MAX) for _ in range(1 + pieces % 40)]
+    value = b"".join(parts)
+    changes: Changes = {name: value}
+    starts = list(itertools.accumulate((len(part) for part in parts), initial=0))
+
+    async def attempt() -> None:
+        base = await store.get_shard(name)
+        with system.model.applying(changes) as applied:
+            written: tuple[Piece, ...] = ()
+            for number in (*range(0, len(parts), 2), *range(1, len(parts), 2)):
+                for piece in store.append_pieces(name, starts[number], (parts[number],)):
+                    written = splice(written, piece.start, piece.locator, piece.length)
+            batch = store.batch()
+            batch.put_shard(name, written, base)
+            system.space.model.scattered(name, value, len(parts))
+            applied.promise = store.apply(batch)
+
+    with system.room(name, len(value)):
+        await _make_room(system, len(value))
         await _while_stale(attempt)

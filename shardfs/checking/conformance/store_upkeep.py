@@ -102,6 +102,12 @@ async def reserve(system: StoreSystem, length: int) -> None:
     assert store.space().free_bytes == before
 
 
+async def gather(system: StoreSystem) -> None:
+    """A scattered shard is rewritten in fewer pieces."""
+    if await system.store.gather():
+        system.coverage.counts["gathered"] += 1
+
+
 async def wait(system: StoreSystem, tenths: int) -> None:
     """Time passes, for what is done in the background."""
     await trio.sleep(min(tenths, 100) / 10)

@@ -150,6 +150,10 @@ class SpaceModel:
         held = self._held.get(key, Held(0, 0)).patched(length, at_end=at_end)
         self._patches[key] = value, held
 
+    def scattered(self, key: bytes, value: bytes, parts: int) -> None:
+        """`value`, when it comes, is written anew in so many parts."""
+        self._patches[key] = value, Held(len(value), len(value), parts)
+
     def follow(self, content: Mapping[bytes, bytes]) -> None:
         """The content is this now. Values that are the same object have not been written."""
         values = self._values
