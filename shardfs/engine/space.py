@@ -97,7 +97,8 @@ class SpaceAccount:
     @property
     def tree_share_bytes(self) -> int:
         """What is kept for the tree, what it holds included."""
-        return 2 * self._in_runs(self.tree_bytes + self.memory_bytes)
+        # An extent is owed from the start: what is free shall not fall with the first entry.
+        return max(self._extent_bytes, 2 * self._in_runs(self.tree_bytes + self.memory_bytes))
 
     @property
     def _merge_extents(self) -> int:

@@ -81,9 +81,9 @@ CANARIES: Final = (
         "longer be emptied.",
         (
             Edit(
-                SpaceAccount.user_bytes,
-                " - self._reserve\n        full = self._extent_bytes - ",
-                "\n        full = self._extent_bytes - ",
+                SpaceAccount.user_bytes_with,
+                "SUPERBLOCK_EXTENTS - reserve\n",
+                "SUPERBLOCK_EXTENTS\n",
             ),
             Edit(
                 SpaceAccount.ready_extents,

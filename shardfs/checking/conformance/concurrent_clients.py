@@ -46,6 +46,7 @@ from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError, StaleErr
 
 KEYS: Final = (b"k0", b"k1", b"r0", b"r1", b"s0", b"s1")
 BULK_KEYS: Final = KEYS[2:]
+RECORD_KEYS: Final = KEYS[2:4]
 FIRST_KEY, LAST_KEY = b"\0", b"\xff"
 FILLER: Final = b"filler"
 """Keys that begin like this are there from the start and never change."""
@@ -226,7 +227,9 @@ class Clients:
             "pause": lambda: self._pause(numbers[0] % 8),
             "checkpoint": self._store.checkpoint,
             "compact": self._store.compact,
+            "tidy": lambda: self._store._checkpointer.compact(garbage_share_max=0.0),
             "reclaim": self._store.reclaim,
+            "gather": self._store.gather,
         }
         try:
             await work[operation.name]()
@@ -291,7 +294,7 @@ class Clients:
             if at + length > _EXTENDED_BYTES_MAX:
                 break
             batch = store.batch()
-            added = store.append_pieces(key, at, (self.values.part(token, length),))
+            added = self._appended(key, at, self.values.part(token, length), number)
             batch.put_shard(key, (*old, *added), base)
             try:
                 promise = store.apply(batch)
@@ -301,6 +304,15 @@ class Clients:
             self._ended(call, promise)
             return
         self.history.end(call, None)
+
+    def _appended(self, key: bytes, at: int, data: bytes, number: int) -> list[Piece]:
+        """Data as one chunk, or now and then as so many that gathering them is worth it."""
+        step = len(data) if number % 3 else max(1, len(data) // limits.SCATTERED_PIECES_MIN)
+        pieces: list[Piece] = []
+        for start in range(0, len(data), step):
+            part = data[start : start + step]
+            pieces += self._store.append_pieces(key, at + start, (part,))
+        return pieces
 
     async def _bulk(self, mask: int, token: int | None, number: int) -> None:
         """Set (token given) or remove several keys at once."""
