@@ -444,8 +444,7 @@ class Store:
         return await self._checkpointer.compact()
 
     async def reclaim(self) -> int:
-        """Free the extents that are wholly dead, or else empty some that are mostly garbage; how
-        many were freed."""
+        """Free dead extents, or else empty some that are mostly garbage; how many were freed."""
         return await self._maintenance.make_room()
 
     async def gather(self) -> int:
