@@ -57,7 +57,7 @@ async def test_slices_give_way_by_count_and_rest_by_debt() -> None:
 
 async def test_writers_together_are_as_slow_as_one() -> None:
     """One after the other or all at once: the same bytes take the same time (I3)."""
-    length, count, debt = 64 * KIB, 40, 0.8
+    length, count, debt = 8 * KIB, 200, 0.7
 
     async def took(tasks: int) -> float:
         throttle = Throttle()
