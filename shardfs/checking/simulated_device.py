@@ -100,7 +100,8 @@ class SimulatedDevice:
         assert size_bytes % PAGE_BYTES == 0
         assert zoned_bytes is None or size_bytes % zoned_bytes == zoned_bytes % PAGE_BYTES == 0
         self.path = path
-        self.size_bytes = size_bytes
+        self.size_bytes = self.medium_bytes = size_bytes
+        self.is_image = False
         self.sector_bytes = sector_bytes
         self.zoned_bytes = zoned_bytes
         self.read_only = read_only
@@ -195,6 +196,7 @@ class SimulatedDevice:
         if offset % PAGE_BYTES or length % PAGE_BYTES:
             raise SimulationError(f"discard of {length} bytes at byte {offset} is not in blocks")
         self.counts.discards += 1
+        self.counts.discard_bytes += length
         if self.zoned_bytes or self._rng.random() < 0.5:
             await self._pause("discard")
             self.faults.strike("discard", offset, length)
@@ -207,6 +209,25 @@ class SimulatedDevice:
         if self.zoned_bytes is None:
             return None
         return self._pointers.get(offset // self.zoned_bytes, 0)
+
+    async def measure(self) -> int:
+        """See Device.measure. A test makes the device larger by `medium_bytes`."""
+        await self._pause("measure")
+        self.size_bytes = self.medium_bytes
+        return self.size_bytes
+
+    async def set_length(self, size_bytes: int) -> bool:
+        """See Device.set_length. An image file if `is_image`; durable at once."""
+        assert size_bytes % PAGE_BYTES == 0
+        await self._pause("set_length")
+        if not self.is_image:
+            return False
+        self.size_bytes = self.medium_bytes = size_bytes
+        end = size_bytes // PAGE_BYTES
+        self._pages = {at: page for at, page in self._pages.items() if at < end}
+        self._durable_pages = {at: page for at, page in self._durable_pages.items() if at < end}
+        self._unflushed = [each for each in self._unflushed if each.offset < size_bytes]
+        return True
 
     def close(self) -> None:
         """See Device.close. The device keeps its content and its unflushed writes."""

@@ -21,12 +21,15 @@ from shardfs.cli.df import df
 from shardfs.cli.errors import SUCCESS, report, root_cause
 from shardfs.cli.fsck import fsck
 from shardfs.cli.gc import gc
+from shardfs.cli.grow import grow
 from shardfs.cli.info import info
 from shardfs.cli.mkfs import mkfs
 from shardfs.cli.mount import mount
 from shardfs.cli.shards import shards
+from shardfs.cli.shrink import shrink
 from shardfs.cli.stat import stat
 from shardfs.cli.sync import sync
+from shardfs.cli.trim import trim
 from shardfs.cli.umount import umount
 from shardfs.cli.why import why
 
@@ -49,7 +52,10 @@ def group(context: click.Context, verbose: int) -> None:
     )
 
 
-for command in (mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, check):
+for command in (
+    *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat),
+    *(grow, shrink, trim, check),
+):
     group.add_command(command)
 
 

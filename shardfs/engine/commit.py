@@ -19,6 +19,7 @@ Not here: writing memtables as runs (checkpoint.py), reading the log back (recov
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
-from shardfs.engine.superblock import Root, Superblock
+from shardfs.engine.superblock import Identity, Root, Superblock
 from shardfs.errors import ReadOnlyError, ShardfsError
 
 _RESERVE_SHARE = 4
@@ -116,11 +117,14 @@ class Committer:
         self.persistent_checkpoint = root.checkpoint
         self._freeze_wanted = False
         self.frozen: Freeze | None = None
-        # On a small device both have to fit into a part of the reserve.
-        share = extents.reserve * extents.extent_bytes // _RESERVE_SHARE
+        self.fit_reserve()
+        health.on_change(self._give_up)
+
+    def fit_reserve(self) -> None:
+        """Bound the memtable and the log: on a small device both take a part of the reserve."""
+        share = self._extents.reserve * self._extents.extent_bytes // _RESERVE_SHARE
         self._memtable_bytes_max = min(limits.MEMTABLE_BYTES_MAX, share)
         self._log_bytes_max = min(limits.DELTA_LOG_BYTES_MAX, share)
-        health.on_change(self._give_up)
 
     @property
     def next_number(self) -> int:
@@ -248,6 +252,25 @@ class Committer:
                 lambda: self._root, self._extents.take_changed, self._extents.entries, clean=clean
             )
         return done
+
+    async def change_identity(self, change: Callable[[], Identity]) -> None:
+        """Say in both superblock copies, one after the other, that the store has another size.
+
+        Args:
+            change: gives the extents their new number, and the identity that says it.
+
+        A power cut leaves the old size or the new one: whole logs begin with a snapshot, and say
+        one size only.
+
+        Durable when: returned.
+        """
+        async with self._record_lock:
+            # What the records so far have promised is in both copies before one is given up.
+            await self._scheduler.write_out()
+            await self._scheduler.flush()
+            self._superblock.resize(change())
+            await self._superblock.start_logs(self._root, self._extents.entries(), 0)
+        await self._scheduler.settle(await self.write_record())
 
     async def _commit_once(self) -> None:
         self._committing = True

@@ -1,4 +1,4 @@
-"""The device: a protocol of seven calls, and the raw disk or image file behind it.
+"""The device: a protocol of a few calls, and the raw disk or image file behind it.
 
 Role: the one place that does blocking I/O, owns threads and file descriptors, and knows ioctls.
 Everything above it sees a flat range of bytes that is written in whole blocks.
@@ -33,6 +33,7 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from shardfs.engine.claims import claim
+from shardfs.engine.images import set_image_bytes
 from shardfs.errors import DeviceError, UsageError
 from shardfs.limits import BLOCK_BYTES, SECTOR_BYTES_ALLOWED
 
@@ -78,6 +79,8 @@ class DeviceCounts:
     flushes: int = 0
     resets: int = 0
     discards: int = 0
+    discard_bytes: int = 0
+    """Bytes that it has taken a discard for; a device may take none."""
 
 
 class Device(Protocol):
@@ -133,6 +136,17 @@ class Device(Protocol):
 
     def write_pointer(self, offset: int) -> int | None:
         """Bytes written in the zone that holds byte `offset`; None on a conventional device."""
+        ...
+
+    async def measure(self) -> int:
+        """Looks how large the device is now, and takes that for `size_bytes`."""
+        ...
+
+    async def set_length(self, size_bytes: int) -> bool:
+        """Makes an image file longer or shorter; False: it is none, and nothing happens.
+
+        Durable when: it returns.
+        """
         ...
 
     def close(self) -> None:
@@ -258,11 +272,29 @@ class BlockDevice:
             if error.errno not in _UNSUPPORTED:
                 raise
             self._discards = False
+        else:
+            self.counts.discard_bytes += length
 
     def write_pointer(self, offset: int) -> int | None:
         """None: conventional."""
         assert 0 <= offset < self.size_bytes
         return None
+
+    async def measure(self) -> int:
+        """See Device.measure."""
+        size_bytes = await self._in_thread("read", 0, 0, _size_of)
+        self.size_bytes = size_bytes - size_bytes % BLOCK_BYTES
+        return self.size_bytes
+
+    async def set_length(self, size_bytes: int) -> bool:
+        """See Device.set_length."""
+        self._require_writable("write", 0, 0)
+        if self._is_block_device:
+            await trio.lowlevel.checkpoint()
+            return False
+        await self._in_thread("write", size_bytes, 0, partial(_set_length, size_bytes))
+        self.size_bytes = size_bytes
+        return True
 
     def close(self) -> None:
         """See Device.close. Requests in flight finish first, on their own threads (I4)."""
@@ -352,11 +384,9 @@ def open_device(
         is_block_device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
         if is_block_device:
             _require_conventional(descriptor, name)
-            size_bytes = _ioctl_number(descriptor, _BLKGETSIZE64, "Q")
             sector_bytes = sector_bytes or _ioctl_number(descriptor, _BLKSSZGET, "i")
             read_only = read_only or bool(_ioctl_number(descriptor, _BLKROGET, "i"))
-        else:
-            size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+        size_bytes = _size_of(descriptor)
         if exclusive:
             # After a failed flush the page cache may hold, as clean, what never reached the medium:
             # an earlier process has seen the error, and nobody else would.
@@ -377,29 +407,6 @@ def open_device(
         raise
 
 
-def create_image(path: str | os.PathLike[str], size_bytes: int) -> None:
-    """Makes a sparse image file of `size_bytes`, all zeros.
-
-    Raises: UsageError when the path exists already or cannot be made.
-    Durable when: it returns.
-    """
-    name = os.fspath(path)
-    try:
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(descriptor, size_bytes)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        folder = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise UsageError(f"cannot make the image file {name}: {error.strerror}") from error
-
-
 def _require_conventional(descriptor: int, name: str) -> None:
     number = os.fstat(descriptor).st_rdev
     model = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/queue/zoned")
@@ -418,6 +425,16 @@ def _device_error(operation: str, offset: int, length: int, error: OSError) -> D
 
 
 # --- what runs on a worker thread: call(descriptor, offset) -----------------------------------
+
+
+def _size_of(descriptor: int, _offset: int = 0) -> int:
+    if stat.S_ISBLK(os.fstat(descriptor).st_mode):
+        return _ioctl_number(descriptor, _BLKGETSIZE64, "Q")
+    return os.fstat(descriptor).st_size
+
+
+def _set_length(size_bytes: int, descriptor: int, _offset: int) -> None:
+    set_image_bytes(size_bytes, descriptor)
 
 
 def _read_all(view: memoryview, descriptor: int, offset: int) -> None:

@@ -28,65 +28,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from shardfs import limits
 from shardfs.engine.dependency import PERSISTENT, Dependency
 from shardfs.engine.device import Buffer, Device
+from shardfs.engine.extent import Extent, FreeExtents, Tail, Usage
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.space import DATA_STREAMS, SpaceAccount
 from shardfs.engine.superblock import ExtentEntry, Identity, Superblock
 from shardfs.errors import CorruptionError, NoSpaceError
 
+__all__ = ["Extent", "Extents", "Usage"]
+
 _STATES = {int(state): state for state in ExtentState}
 _STREAMS = {int(stream): stream for stream in Stream}
-
-
-class Usage(NamedTuple):
-    """Live bytes of one extent, as the manifest records them."""
-
-    extent: int
-    epoch: int
-    live_bytes: int
-
-
-@dataclass(slots=True, eq=False)
-class _Tail:
-    """What has been appended to an extent and not yet handed to the scheduler."""
-
-    start: int
-    before: Dependency
-    persistent: Dependency = field(default_factory=Dependency)
-    buffers: list[Buffer] = field(default_factory=list)
-    frames: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class Extent:
-    """State of one extent; byte positions are relative to its start."""
-
-    index: int
-    state: ExtentState = ExtentState.FREE
-    stream: Stream = Stream.NONE
-    epoch: int = 0
-    write_pointer: int = 0
-    order: int = 0
-    live_bytes: int = 0
-    live_change: int = 0
-    last_delta: int = 0
-    """Nothing here dies, or is read at recovery, for a delta beyond this number."""
-    pins: int = 0
-    writes_pending: int = 0
-    declared: Dependency = PERSISTENT
-    tail: _Tail | None = None
-
-    def entry(self) -> ExtentEntry:
-        """The extent as a superblock record names it."""
-        return ExtentEntry(
-            self.index, self.state, self.stream, self.epoch, self.write_pointer, self.order
-        )
 
 
 class Extents:
@@ -113,13 +69,12 @@ class Extents:
         self._superblock = superblock
         self._sequence = sequence
         self.reserve = reserve
-        self.identity: Identity = superblock.identity
-        self.extent_bytes = self.identity.extent_bytes
+        self.extent_bytes = superblock.identity.extent_bytes
         self.space = SpaceAccount(self.identity.extent_count, self.extent_bytes, reserve)
         self.all = [Extent(index) for index in range(self.identity.extent_count)]
         for extent in self.all[: limits.SUPERBLOCK_EXTENTS]:
             extent.state = ExtentState.SUPERBLOCK
-        self._free: deque[Extent] = deque()
+        self._free = FreeExtents()
         self._current: dict[Stream, Extent] = {}
         self._spares: deque[Extent] = deque()
         self._declared_by: Dependency | None = None
@@ -129,12 +84,17 @@ class Extents:
         """Extents given back since the open."""
         self._touched: dict[int, None] = {}
 
+    @property
+    def identity(self) -> Identity:
+        """Of the store, as the next superblock record says it."""
+        return self._superblock.identity
+
     # --- opening ----------------------------------------------------------------------------
 
     def restore(self, entries: Iterable[ExtentEntry]) -> None:
         """Take over recorded states. Requires: nothing has been placed yet."""
         for entry in entries:
-            extent = self.all[entry.extent]
+            extent = self.at(entry.extent)
             extent.state = _STATES[entry.state]
             extent.stream = _STREAMS[entry.stream]
             extent.epoch = entry.epoch
@@ -236,7 +196,7 @@ class Extents:
         assert offset + length <= self.extent_bytes, "the frame was placed elsewhere"
         tail = extent.tail
         if tail is None:
-            tail = extent.tail = _Tail(offset, before & extent.declared)
+            tail = extent.tail = Tail(offset, before & extent.declared)
         tail.buffers.append(head)
         tail.buffers.extend(payload)
         padding = length - len(head) - sum(len(buffer) for buffer in payload)
@@ -441,6 +401,11 @@ class Extents:
         self.released_count += 1
 
     @property
+    def free(self) -> FreeExtents:
+        """The extents that can be handed out (I4)."""
+        return self._free
+
+    @property
     def free_count(self) -> int:
         """Extents that can be handed out, the reserve included."""
         return len(self._free)
@@ -465,7 +430,43 @@ class Extents:
             and extent.stream in DATA_STREAMS
             and extent.live_bytes
             and not extent.writes_pending
+            and not self._free.is_behind_end(extent)
         ]
+
+    # --- another size -----------------------------------------------------------------------
+
+    def withhold(self, end: int) -> None:
+        """Nothing more is written to extents with this number and higher ones (extent.I1)."""
+        self._free.withhold(end, self.reserve)
+        for extent in (*self._current.values(), *self._spares):
+            if extent.index >= end:
+                self.seal(extent)
+
+    def lengthen(self, extent_count: int) -> list[Extent]:
+        """Have so many extents; the new ones, free, and not to be handed out before `release`.
+
+        Their epoch is one that no extent has had: what was written there before an earlier end of
+        the device means nothing.
+        """
+        epoch = 1 + max(extent.epoch for extent in self.all)
+        new = [Extent(index, epoch=epoch) for index in range(len(self.all), extent_count)]
+        self.all += new
+        return new
+
+    def shorten(self, extent_count: int) -> None:
+        """Have only so many extents.
+
+        Requires: the others are free, withheld, and named neither by the manifest nor by the delta
+        log. The first extent, whose own frames have none, keeps the highest epoch of theirs.
+        """
+        rest = self.all[extent_count:]
+        assert self._free.withheld_count == len(rest), "something is still there"
+        del self.all[extent_count:]
+        self.all[0].epoch = max(each.epoch for each in (self.all[0], *rest))
+        for extent in rest:
+            self._changed.pop(extent.index, None)
+            self._touched.pop(extent.index, None)
+        self._free.forget()
 
     def _open_next(self, stream: Stream, floor: int) -> Extent:
         if stream is Stream.META and self._spares:

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final
 
@@ -48,7 +48,7 @@ from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.pieces import DIGEST_BYTES, Locator, Shard, locators
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
-from shardfs.engine.superblock import CopyState, Record, read_copy
+from shardfs.engine.superblock import CopyState, Identity, Record, read_copy
 from shardfs.errors import CorruptionError, DeviceError, IncompatibleError
 
 FINDINGS_MAX: Final = 1000
@@ -178,7 +178,8 @@ class _StoreCheck:
                 copies.append(await read_copy(self._store._parts.device, start))
             except (*_UNREADABLE, IncompatibleError) as error:
                 copies.append(CopyState(start, trouble=str(error)))
-            if copies[-1].identity not in (None, identity):
+            described = copies[-1].identity
+            if described is not None and not _are_of_one_store(described, identity):
                 self._find("E1", "it describes another store", where=_copy_name(number))
         newest = max(copies, key=lambda copy: copy.last.number if copy.last is not None else -1)
         last = newest.last
@@ -434,6 +435,12 @@ def _is_meant(
         and frame.checksums == locator.checksums
         and len(frame.checksums) % DIGEST_BYTES == 0
     )
+
+
+def _are_of_one_store(copy: Identity, identity: Identity) -> bool:
+    """Whether both may stand in copies of one superblock: a crash may leave two sizes."""
+    size_bytes, extent_count = identity.device_bytes, identity.extent_count
+    return replace(copy, device_bytes=size_bytes, extent_count=extent_count) == identity
 
 
 def _copy_name(number: int) -> str:

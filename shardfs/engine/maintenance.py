@@ -209,7 +209,7 @@ class Maintenance:
         # A step that runs may have looked before what is garbage now was deleted.
         step = self._steps_ended + 1 + self._reclaiming.locked()
         freed = self._freed_count
-        with self._waited_for():
+        with self.waited_for():
             while self._health.is_writable and self._freed_count == freed:
                 if self._steps_ended >= step:
                     return False
@@ -218,8 +218,8 @@ class Maintenance:
         return self._freed_count > freed
 
     @contextmanager
-    def _waited_for(self) -> Iterator[None]:
-        """While somebody waits, reclamation does not rest."""
+    def waited_for(self) -> Iterator[None]:
+        """While the body runs somebody waits, and reclamation does not rest."""
         self._waiting += 1
         try:
             yield
@@ -253,7 +253,7 @@ class Maintenance:
         Raises:
             DeviceError, ReadOnlyError, NoSpaceError: some may not have been freed.
         """
-        with self._waited_for():
+        with self.waited_for():
             return await self._reclaim_step(evacuate=evacuate)
 
     async def _reclaim_step(self, *, evacuate: bool) -> int:

@@ -23,9 +23,9 @@ import trio
 from shardfs import clock, limits
 from shardfs.engine.device import Device
 from shardfs.engine.health import Health
-from shardfs.engine.layout import USAGE, ExtentState, Stream
+from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.scheduler import Scheduler
-from shardfs.engine.superblock import ExtentEntry, Identity, Root, Superblock, record_bytes_max
+from shardfs.engine.superblock import ExtentEntry, Identity, Root, Superblock, extent_count_max
 from shardfs.errors import DeviceError, DeviceTooSmallError, LimitError
 
 _ERASED_BYTES = 1 * limits.MIB
@@ -71,13 +71,11 @@ def plan(
             f"the device has {device_bytes} bytes; with extents of {extent_bytes} bytes it "
             f"needs at least {least}"
         )
-    log_bytes = min(limits.SUPERBLOCK_LOG_BYTES_MAX, extent_bytes)
-    if extent_count > limits.EXTENT_COUNT_MAX or 2 * record_bytes_max(extent_count) > log_bytes:
-        raise LimitError(f"{extent_count} extents of {extent_bytes} bytes are too many")
     chunk_bytes_max = min(limits.CHUNK_BYTES_MAX, extent_bytes // limits.CHUNKS_PER_EXTENT_MIN)
-    if 2 * extent_count * USAGE.size > chunk_bytes_max:
+    most = extent_count_max(extent_bytes, chunk_bytes_max)
+    if extent_count > most:
         raise LimitError(
-            f"{extent_count} extents of {extent_bytes} bytes are too many for one manifest"
+            f"{extent_count} extents of {extent_bytes} bytes are too many: {most} are allowed"
         )
     return Identity(
         store_uuid or uuid.uuid4(),

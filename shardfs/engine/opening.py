@@ -53,7 +53,6 @@ class Parts:
     """The components of one open store."""
 
     device: Device
-    identity: Identity
     health: Health
     scheduler: Scheduler
     superblock: Superblock
@@ -118,7 +117,6 @@ async def open_parts(
     checkpointer = Checkpointer(chunks, extents, cache, scheduler, committer, tree, usage)
     parts = Parts(
         device,
-        identity,
         health,
         scheduler,
         superblock,

@@ -209,6 +209,17 @@ class RecordingDevice:
         """See Device.write_pointer."""
         return self._device.write_pointer(offset)
 
+    async def measure(self) -> int:
+        """The size that the recording began with: it tells of no other."""
+        await trio.lowlevel.checkpoint()
+        return self.size_bytes
+
+    async def set_length(self, size_bytes: int) -> bool:
+        """False: a device that is recorded keeps its length."""
+        del size_bytes
+        await trio.lowlevel.checkpoint()
+        return False
+
     def close(self) -> None:
         """See Device.close. The recording ends, too."""
         self._device.close()

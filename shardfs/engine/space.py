@@ -66,6 +66,11 @@ class SpaceAccount:
         if stream in DATA_STREAMS:
             self._live_bytes += change_bytes
 
+    def resize(self, extent_count: int, reserve: int) -> None:
+        """The device has so many extents from now on, `reserve` of which user data may not take."""
+        self._extent_count = extent_count
+        self._reserve = reserve
+
     @property
     def room_worth_fitting(self) -> int:
         """Less room than this at an extent's end is left unused rather than filled by a chunk."""
@@ -103,10 +108,13 @@ class SpaceAccount:
     def user_bytes(self) -> int:
         """Bytes that user data may still take, frame overhead included, once all garbage that can
         be reclaimed has been (I1)."""
-        extents = self._extent_count - limits.SUPERBLOCK_EXTENTS
-        extents -= self._reserve + self._tree_extents
+        return max(0, self.user_bytes_with(self._extent_count, self._reserve))
+
+    def user_bytes_with(self, extent_count: int, reserve: int) -> int:
+        """The same for a device with so many extents; less than 0 if it would be too small."""
+        extents = extent_count - limits.SUPERBLOCK_EXTENTS - reserve - self._tree_extents
         full = self._extent_bytes - self._packing_loss_bytes - self.garbage_bytes_worth_moving
-        return max(0, extents * full - self._live_bytes)
+        return extents * full - self._live_bytes
 
     def ready_extents(self, free_extents: int) -> int:
         """Of the free extents, those that user data may take right now (I3).

@@ -78,7 +78,6 @@ class Store:
     """One open store. Made by `Store.open`; everything runs on the one trio thread."""
 
     def __init__(self, parts: Parts, options: StoreOptions) -> None:
-        self.identity: Identity = parts.identity
         self.health: Health = parts.health
         self.notes: tuple[str, ...] = parts.notes
         self.damage: str = parts.replayed.damage
@@ -158,6 +157,11 @@ class Store:
         if failure is not None:
             # Out here, where no nursery wraps it into a group: callers catch it by its class.
             raise failure
+
+    @property
+    def identity(self) -> Identity:
+        """Which store it is, and its geometry."""
+        return self._extents.identity
 
     # --- key-value door ---------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ from shardfs.engine.layout import (
     LOCATOR,
     SUPERBLOCK_CLEAN,
     SUPERBLOCK_RECORD,
+    USAGE,
     Bytes,
     ExtentState,
     Kind,
@@ -64,7 +65,10 @@ _MANIFEST_LOCATOR_BYTES_MAX = LOCATOR.size + 8 * (limits.CHUNK_BYTES_MAX // limi
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What mkfs decided, once and for all. Sizes in bytes."""
+    """What mkfs decided; the device's size and its extent count change when it is resized.
+
+    Sizes in bytes.
+    """
 
     uuid: uuid.UUID
     label: str
@@ -321,6 +325,27 @@ def record_bytes_max(extent_count: int) -> int:
     return _round_up(head_bytes(0, payload) + payload)
 
 
+def log_bytes_max(extent_bytes: int) -> int:
+    """Bytes that a superblock log may grow to."""
+    return min(limits.SUPERBLOCK_LOG_BYTES_MAX, extent_bytes)
+
+
+def extent_count_max(extent_bytes: int, chunk_bytes_max: int) -> int:
+    """The most extents of this size that a store may have.
+
+    All of them must fit into half a superblock log, their live bytes into half a manifest.
+    """
+    least, most = 0, limits.EXTENT_COUNT_MAX
+    while least < most:
+        count = (least + most + 1) // 2
+        snapshot_fits = 2 * record_bytes_max(count) <= log_bytes_max(extent_bytes)
+        if snapshot_fits and 2 * count * USAGE.size <= chunk_bytes_max:
+            least = count
+        else:
+            most = count - 1
+    return least
+
+
 def check_features(identity: Identity) -> str:
     """Why the store may only be read (empty: it may be written).
 
@@ -366,13 +391,21 @@ class Superblock:
         self._sequence = sequence
         self._ends = [0, 0]
         self._next = Dependency()
-        self._log_bytes_max = min(limits.SUPERBLOCK_LOG_BYTES_MAX, identity.extent_bytes)
-        self._record_bytes_max = record_bytes_max(identity.extent_count)
-        assert 2 * self._record_bytes_max <= self._log_bytes_max, "a snapshot must leave room"
+        self._log_bytes_max = log_bytes_max(identity.extent_bytes)
+        self.resize(identity)
 
     def next_record(self) -> Dependency:
         """Persistent once the next record written is, in both copies."""
         return self._next
+
+    def resize(self, identity: Identity) -> None:
+        """The records to come say this identity: of the same store, with more or fewer extents.
+
+        Requires: `start_logs` is next, so that no log holds records of two sizes.
+        """
+        self._record_bytes_max = record_bytes_max(identity.extent_count)
+        assert 2 * self._record_bytes_max <= self._log_bytes_max, "a snapshot must leave room"
+        self.identity = identity
 
     async def start_logs(self, root: Root, entries: Sequence[ExtentEntry], first: int) -> None:
         """Start both logs afresh, one after the other, beginning with copy `first`.

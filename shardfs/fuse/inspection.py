@@ -17,7 +17,7 @@ socket, a command on an unmounted device by itself. The requests, with their arg
     extent-files-more             the next page of it: {"files": [...], "end": bool}
     path           path | ino     where a file lies, or all below a directory
 
-More requests, about space as a whole: space_requests.py.
+More requests, about space as a whole: space_requests.py; about the size of the store: sizing.py.
 
 Invariants:
     I1. Nothing is changed. (In a mount, whatever is about shards first hands what
@@ -62,6 +62,7 @@ from shardfs.fuse.records import (
     shard_key,
     shards_end,
 )
+from shardfs.fuse.sizing import Sizing
 from shardfs.fuse.space_requests import MountedFiles, SpaceRequests
 
 READ_BYTES_MAX: Final = 512 * limits.KIB
@@ -104,6 +105,7 @@ class Inspection:
         self._listing: AsyncGenerator[Answer, None] | None = None
         self._listed = ""
         self._explanations = Explanations(store, mount.file_system if mount is not None else None)
+        self._sizing = Sizing(store)
         self._requests: dict[str, Callable[[Answer], Awaitable[Answer]]] = {
             "info": self._info,
             "stat": self._stat,
@@ -118,6 +120,7 @@ class Inspection:
             "extent-files-more": self._more_files,
             "path": self._path,
             **SpaceRequests(store, device, mount).handlers,
+            **self._sizing.handlers,
         }
 
     async def answer(self, request: Answer) -> Answer:
@@ -133,7 +136,11 @@ class Inspection:
         return await handler(request)
 
     async def aclose(self) -> None:
-        """Ends a list that is under way."""
+        """Ends a list, or a shrink, that is under way."""
+        await self._sizing.aclose()
+        await self._end_listing()
+
+    async def _end_listing(self) -> None:
         if self._listing is not None:
             listing, self._listing = self._listing, None
             await listing.aclose()
@@ -222,7 +229,7 @@ class Inspection:
     # --- shards -------------------------------------------------------------------------------
 
     async def _begin(self, request: Answer) -> Answer:
-        await self.aclose()
+        await self._end_listing()
         path = _text(request, "path")
         if self._mount is not None:
             await self._mount.file_system.writeback.flush_all()

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from shardfs.engine import claims
 from shardfs.engine.claims import users_of
-from shardfs.engine.device import Buffer, Device, create_image, open_device
+from shardfs.engine.device import Buffer, Device, open_device
+from shardfs.engine.images import create_image
 from shardfs.errors import DeviceBusyError, DeviceError, UsageError
 from shardfs.limits import BLOCK_BYTES
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardfs.engine.device import create_image, open_device
+from shardfs.engine.device import open_device
+from shardfs.engine.images import create_image
 from shardfs.engine.probe import MAGICS, Magic, Signature, probe, users_of
 
 MIB = 1024 * 1024

@@ -36,6 +36,7 @@ DEVICE = ("shardfs.engine.device.",)
 RAW_IO = (
     "shardfs.engine.device.",
     "shardfs.engine.claims.",
+    "shardfs.engine.images.",
     "shardfs.engine.probe.",
     "shardfs.engine.recorder.",
 )

@@ -39,11 +39,12 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     # Frames as bytes, no I/O: superblock records are frames as well, so it stands this early.
     ("framing",),
     ("dependency",),
-    ("claims",),
+    ("claims", "images"),
     ("probe",),
     ("device",),
     ("scheduler", "recorder"),
     ("superblock", "space"),
+    ("extent",),
     ("extents",),
     ("cache", "temperature"),
     ("chunks",),
@@ -61,7 +62,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("opening",),
     ("figures",),
     ("store",),
-    ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy"),
+    ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy", "resizing"),
 )
 
 # What cli commands share. Commands themselves are imported by cli.main alone.

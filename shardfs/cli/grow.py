@@ -1,0 +1,42 @@
+"""The `shardfs grow` command: a store takes up more of its device.
+
+Role: one request, printed.
+
+Not here: what it does (engine/resizing.py).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import click
+import trio
+
+from shardfs.cli.options import PATH, SIZE, json_option
+from shardfs.cli.output import print_json, size_text
+from shardfs.fuse.targets import open_target
+
+
+@click.command()
+@click.argument("target", type=PATH)
+@click.option("--size", type=SIZE, help="The new size; an image file is made that long first.")
+@json_option
+def grow(target: str, size: int | None, as_json: bool) -> None:
+    """Let the store on TARGET use all of its device, or --size bytes of it.
+
+    TARGET is a block device or image file, or the mount point of a mount, which goes on meanwhile.
+    """
+    facts = trio.run(partial(_grow, target, size))
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(
+            f"{target}: {size_text(facts['before_bytes'])} -> {size_text(facts['device_bytes'])}, "
+            f"{facts['extent_count']} extents; {size_text(facts['free_bytes'])} free"
+        )
+
+
+async def _grow(target: str, size: int | None) -> dict[str, Any]:
+    async with open_target(target, change=True) as opened:
+        return await opened.conversation.answer({"request": "grow", "size": size})

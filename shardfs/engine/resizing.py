@@ -1,0 +1,401 @@
+"""Makes an open store larger or smaller, and discards what is free.
+
+Role: `grow` adds extents where the device has become larger; a Shrinking moves everything out of
+the extents behind a new end, and gives them up; `trim` tells the device of all that is free. The
+size of an extent stays. All three work while the store is in use.
+
+Invariants:
+    I1. On the device the store has the old size or the new one: whole superblock logs begin with
+        a snapshot, and say one size only; the copies change one after the other.
+    I2. A store is made smaller only when all extents behind the new end are free persistently,
+        and neither the manifest nor the delta log names them.
+    I3. From the moment a shrink begins no more data is taken than will fit before the new end,
+        and nothing is written behind it; only where less than the reserve is free before it, so
+        much of what is free behind it may be written still, and is emptied again.
+    I4. Extents that are added have an epoch that no extent has had: what lies there from an
+        earlier life is of an epoch that means nothing.
+
+Ordering, to grow: [image file longer, durably] -> first superblock copy, new size -> flush ->
+second copy -> flush -> the new extents may be written. A power cut in between leaves the old
+size, on a device that is larger than its store, or the new one.
+
+Ordering, to shrink: live data, runs and log out of the tail -> commit -> tail freed, record ->
+flush -> checkpoint, manifest, record -> flush -> first superblock copy, new size -> flush ->
+second copy -> flush -> [image file cut off]. A power cut before the first copy is whole leaves
+the old size with less in its tail; after it, the new size.
+
+Not here: moving data (evacuation.py, checkpoint.py), the commands (cli/).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import trio
+
+from shardfs import limits
+from shardfs.engine.extents import Extent
+from shardfs.engine.layout import ExtentState, Stream
+from shardfs.engine.opening import reserve_extents
+from shardfs.engine.space import DATA_STREAMS
+from shardfs.engine.store import Store
+from shardfs.engine.superblock import Identity, extent_count_max
+from shardfs.errors import (
+    CorruptionError,
+    DeviceBusyError,
+    DeviceTooSmallError,
+    LimitError,
+    NoSpaceError,
+    UsageError,
+)
+
+_log = logging.getLogger(__name__)
+
+_FREE_EXTENTS_WANTED = 4
+_ATTEMPTS_MAX = 300
+_EVACUATIONS_MAX = 3
+_RECLAIMS_WITHOUT_GAIN_MAX = 3
+_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The size of a store before and after, in bytes; and what user data may take now."""
+
+    before_bytes: int
+    device_bytes: int
+    extent_bytes: int
+    extent_count: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a shrink has come: live bytes that were behind the new end, and still are."""
+
+    total_bytes: int
+    left_bytes: int
+    result: Resized | None = None
+    """Set when it is done."""
+
+
+async def grow(store: Store, size_bytes: int | None = None) -> Resized:
+    """Use more of the device.
+
+    Args:
+        store: open for writing.
+        size_bytes: the new size. An image file is made that long first; None takes the size
+            that the device has.
+
+    Durable when: returned.
+
+    Raises:
+        UsageError: the device is not that large, or nothing would be gained.
+        LimitError: there would be too many extents.
+        DeviceBusyError: the store is being made smaller.
+        DeviceError, ReadOnlyError: it failed; the store has the old size or the new one.
+    """
+    _require_resizable(store)
+    device, before = store._parts.device, store.identity
+    available = await device.measure()
+    wanted = available if size_bytes is None else size_bytes
+    wanted -= wanted % limits.BLOCK_BYTES
+    identity = _larger(before, wanted, available)
+    if wanted > available and not await device.set_length(wanted):
+        raise UsageError(
+            f"{device.path} has {available} bytes, {wanted} are wanted; enlarge the device first"
+        )
+    # Nothing was changed at that await but the device: another grow may have come first.
+    _require_resizable(store)
+    if store.identity != before:
+        raise DeviceBusyError(f"{device.path} is being resized already")
+    with trio.CancelScope(shield=True):
+        new: list[Extent] = []
+
+        def change() -> Identity:
+            new.extend(store._extents.lengthen(identity.extent_count))
+            return identity
+
+        await store._committer.change_identity(change)
+        for extent in new:
+            await _take_over(store, extent)
+        _set_bounds(store)
+    _log.info("grown from %d to %d extents", before.extent_count, identity.extent_count)
+    return _resized(store, before)
+
+
+def _larger(before: Identity, wanted: int, available: int) -> Identity:
+    """The identity of a store that has grown to `wanted` bytes."""
+    extent_bytes = before.extent_bytes
+    count = wanted // extent_bytes
+    most = extent_count_max(extent_bytes, before.chunk_bytes_max)
+    if wanted < before.device_bytes:
+        raise UsageError(
+            f"the store has {before.device_bytes} bytes, more than {wanted}; to make it smaller "
+            "use: shardfs shrink"
+        )
+    if count > most:
+        raise LimitError(
+            f"with extents of {extent_bytes} bytes a store has {most} at most: "
+            f"{most * extent_bytes} bytes can be used, {wanted} are too many; "
+            f"use --size {most * extent_bytes}"
+        )
+    if count <= before.extent_count:
+        raise UsageError(
+            f"nothing to gain: {available} bytes are there, the store uses "
+            f"{before.extent_count * extent_bytes}, and a further extent takes {extent_bytes}"
+        )
+    return replace(before, device_bytes=wanted, extent_count=count)
+
+
+async def _take_over(store: Store, extent: Extent) -> None:
+    """Make a new extent available; a zone may have been written to by somebody else."""
+    device, offset = store._parts.device, store.identity.extent_offset(extent.index)
+    if device.write_pointer(offset):
+        await device.reset(offset, store.identity.extent_bytes)
+    store._extents.free.append(extent)
+
+
+class Shrinking:
+    """A shrink that is under way: call `step` until it says that it is done.
+
+    Args:
+        store: open for writing.
+        size_bytes: the new size.
+
+    Between steps the store can be used as always. `abandon` gives the tail back.
+
+    Raises:
+        UsageError: it is not larger than that.
+        DeviceTooSmallError: a store of that size would have too few extents.
+        NoSpaceError: what is live would not fit; the message says how many bytes short.
+        DeviceBusyError: it is being made smaller already.
+        ReadOnlyError
+    """
+
+    def __init__(self, store: Store, size_bytes: int) -> None:
+        _require_resizable(store)
+        self._store = store
+        self._extents = store._extents
+        self._before = store.identity
+        self._size_bytes = size_bytes - size_bytes % limits.BLOCK_BYTES
+        self._identity = _smaller(store, self._size_bytes)
+        self._attempts: Counter[int] = Counter()
+        self._is_over = False
+        if self._identity.extent_count < self._before.extent_count:
+            _set_bounds(store, self._identity.extent_count)
+            self._extents.withhold(self._identity.extent_count)
+        self.total_bytes = self._left_bytes()
+        """Live bytes that are to be moved."""
+
+    async def step(self) -> Progress:
+        """Empty one extent, or finish.
+
+        Durable when: it says that it is done, the store has the new size.
+
+        Raises:
+            CorruptionError: something there cannot be read, and so not be moved.
+            NoSpaceError, DeviceBusyError: it could not be moved now.
+            DeviceError, ReadOnlyError: it failed; the store has the old size or the new one.
+        """
+        assert not self._is_over, "it is done, or was abandoned"
+        await self._make_room()
+        extent = self._next_extent()
+        if extent is not None:
+            await self._empty(extent)
+        elif self._tail_is_free():
+            await self._finish()
+            return Progress(self.total_bytes, 0, _resized(self._store, self._before))
+        else:
+            self._extents.free.withhold_all()
+            await trio.sleep(_PAUSE_S)  # somebody else may be freeing what is left
+        left = self._left_bytes()
+        self.total_bytes = max(self.total_bytes, left)
+        return Progress(self.total_bytes, left)
+
+    def abandon(self) -> None:
+        """The store keeps its size, if it is not smaller already. May be called again."""
+        if not self._is_over:
+            self._is_over = True
+            if self._extents.free.are_withheld:
+                self._extents.free.hand_back()
+                _set_bounds(self._store)
+
+    # --- emptying the tail --------------------------------------------------------------------
+
+    def _tail(self) -> Sequence[Extent]:
+        return self._extents.all[self._identity.extent_count :]
+
+    def _tail_is_free(self) -> bool:
+        return self._extents.free.withheld_count == len(self._tail())
+
+    def _left_bytes(self) -> int:
+        return sum(extent.live_bytes for extent in self._tail())
+
+    def _next_extent(self) -> Extent | None:
+        """The extent that was tried least often, of those in use; sealed before it is emptied.
+
+        An open one is one that was spared: it comes last, when there is room elsewhere.
+        """
+        used = [extent for extent in self._tail() if extent.state is not ExtentState.FREE]
+        sealed = [extent for extent in used if extent.state is ExtentState.SEALED]
+        extent = min(sealed or used, key=lambda each: self._attempts[each.index], default=None)
+        if extent is not None and extent.state is ExtentState.OPEN:
+            self._extents.seal(extent)
+        return extent
+
+    async def _empty(self, extent: Extent) -> None:
+        store, index, epoch = self._store, extent.index, extent.epoch
+        self._attempts[index] += 1
+        await store.sync()  # what is to be moved has been written
+        if extent.stream in DATA_STREAMS and extent.live_bytes:
+            with store._maintenance.waited_for():
+                await store._evacuator.evacuate(extent)
+            if extent.live_bytes and self._attempts[index] >= _EVACUATIONS_MAX:
+                raise CorruptionError(
+                    f"{extent.live_bytes} bytes of it cannot be read, so they cannot be moved; "
+                    "shardfs fsck --data names the files",
+                    f"extent {index}",
+                )
+        elif extent.stream is Stream.RUNS:
+            while await store._checkpointer.empty(index):
+                await trio.lowlevel.checkpoint()
+        elif extent.stream is Stream.META:
+            await store.checkpoint()
+        await store.sync()
+        await store.reclaim_dead()
+        if extent.epoch == epoch and self._attempts[index] > 1:
+            if self._attempts[index] > _ATTEMPTS_MAX:
+                raise DeviceBusyError(f"extent {index} stays in use; try again later")
+            await trio.sleep(_PAUSE_S)  # it is being read
+
+    async def _make_room(self) -> None:
+        """Bounded upkeep: what was moved fills memtable, log and runs, and the front of the
+        device."""
+        store = self._store
+        if store._committer.is_due:
+            await store.checkpoint()
+        while await store.compact():
+            await trio.lowlevel.checkpoint()
+        without_gain = 0
+        while (before := self._free_before_end()) < _FREE_EXTENTS_WANTED:
+            if without_gain == _RECLAIMS_WITHOUT_GAIN_MAX:
+                return
+            await store.reclaim()
+            without_gain = 0 if self._free_before_end() > before else without_gain + 1
+        self._extents.free.withhold_all()
+
+    def _free_before_end(self) -> int:
+        free = self._extents.free
+        return sum(not free.is_behind_end(extent) for extent in free)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        store, committer = self._store, self._store._committer
+        if self._tail():
+            # The manifest, and the log behind it, shall be younger than the last use (I2).
+            last_use = committer.next_number
+            while committer.persistent_checkpoint < last_use:
+                await store.checkpoint()
+        with trio.CancelScope(shield=True):
+            if self._identity != self._before:
+                await committer.change_identity(self._change)
+            self._is_over = True
+            await store._parts.device.set_length(self._size_bytes)
+        _log.info("shrunk to %d extents", self._identity.extent_count)
+
+    def _change(self) -> Identity:
+        if self._tail():
+            self._extents.shorten(self._identity.extent_count)
+        return self._identity
+
+
+def _smaller(store: Store, wanted: int) -> Identity:
+    """The identity of a store that has shrunk to `wanted` bytes."""
+    before = store.identity
+    if wanted >= max(before.device_bytes, store._parts.device.size_bytes):
+        raise UsageError(
+            f"the store has {before.device_bytes} bytes, not more than {wanted}; to make it "
+            "larger use: shardfs grow"
+        )
+    count = wanted // before.extent_bytes
+    if count >= before.extent_count:
+        # No extent is given up: what is behind the last one, or was left when a shrink was cut.
+        return replace(before, device_bytes=min(before.device_bytes, wanted))
+    if count < limits.EXTENT_COUNT_MIN:
+        least = limits.EXTENT_COUNT_MIN * before.extent_bytes
+        raise DeviceTooSmallError(
+            f"a store with extents of {before.extent_bytes} bytes has at least {least} bytes"
+        )
+    short = _short_bytes(store, count)
+    if short > 0:
+        fits = count
+        while fits < before.extent_count and (lacking := _short_bytes(store, fits)) > 0:
+            fits += max(1, lacking // before.extent_bytes)
+        advice = f"{fits * before.extent_bytes} would do"
+        if fits >= before.extent_count:
+            advice = "it can not be made smaller unless something is deleted"
+        raise NoSpaceError(
+            f"{short} bytes short: what is live, with the reserve, does not fit into {wanted} "
+            f"bytes; {advice}"
+        )
+    return replace(before, device_bytes=wanted, extent_count=count)
+
+
+def _short_bytes(store: Store, count: int) -> int:
+    """What is live or promised, beyond what would fit into so many extents."""
+    free = store._extents.space.user_bytes_with(count, reserve_extents(count))
+    return store._reserved_bytes - free
+
+
+async def trim(store: Store) -> int:
+    """Tell the device of everything that is free; the bytes that it has taken.
+
+    What is free but not yet persistently so stays as it is: extents are discarded that could be
+    written to, each while nobody else gets it.
+
+    Raises:
+        UsageError: the device takes no discards.
+        DeviceError, ReadOnlyError: some may have been discarded.
+    """
+    store.health.require_writable()
+    await store.sync()
+    await store.reclaim_dead()
+    device, extents = store._parts.device, store._extents
+    taken = 0
+    for _ in range(extents.free_count):
+        if not extents.free_count:
+            break
+        with extents.free.lent() as extent:
+            before = device.counts.discard_bytes
+            offset = extents.identity.extent_offset(extent.index)
+            await device.discard(offset, extents.extent_bytes)
+        if device.counts.discard_bytes == before:
+            raise UsageError(f"{device.path} takes no discards")
+        taken += extents.extent_bytes
+    return taken
+
+
+def _require_resizable(store: Store) -> None:
+    store._require_open()
+    if store._extents.free.are_withheld:
+        raise DeviceBusyError(f"{store._parts.device.path} is being made smaller already")
+
+
+def _set_bounds(store: Store, extent_count: int | None = None) -> None:
+    """What depends on the number of extents that may be used: by default, all there are."""
+    extents = store._extents
+    count = len(extents.all) if extent_count is None else extent_count
+    extents.reserve = reserve_extents(count)
+    extents.space.resize(count, extents.reserve)
+    store._committer.fit_reserve()
+
+
+def _resized(store: Store, before: Identity) -> Resized:
+    now = store.identity
+    free = max(0, store._extents.space.user_bytes() - store._reserved_bytes)
+    return Resized(before.device_bytes, now.device_bytes, now.extent_bytes, now.extent_count, free)
