@@ -202,7 +202,7 @@ async def test_what_is_done_between_two_checkpoints_is_bounded(
     most_entries_of_a_block = 2 * limits.RUN_BLOCK_BYTES // 30
     assert 0 < work.worst["entries encoded"] <= most_entries_of_a_block
     assert 0 < work.worst["blocks decoded"] <= 3
-    assert 0 < work.worst["keys filtered"] <= 2 * limits.SLICE_COST_MAX
+    assert 0 < work.worst["keys filtered"] <= 256
     assert 0 < work.worst["parts of a delta"] <= 2
     assert 0 < work.worst["pieces moved"] <= 32
     assert 0 < work.worst["bytes moved"] <= 512 * KIB
