@@ -1,7 +1,7 @@
 """Latency of 4 KiB reads and creates on a nearly full device, while its space is reclaimed.
 
-Role: fills a loop device to a share of what df calls its size, half of it with files (or values) of
-4 KiB and half with large ones, and has a second process overwrite all of it at random as fast as
+Role: fills a loop device to a share of what df calls its size, with files (or values) of 4 KiB
+and of 64 KiB, and has a second process overwrite whole files at random as fast as
 it can, so that extents are emptied and runs are merged all the time. Meanwhile it reads and creates
 small files, one after the other, and measures each call. Twice: through a real mount, and through
 the engine alone, where the loads are tasks of one process.
@@ -41,9 +41,8 @@ from shardfs.engine.store import Store
 KIB = 1024
 MIB = 1024 * KIB
 SMALL_BYTES = 4 * KIB
-LARGE_BYTES = 1 * MIB
-PIECE_BYTES = (4 * KIB, 64 * KIB, 256 * KIB)
-SMALL_SHARE = 0.25
+LARGE_BYTES = 64 * KIB
+SMALL_SHARE = 0.1
 """Of what is live, in files of SMALL_BYTES."""
 FILES_PER_FOLDER = 500
 KEPT_CREATED = 200
@@ -221,14 +220,9 @@ def load(root: str) -> None:
 
     signal.signal(signal.SIGTERM, end)
     while not ended:
-        if chooser.random() < 0.5:
-            handle = os.open(chooser.choice(small), os.O_WRONLY)
-            written += os.pwrite(handle, block[:SMALL_BYTES], 0)
-        else:
-            length = chooser.choice(PIECE_BYTES)
-            handle = os.open(chooser.choice(large), os.O_WRONLY)
-            offset = chooser.randrange((LARGE_BYTES - length) // SMALL_BYTES + 1) * SMALL_BYTES
-            written += os.pwrite(handle, block[:length], offset)
+        is_small = chooser.random() < 0.5
+        handle = os.open(chooser.choice(small if is_small else large), os.O_WRONLY)
+        written += os.pwrite(handle, block[: SMALL_BYTES if is_small else LARGE_BYTES], 0)
         os.close(handle)
     print(written)
 
@@ -345,8 +339,7 @@ async def fill_store(store: Store, share: float) -> list[int]:
     values: list[int] = []
     taken = 0
     while taken < wanted:
-        small = sum(values[-1:]) > SMALL_BYTES or chooser.random() < 0.9
-        length = SMALL_BYTES if small else chooser.choice(PIECE_BYTES)
+        length = SMALL_BYTES if chooser.random() < 0.7 else LARGE_BYTES
         await store.put(b"value %07d" % len(values), block[:length])
         values.append(length)
         taken += length + 200
