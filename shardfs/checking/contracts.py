@@ -75,8 +75,9 @@ def entries(data: bytes) -> records.Entry:
 def facts(data: bytes) -> records.Facts:
     """The file system's facts are possible, or corrupt.
 
-    pre: len(data) <= 10
+    pre: len(data) <= 18
     post: records.ROOT_INO < __return__.next_ino <= records.INO_MAX
+    post: 0 < __return__.inodes < __return__.next_ino
     raises: CorruptionError
     """
     return records.decode_facts(data)

@@ -99,7 +99,7 @@ RECORD: Final = Record(
     tuple(ExtentEntry(n, ExtentState.OPEN, Stream.DATA, 1, 4096, n) for n in range(24)),
 )
 MANIFEST: Final = Manifest(
-    9, (SegmentMeta(1, 0, 30, 9999, b"a", b"z", LOCATOR),), (Usage(5, 2, 50_000), Usage(6, 1, 3))
+    9, (SegmentMeta(1, 0, 30, 2, 9999, b"a", b"z", LOCATOR),), (Usage(5, 2, 50_000), Usage(6, 1, 3))
 )
 
 
@@ -321,7 +321,7 @@ def _file_decoders() -> dict[str, Decoder]:
             records.encode_entry,
         ),
         "records.decode_facts": Decoder(
-            records.decode_facts, (records.encode_facts(records.Facts(9)),), records.encode_facts
+            records.decode_facts, (records.encode_facts(records.Facts(9, 3)),), records.encode_facts
         ),
         "records.decode_file_key": Decoder(
             records.decode_file_key,

@@ -37,6 +37,8 @@ async def _ask(mountpoint: str) -> dict[str, Any]:
 
 
 def _text(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{each} {_text(name, part)}" for each, part in value.items())
     if name.endswith("_bytes"):
         return size_text(value)
     if isinstance(value, list | tuple):

@@ -21,7 +21,8 @@ Not here: what to merge (lsm/compaction.py), freeing extents (reclaim.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import trio
 
@@ -33,10 +34,14 @@ from shardfs.engine.dependency import all_of
 from shardfs.engine.extents import Extents, Usage
 from shardfs.engine.layout import Kind, Stream
 from shardfs.engine.lsm.compaction import (
+    GARBAGE_SHARE_MAX,
+    GARBAGE_SHARE_SHORT,
     choose_runs,
     copy_segment,
-    hides_much,
-    merge_runs,
+    garbage_bytes,
+    hidden_bytes,
+    merge_step,
+    without,
     write_memtable,
 )
 from shardfs.engine.lsm.manifest import Manifest, encode_manifest
@@ -46,10 +51,23 @@ from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
+from shardfs.errors import CorruptionError
 
 _log = logging.getLogger(__name__)
 
-_ENTRIES_WORTH_TIDYING = 256
+_MEMTABLE_BYTES_PER_RUN_BYTE = 4
+"""A full memtable makes a run of at least this part of its size."""
+_TREE_BYTES_SMALL = 256 * limits.KIB
+"""A tree smaller than this counts as this large: it is not rewritten for a few entries."""
+
+
+class _Merge(NamedTuple):
+    """A merge under way. The tree itself says how far it has come: see lsm/compaction.py."""
+
+    sources: tuple[int, ...]
+    target: int
+    level: int
+    is_whole: bool
 
 
 class Checkpointer:
@@ -78,6 +96,10 @@ class Checkpointer:
         self._tree = tree
         self._usage = usage
         self._next_run_id = 1 + max((run.run_id for run in tree.runs), default=0)
+        self._merges: list[_Merge] = []
+        self._damaged: set[int] = set()
+        self.entries_written = 0
+        """Entries of every segment that was made part of the tree since the store was opened."""
         self._lock = trio.Lock()
         self._merging = trio.Lock()
         self.merge_pace: Callable[[], float] | None = None
@@ -104,12 +126,11 @@ class Checkpointer:
             freeze = await self._committer.freeze()
             frozen = self._tree.frozen
             assert frozen is not None
-            writer = self._writer(
-                level=0, slices=Slices(self._urgency_of_checkpoint) if paced else None
-            )
+            slices = Slices(self._urgency_of_checkpoint) if paced else None
+            writer = self._writer(0, self._take_run_id(), slices)
             try:
-                await write_memtable(frozen, writer, is_oldest=not self._tree.runs)
-                runs = (*self._tree.runs, *_as_run(writer, 0))
+                await write_memtable(frozen, writer, self._tree.runs)
+                runs = (*self._tree.runs, *_as_run(writer.run_id, 0, writer.segments))
                 await self._install(runs, writer, freeze)
             except BaseException:
                 self._abandon(writer)
@@ -118,54 +139,132 @@ class Checkpointer:
             _log.debug("checkpoint at delta %d: %d entries", freeze.number, len(frozen))
 
     @property
-    def hides_much(self) -> bool:
-        """Whether what is newer than the oldest run may hide a good part of it, and is worth it."""
-        newer = len(self._tree.memtable)
-        runs = self._tree.runs
-        if newer + sum(run.entry_count for run in runs) < _ENTRIES_WORTH_TIDYING:
-            return False
-        return bool(runs) and hides_much(runs, newer)
+    def has_unwritten(self) -> bool:
+        """The memtable holds entries."""
+        return bool(self._tree.memtable)
 
-    async def compact(self, *, thorough: bool = False) -> bool:
-        """Merge one set of runs, if any level is full and the device has room for the result.
+    @property
+    def is_merging(self) -> bool:
+        """A merge is under way: some of its steps are yet to be made."""
+        return bool(self._merges)
+
+    @property
+    def garbage_share(self) -> float:
+        """About how much of the tree merging all of it would save, 0 to 1; 0 if it cannot be."""
+        runs = self._tree.runs
+        if self._damaged:
+            return 0.0
+        total_bytes = sum(run.total_bytes for run in runs)
+        garbage = garbage_bytes(runs) + hidden_bytes(
+            list(self._tree.memtable.entries), len(self._tree.memtable), runs
+        )
+        return min(1.0, garbage / max(total_bytes, _TREE_BYTES_SMALL))
+
+    async def compact(self, *, garbage_share_max: float = GARBAGE_SHARE_MAX) -> bool:
+        """One step of a merge, if the tree is out of shape and the device has room for a segment.
+
+        A run that turns out to be damaged is left as it is, and its neighbours are merged
+        without it; the log says so. Rests between slices as far as `merge_pace` allows, unless
+        somebody else waits to merge.
 
         Args:
-            thorough: merge all runs as well when the newer ones may hide much of the oldest, as on
-                a device that is short of space.
-
-        Rests between slices as far as `merge_pace` allows, unless somebody else waits to merge.
+            garbage_share_max: all runs are merged when more of the tree than this may be garbage;
+                less is tolerated on a device that is short of space.
 
         Returns:
-            Whether something was merged: call again until False.
+            Whether something was done: call again until False.
 
         Raises:
-            DeviceError, CorruptionError, ReadOnlyError, NoSpaceError: the old runs stay.
+            DeviceError, ReadOnlyError, NoSpaceError: the old runs stay.
         """
         async with self._merging:
-            thorough |= self._extents.space.is_short
-            chosen = choose_runs(self._tree.runs, thorough=thorough)
-            room = self._extents.free_bytes - 2 * self._extents.extent_bytes
-            if not chosen or sum(run.total_bytes for run in chosen) > room:
+            if self._extents.space.is_short:
+                garbage_share_max = min(garbage_share_max, GARBAGE_SHARE_SHORT)
+            self._choose(garbage_share_max)
+            if not self._merges:
                 return False
-            # Levels fall along the sequence: what is merged across levels stays at the oldest's.
-            level = chosen[0].level + (chosen[-1].level == chosen[0].level)
-            level = min(level, limits.LEVEL_COUNT_MAX - 1)
-            is_oldest = chosen[0] is self._tree.runs[0]
-            writer = self._writer(level=level, slices=Slices(self._urgency_of_merge))
+            # The smallest first: it is the newest, and keeps what is looked into few.
+            merge = min(self._merges, key=self._bytes_left)
+            slices = Slices(self._urgency_of_merge)
+            writer = self._writer(merge.level, merge.target, slices)
+            wanted = min(self._bytes_left(merge), writer.segment_bytes_max * 5 // 4)
+            if wanted > self._extents.free_bytes - 2 * self._extents.extent_bytes:
+                return False
             try:
-                await merge_runs(chosen, writer, is_oldest=is_oldest)
-                async with self._lock:
-                    # A checkpoint may have come meanwhile; it only adds behind.
-                    at = self._tree.runs.index(chosen[0])
-                    behind = self._tree.runs[at + len(chosen) :]
-                    runs = (*self._tree.runs[:at], *_as_run(writer, level), *behind)
-                    await self._install(runs, writer, None)
-            except BaseException:
-                self._abandon(writer)
-                raise
-            await self._give_up(segment for run in chosen for segment in run.segments)
-            _log.debug("merged %d runs of level %d", len(chosen), chosen[0].level)
+                await self._step(merge, writer)
+            except CorruptionError as error:
+                self._merges.remove(merge)
+                _log.warning("a run cannot be merged, and is left as it is: %s", error)
             return True
+
+    def _choose(self, garbage_share_max: float) -> None:
+        """Begin the merge that is due, if any, beside those under way."""
+        runs = self._tree.runs
+        busy = {run_id for merge in self._merges for run_id in (*merge.sources, merge.target)}
+        chosen = choose_runs(runs, busy=busy | self._damaged, garbage_share=garbage_share_max)
+        if not chosen:
+            return
+        # Levels fall along the sequence: what is merged across levels stays at the oldest's.
+        level = chosen[0].level + (chosen[-1].level == chosen[0].level)
+        level = min(level, limits.LEVEL_COUNT_MAX - 1)
+        sources = tuple(run.run_id for run in chosen)
+        is_whole = len(chosen) == len(runs) and level == chosen[0].level
+        self._merges.append(_Merge(sources, self._take_run_id(), level, is_whole))
+
+    def _sources(self, merge: _Merge) -> list[Run]:
+        return [run for run in self._tree.runs if run.run_id in merge.sources]
+
+    def _bytes_left(self, merge: _Merge) -> int:
+        return sum(run.total_bytes for run in self._sources(merge))
+
+    async def _step(self, merge: _Merge, writer: SegmentWriter) -> None:
+        sources = self._sources(merge)
+        older = self._tree.runs[: self._tree.runs.index(sources[0])]
+        older = tuple(run for run in older if run.run_id != merge.target)
+        try:
+            horizon = await merge_step(sources, older, writer, self._damaged)
+            left = [without(run, horizon) for run in sources] if horizon is not None else []
+            left = [run for run in left if run.segments]
+            async with self._lock:
+                # A checkpoint may have come meanwhile; it only adds behind.
+                before = self._tree.runs
+                newer = before[before.index(sources[-1]) + 1 :]
+                result = self._result(merge, writer, newer, is_finished=not left)
+                await self._install((*older, *result, *left, *newer), writer, None)
+        except BaseException:
+            self._abandon(writer)
+            raise
+        if not left:
+            self._merges.remove(merge)
+        kept = {segment.meta.index_locator for run in left for segment in run.segments}
+        await self._give_up(
+            segment
+            for run in sources
+            for segment in run.segments
+            if segment.meta.index_locator not in kept
+        )
+        _log.debug("merged a part of runs %s into %d", merge.sources, merge.target)
+
+    def _result(
+        self, merge: _Merge, writer: SegmentWriter, newer: Sequence[Run], *, is_finished: bool
+    ) -> tuple[Run, ...]:
+        """What the merge has made so far."""
+        target = [run for run in self._tree.runs if run.run_id == merge.target]
+        segments = [*(segment for run in target for segment in run.segments), *writer.segments]
+        level = merge.level
+        if is_finished and merge.is_whole:
+            level = self._settled_level(segments, level, newer)
+        return _as_run(merge.target, level, segments)
+
+    def _settled_level(self, merged: Sequence[Segment], level: int, newer: Sequence[Run]) -> int:
+        """The level of what all runs have become: as high as its size needs. So the number of
+        levels follows the size of the tree, however often it has been rewritten."""
+        run_bytes = sum(segment.meta.total_bytes for segment in merged)
+        settled = max((run.level for run in newer), default=0)
+        base_bytes = self._committer.memtable_bytes_max // _MEMTABLE_BYTES_PER_RUN_BYTE
+        while settled < level and run_bytes > base_bytes * limits.RUNS_PER_LEVEL_MAX**settled:
+            settled += 1
+        return settled
 
     async def empty(self, extent: int) -> bool:
         """Write what the tree has in one extent again, elsewhere; False if it has nothing there.
@@ -178,10 +277,8 @@ class Checkpointer:
             manifest = self._committer.root.manifest
             if run is None and (manifest is None or manifest.extent != extent):
                 return False
-            writer = self._writer(level=run.level if run is not None else 0)
+            writer = self._writer(run.level if run else 0, run.run_id if run else 0)
             try:
-                if run is not None:
-                    writer.run_id = run.run_id
                 for segment in doomed:
                     await copy_segment(segment, writer)
                 async with self._lock:
@@ -218,9 +315,12 @@ class Checkpointer:
             return 1.0
         return self.merge_pace()
 
-    def _writer(self, *, level: int, slices: Slices | None = None) -> SegmentWriter:
+    def _take_run_id(self) -> int:
         run_id = self._next_run_id
         self._next_run_id += 1
+        return run_id
+
+    def _writer(self, level: int, run_id: int, slices: Slices | None = None) -> SegmentWriter:
         return SegmentWriter(self._chunks, self._extents, self._cache, run_id, level, slices)
 
     async def _install(
@@ -247,6 +347,7 @@ class Checkpointer:
             self._extents.space.tree_bytes = sum(run.total_bytes for run in runs)
             self._usage = usage
             writer.credited.clear()
+            self.entries_written += sum(segment.meta.entry_count for segment in writer.segments)
             if root.manifest is not None:
                 self._debit(root.manifest)
 
@@ -280,7 +381,8 @@ def _replaced(
     return tuple(again if each is changed else each for each in runs)
 
 
-def _as_run(writer: SegmentWriter, level: int) -> tuple[Run, ...]:
-    if not writer.segments:
+def _as_run(run_id: int, level: int, segments: Sequence[Segment]) -> tuple[Run, ...]:
+    """The run of these segments, or nothing if there are none."""
+    if not segments:
         return ()
-    return (Run(writer.segments[0].meta.run_id, level, tuple(writer.segments)),)
+    return (Run(run_id, level, tuple(segment.at_level(level) for segment in segments)),)

@@ -17,6 +17,7 @@ collecting by itself (maintenance.py).
 from __future__ import annotations
 
 from shardfs.engine.layout import ExtentState
+from shardfs.engine.lsm.compaction import GARBAGE_SHARE_SHORT
 from shardfs.engine.stats import CollectionPlan, CollectionProgress
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError, NoSpaceError
@@ -39,7 +40,7 @@ def collection_plan(store: Store) -> CollectionPlan:
         if extent.state in (ExtentState.OPEN, ExtentState.SEALED) and extent.index not in doomed
     )
     moved = sum(extent.live_bytes for extent in candidates)
-    merges = parts.checkpointer.hides_much
+    merges = parts.checkpointer.garbage_share >= GARBAGE_SHARE_SHORT
     return CollectionPlan(
         dead_extents=len(dead),
         dead_bytes=len(dead) * extents.extent_bytes,
@@ -99,7 +100,8 @@ class Collection:
         """
         try:
             if self._stage == "merging":
-                await self._merge()
+                with self._store._maintenance.merges_awaited():
+                    await self._merge()
             elif self._stage == "emptying":
                 await self._empty()
         except CorruptionError as error:
@@ -119,16 +121,18 @@ class Collection:
         try:
             if not self._has_checkpointed:
                 await self._parts.committer.commit()
-                if checkpointer.hides_much:
+                if checkpointer.garbage_share >= GARBAGE_SHARE_SHORT:
                     await checkpointer.checkpoint()
                 self._has_checkpointed = True
                 return
             before = {run.run_id: run.total_bytes for run in tree.runs}
             self._steps_left -= 1
-            if self._steps_left >= 0 and await checkpointer.compact(thorough=True):
-                after = {run.run_id for run in tree.runs}
+            if self._steps_left >= 0 and await checkpointer.compact(
+                garbage_share_max=GARBAGE_SHARE_SHORT
+            ):
+                after = {run.run_id: run.total_bytes for run in tree.runs}
                 self._merged_bytes += sum(
-                    size for number, size in before.items() if number not in after
+                    max(0, size - after.get(number, 0)) for number, size in before.items()
                 )
                 return
         except NoSpaceError:

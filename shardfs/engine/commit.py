@@ -123,7 +123,7 @@ class Committer:
     def fit_reserve(self) -> None:
         """Bound the memtable and the log: on a small device both take a part of the reserve."""
         share = self._extents.reserve * self._extents.extent_bytes // _RESERVE_SHARE
-        self._memtable_bytes_max = min(limits.MEMTABLE_BYTES_MAX, share)
+        self.memtable_bytes_max = min(limits.MEMTABLE_BYTES_MAX, share)
         self._log_bytes_max = min(limits.DELTA_LOG_BYTES_MAX, share)
 
     @property
@@ -150,7 +150,7 @@ class Committer:
     def fill(self) -> float:
         """How full memtable and delta log are, the fuller of them; 1: a checkpoint is due."""
         return max(
-            self._tree.memtable.bytes_held / self._memtable_bytes_max,
+            self._tree.memtable.bytes_held / self.memtable_bytes_max,
             self._log_bytes / self._log_bytes_max,
         )
 

@@ -42,7 +42,7 @@ from shardfs import limits
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.framing import Frame, decode_head, head_bytes
 from shardfs.engine.layout import ExtentState, Kind, Stream
-from shardfs.engine.lsm.entry import decode_block
+from shardfs.engine.lsm.entry import TOMBSTONE, decode_block
 from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.pieces import DIGEST_BYTES, Locator, Shard, locators
@@ -244,11 +244,11 @@ class _StoreCheck:
         meta, index = segment.meta, segment.index
         where = f"run {meta.run_id}, segment from key {meta.first_key[:32].hex()}"
         await self._check_chunk(
-            meta.index_locator, Kind.RUN_INDEX, meta.first_key, meta.run_id, where
+            meta.index_locator, Kind.RUN_INDEX, index.first_keys[0], meta.run_id, where
         )
         bounds = [*index.first_keys[1:], meta.last_key + b"\0"]
         last_key = b""
-        entries = 0
+        entries = tombstones = 0
         for first_key, end, locator in zip(index.first_keys, bounds, index.blocks, strict=True):
             await self._check_chunk(locator, Kind.RUN_BLOCK, first_key, meta.run_id, where)
             self.report.count("blocks")
@@ -259,6 +259,7 @@ class _StoreCheck:
                 self._unreadable.append((first_key, end))
                 continue
             entries += len(block.keys)
+            tombstones += block.values.count(TOMBSTONE)
             if not block.keys or block.keys[0] != first_key or first_key <= last_key:
                 self._find("E3", "a block begins with the wrong key", where=where, locator=locator)
             if block.keys and block.keys[-1] >= end:
@@ -270,7 +271,9 @@ class _StoreCheck:
         if self._unreadable:
             return
         total = sum(locator_bytes(locator) for locator in segment.locators)
-        if entries != meta.entry_count or total != meta.total_bytes or last_key != meta.last_key:
+        found = (entries, tombstones, total, last_key)
+        told = (meta.entry_count, meta.tombstone_count, meta.total_bytes, meta.last_key)
+        if found != told or not index.first_keys[0] <= meta.first_key <= meta.last_key:
             self._find("E3", "it is not what the manifest says", where=where)
 
     # --- entries and data ---------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from shardfs.errors import CorruptionError
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 
 FRAME_MAGIC: Final = b"SHF1"
 
@@ -205,9 +205,10 @@ SEGMENT: Final = Table(
     (
         ("run_id", "Q", "sorted run; a higher id is newer within a level"),
         ("level", "B", "level of the run, 0 newest"),
-        ("entry_count", "Q", "entries, tombstones included"),
+        ("entry_count", "Q", "entries, tombstones and those below the first key included"),
+        ("tombstone_count", "Q", "of these, tombstones"),
         ("total_bytes", "Q", "bytes of its frames on the device"),
-        ("first_key_bytes", "H", "length of the first key"),
+        ("first_key_bytes", "H", "length of the first key that counts"),
         ("last_key_bytes", "H", "length of the last key"),
     ),
 )

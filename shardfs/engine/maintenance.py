@@ -1,6 +1,6 @@
-"""The background work of an open store: commits, checkpoints, merges, reclamation.
+"""The background work of an open store: commits, checkpoints, merges, reclamation, gathering.
 
-Role: four endless tasks for a store's nursery, one for each kind of work, and the same steps by
+Role: five endless tasks for a store's nursery, one for each kind of work, and the same steps by
 hand; says how far each is behind, and lets writers in accordingly (the law is pacing.py's).
 Everything here may be cancelled between its steps and leaves nothing half-done.
 
@@ -20,7 +20,8 @@ No background task admits itself. A checkpoint or merge that has no room gives u
 rather than wait for reclamation. Files hold their own locks while they wait in `admit`; nothing
 to the right takes those.
 
-Not here: what the steps do (commit.py, checkpoint.py, evacuation.py, reclaim.py).
+Not here: what the steps do (commit.py, checkpoint.py, evacuation.py, reclaim.py,
+gathering.py).
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
 from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
+from shardfs.engine.gathering import Gatherer
 from shardfs.engine.health import Health
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.lsm.compaction import merge_debt
+from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX, GARBAGE_SHARE_SHORT, merge_debt
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices, Throttle, share_between
 from shardfs.engine.reclaim import reclaim_dead
@@ -64,7 +66,8 @@ class Maintenance:
     """The background work of one open store.
 
     Args:
-        committer, checkpointer, extents, scheduler, health, tree, evacuator: of the store.
+        committer, checkpointer, extents, scheduler, health, tree, evacuator, gatherer: of the
+            store.
         interval_s: applied batches are committed after this long.
     """
 
@@ -77,6 +80,7 @@ class Maintenance:
         health: Health,
         tree: Tree,
         evacuator: Evacuator,
+        gatherer: Gatherer,
         interval_s: float,
     ) -> None:
         self._committer = committer
@@ -86,6 +90,7 @@ class Maintenance:
         self._health = health
         self._tree = tree
         self._evacuator = evacuator
+        self._gatherer = gatherer
         self._interval_s = interval_s
         self._commit_due = trio.Event()
         self._checkpoint_due = trio.Event()
@@ -101,7 +106,7 @@ class Maintenance:
         self._started = False
         self._number_before = -1
         self._idle_since = 0.0
-        self._tidying = False
+        self._merges_awaited = 0
         self._merges_from = -math.inf
         self._fruitless_until = -math.inf
         evacuator.slices = Slices(self._space_pace)
@@ -114,6 +119,7 @@ class Maintenance:
         self._started = True
         for work in (self._commit_regularly, self._checkpoint, self._merge, self._keep_ready):
             nursery.start_soon(self._guard, work)
+        nursery.start_soon(self._guard, self._gatherer.run)
 
     def notice(self) -> None:
         """Something was applied or committed: wake who has to do something about it."""
@@ -154,7 +160,7 @@ class Maintenance:
         return min(1.0, self._committer.fill)
 
     def _merge_pace(self) -> float:
-        return 1.0 if self._tidying or not self._started else self.merge_debt()
+        return 1.0 if self._merges_awaited or not self._started else self.merge_debt()
 
     def _space_pace(self) -> float:
         return 1.0 if self._waiting or not self._started else self.space_debt()
@@ -225,6 +231,15 @@ class Maintenance:
             yield
         finally:
             self._waiting -= 1
+
+    @contextmanager
+    def merges_awaited(self) -> Iterator[None]:
+        """While somebody waits for merges, or nobody for anything, they do not rest."""
+        self._merges_awaited += 1
+        try:
+            yield
+        finally:
+            self._merges_awaited -= 1
 
     def _end_step(self) -> None:
         event, self._step_ended = self._step_ended, trio.Event()
@@ -381,26 +396,33 @@ class Maintenance:
         now = trio.current_time()
         if self._number_before != self._committer.next_number:
             self._number_before, self._idle_since = self._committer.next_number, now
-        if now < self._idle_since + self._interval_s or not self._checkpointer.hides_much:
+        idle_s = now - self._idle_since
+        if idle_s < self._interval_s:
             return
-        self._tidying = True
+        # The longer nothing happens, the less garbage is worth a merge: none stays for ever, and
+        # what is written a second stays bounded.
+        if self._checkpointer.garbage_share <= GARBAGE_SHARE_SHORT * self._interval_s / idle_s:
+            return
         try:
-            await self._checkpointer.checkpoint()
-            if await self._merge_all(thorough=True):
-                await self._committer.commit()
-                await self.reclaim()
+            with self.merges_awaited():
+                if self._checkpointer.has_unwritten:
+                    await self._checkpointer.checkpoint()
+                if await self._merge_all(garbage_share_max=0.0):
+                    await self._committer.commit()
+                    await self.reclaim()
         except NoSpaceError as error:
             _log.warning("tidying is put off: %s", error)
-        finally:
-            self._tidying = False
 
-    async def _merge_all(self, *, thorough: bool = False) -> bool:
+    async def _merge_all(self, *, garbage_share_max: float = GARBAGE_SHARE_MAX) -> bool:
         """False: there was no room for it, or something cannot be read: the runs stay, and it is
         not tried again for a while (I2)."""
         if trio.current_time() < self._merges_from:
             return False
         try:
-            while await self._checkpointer.compact(thorough=thorough):
+            # What a step has made dead may be the room that the next one needs.
+            while await self._checkpointer.compact(garbage_share_max=garbage_share_max) or (
+                self._checkpointer.is_merging and await self._reclaim_step(evacuate=False)
+            ):
                 await trio.lowlevel.checkpoint()
         except NoSpaceError:
             self._put_merging_off(self._interval_s)
@@ -411,7 +433,7 @@ class Maintenance:
             is_rot = isinstance(error, CorruptionError)
             self._put_merging_off(self._interval_s * (_ROT_INTERVALS if is_rot else 1))
             return False
-        return True
+        return not self._checkpointer.is_merging
 
     def _put_merging_off(self, seconds: float) -> None:
         if self._started:

@@ -14,7 +14,7 @@ Invariants checked (each finding names its number):
     F6. Only regular files have shards; none lies beyond the end of its file, unless a truncation
         is marked as unfinished; `used` is the sum of their pieces.
     F7. An inode counts its extended attributes.
-    F8. The next inode number is above every one in use.
+    F8. The next inode number is above every one in use, and the count of inodes is right.
     F9. Every key is of a known kind, every record decodes, marks name inodes that exist.
 
 Invariants:
@@ -110,6 +110,7 @@ class _FilesCheck:
         self._orphans: set[int] = set()
         self._truncations: set[int] = set()
         self._next_ino = 0
+        self._inode_count = 0
         self._ino_max = 0
         self._directories: set[int] = set()
 
@@ -119,7 +120,7 @@ class _FilesCheck:
         if facts is None and not await self._is_empty():
             self._find("F9", "there are records but no facts of a file system", FACT_KEY)
         elif facts is not None:
-            self._next_ino = decode_facts(facts).next_ino
+            self._next_ino, self._inode_count = decode_facts(facts)
         await self._read_marks()
         await self._read_names()
         await self._read_files()
@@ -265,6 +266,9 @@ class _FilesCheck:
         if self._next_ino and self._next_ino <= self._ino_max:
             message = f"the next inode number is {self._next_ino}, and {self._ino_max} is in use"
             self._find("F8", message)
+        found = self._report.counts.get("inodes", 0)
+        if self._next_ino and self._inode_count != found:
+            self._find("F8", f"{self._inode_count} inodes are counted, and there are {found}")
         if self._next_ino and ROOT_INO not in self._directories:
             self._find("F4", "there is no root directory", ino=ROOT_INO)
         rooted = {ROOT_INO}

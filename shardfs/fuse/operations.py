@@ -37,7 +37,8 @@ from shardfs.fuse.records import Inode
 _TIMEOUT_S: Final = 365 * 86400.0
 _STAT_BLOCK_BYTES: Final = 512
 _INODE_BYTES_ASSUMED: Final = 512
-"""For statfs, which wants to know how many files there could be."""
+"""For statfs, which wants to know how many more files there could be: what an empty one takes in
+the tree, doubled because the tree has twice its size."""
 
 
 class Operations(pyfuse3.Operations):
@@ -306,8 +307,8 @@ class Operations(pyfuse3.Operations):
         answer.f_bsize = answer.f_frsize = limits.BLOCK_BYTES
         answer.f_blocks = space.total_bytes // limits.BLOCK_BYTES
         answer.f_bfree = answer.f_bavail = space.free_bytes // limits.BLOCK_BYTES
-        answer.f_files = space.total_bytes // _INODE_BYTES_ASSUMED
         answer.f_ffree = answer.f_favail = space.free_bytes // _INODE_BYTES_ASSUMED
+        answer.f_files = self._file_system.tables.inode_count + answer.f_ffree
         answer.f_namemax = limits.NAME_BYTES_MAX
         return answer
 

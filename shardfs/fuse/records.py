@@ -95,6 +95,7 @@ FACTS: Final = Table(
     (
         ("version", "B", "RECORD_VERSION"),
         ("next_ino", "Q", "no inode number at or above this one has been used"),
+        ("inodes", "Q", "how many inodes there are, those without a name included"),
     ),
 )
 
@@ -149,6 +150,7 @@ class Facts(NamedTuple):
     """What the file system remembers of itself."""
 
     next_ino: int
+    inodes: int = 1
 
 
 def encode_inode(inode: Inode) -> bytes:
@@ -202,7 +204,7 @@ def decode_entry(data: Bytes) -> Entry:
 
 def encode_facts(facts: Facts) -> bytes:
     """The facts as stored."""
-    return FACTS.pack(RECORD_VERSION, facts.next_ino)
+    return FACTS.pack(RECORD_VERSION, *facts)
 
 
 def decode_facts(data: Bytes) -> Facts:
@@ -213,10 +215,12 @@ def decode_facts(data: Bytes) -> Facts:
     """
     if len(data) != FACTS.size:
         raise CorruptionError(f"file system facts of {len(data)} bytes")
-    version, next_ino = FACTS.unpack(data)
+    version, next_ino, inodes = FACTS.unpack(data)
     if version != RECORD_VERSION or not ROOT_INO < next_ino <= INO_MAX:
         raise CorruptionError(f"file system facts: version {version}, next inode {next_ino}")
-    return Facts(next_ino)
+    if not 0 < inodes < next_ino:
+        raise CorruptionError(f"file system facts: {inodes} inodes, next inode {next_ino}")
+    return Facts(next_ino, inodes)
 
 
 def inode_key(ino: int) -> bytes:

@@ -127,6 +127,8 @@ class Tables:
         self._loads: dict[int | EntryName, _Load] = {}
         self._next_ino = facts.next_ino
         self._leased_ino = facts.next_ino
+        self.inode_count = facts.inodes
+        """Inodes that there are, those without a name included."""
         self._last_ns = 0
 
     @classmethod
@@ -264,7 +266,7 @@ class Tables:
         root = Inode(_DIRECTORY_MODE, 2, uid, gid, parent=ROOT_INO)
         root = root._replace(atime_ns=now, mtime_ns=now, ctime_ns=now, btime_ns=now)
         change.put_inode(ROOT_INO, root)
-        change.batch.put(FACT_KEY, encode_facts(Facts(self._next_ino)))
+        change.batch.put(FACT_KEY, encode_facts(Facts(self._next_ino, self.inode_count)))
         change.commit()
 
     def _adopt(self, change: Change) -> None:
@@ -357,11 +359,15 @@ class Change:
         leased = tables._leased_ino
         if self._new_ino >= leased:
             leased = self._new_ino + limits.INODES_PER_LEASE
-            batch.put(FACT_KEY, encode_facts(Facts(leased)))
+        deleted = sum([inode is None for inode in self.inodes.values()])
+        inode_count = tables.inode_count + bool(self._new_ino) - deleted
+        if leased != tables._leased_ino or inode_count != tables.inode_count:
+            batch.put(FACT_KEY, encode_facts(Facts(leased, inode_count)))
         dependency = tables.store.apply(batch)
         if self._new_ino:
             tables._next_ino = self._new_ino + 1
             tables._leased_ino = leased
+        tables.inode_count = inode_count
         tables._adopt(self)
         return dependency
 

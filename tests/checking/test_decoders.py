@@ -28,7 +28,7 @@ from shardfs.checking.decoders import (
     decoders,
 )
 from shardfs.engine.extents import Usage
-from shardfs.engine.layout import Stream
+from shardfs.engine.layout import FORMAT_VERSION, Stream
 from shardfs.engine.lsm.delta import Rider, Tail, decode_delta, encode_delta
 from shardfs.engine.lsm.entry import decode_block, encode_block
 from shardfs.engine.lsm.filter import Filter
@@ -212,8 +212,8 @@ def test_a_broken_promise_is_a_finding(
 
 def test_a_superblock_of_another_version_is_incompatible() -> None:
     good = bytearray(encode_record(IDENTITY, RECORD))
-    assert good[2:4] == b"\x01\x00"
-    good[2] = 2
+    assert good[2:4] == FORMAT_VERSION.to_bytes(2, "little")
+    good[2] += 1
     with pytest.raises(IncompatibleError):
         decode_record(good)
 

@@ -30,6 +30,7 @@ WORKLOADS: dict[str, Workload] = {
     "everything": workloads.everything,
     "many_tasks": workloads.many_tasks,
     "large_batches": workloads.large_batches,
+    "merges": workloads.merges,
     "full_device": workloads.full_device,
     "in_the_background": workloads.in_the_background,
 }

@@ -211,6 +211,29 @@ async def _one_round(client: Client, number: int) -> None:
     client.records({b"r%d" % number: b"x" * number * 30, b"r%d" % (number - 1): None})
 
 
+async def merges(device: SimulatedDevice, history: History) -> None:
+    """Merges of several steps, with changes, removals and checkpoints between the steps."""
+    async with open_quietly(device) as store:
+        client = Client(store, history)
+        for life in range(5):
+            for part in range(2):
+                first = 4 * part + life
+                client.records(
+                    {b"m%03d" % number: value_of(life, 3900) for number in range(first, first + 4)}
+                )
+            client.records({b"m%03d" % number: None for number in range(0, 20, life + 2)})
+            client.records({b"gone%d" % life: b"x", b"gone%d" % (life - 1): None})
+            await store.checkpoint()
+            if life % 3 == 0:
+                await store.compact()
+            client.records({b"m%03d" % (2 * life): None})
+        while await store.compact():
+            client.records({b"between steps": value_of(store.statistics().runs, 100)})
+            await store.checkpoint()
+        await store.reclaim()
+    history.all_persistent()
+
+
 async def small(device: SimulatedDevice, history: History) -> None:
     """A short life, for cuts within cuts."""
     async with open_quietly(device) as store:

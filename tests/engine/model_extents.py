@@ -24,6 +24,7 @@ from shardfs.engine.extents import Extent, Extents
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.mkfs import plan
 from shardfs.engine.shards import ShardData
+from shardfs.engine.space import SpaceAccount
 
 EXTENT_BYTES = 64 * limits.KIB
 
@@ -38,6 +39,7 @@ class ModelExtents:
         )
         self.extent_bytes = EXTENT_BYTES
         self.reserve = 2
+        self.space = SpaceAccount(extent_count, EXTENT_BYTES, self.reserve)
         self.model = ExtentsModel(EXTENT_BYTES, limits.BLOCK_BYTES)
         self._positions: dict[int, list[Position]] = {}
         self._current: dict[Stream, int] = {}

@@ -69,7 +69,7 @@ def _runs(*levels: int) -> list[Run]:
         ((1, 0, 0, 0, 0), [1, 2, 3, 4]),
         ((1, 1, 1, 1, 0), [0, 1, 2, 3]),
         ((1, 1, 1, 1, 0, 0, 0, 0), [4, 5, 6, 7]),
-        ((limits.LEVEL_COUNT_MAX - 1,) * 5, []),
+        ((limits.LEVEL_COUNT_MAX - 1,) * 5, [0, 1, 2, 3]),
     ],
 )
 def test_runs_to_merge_are_the_newest_full_level(

@@ -9,7 +9,7 @@ import pytest
 from shardfs import limits
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.layout import Kind, Stream
-from shardfs.engine.lsm.compaction import merge_runs, write_memtable
+from shardfs.engine.lsm.compaction import is_held_below, merge_step, without, write_memtable
 from shardfs.engine.lsm.entry import TOMBSTONE
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.merge import Run, load_page
@@ -73,13 +73,15 @@ async def test_shard_data_of_any_length_fills_extents_and_reads_back(size: int) 
         assert len(extents) <= size // EXTENT_BYTES + 2, "filled to their ends"
 
 
-async def run_of(bench: ModelBench, number: int, entries: dict[bytes, bytes]) -> Run:
+async def run_of(
+    bench: ModelBench, number: int, entries: dict[bytes, bytes], older: list[Run]
+) -> Run:
     """A run, written from a memtable and opened again."""
     table = Memtable()
     for key, value in entries.items():
         table.set(key, value)
     writer = SegmentWriter(bench.chunks, bench.extents, bench.cache, number, 0)
-    await write_memtable(table, writer, is_oldest=False)
+    await write_memtable(table, writer, older)
     return await reopened(bench, number, writer)
 
 
@@ -93,7 +95,8 @@ async def reopened(bench: ModelBench, number: int, writer: SegmentWriter) -> Run
 async def test_runs_and_their_merge_agree_with_dictionaries(seed: int) -> None:
     rng = random.Random(seed)
     bench = ModelBench()
-    runs, merged = [], {}
+    runs: list[Run] = []
+    merged: dict[bytes, bytes] = {}
     for number in range(1, 5):
         entries = {
             b"k%04d" % rng.randrange(900): rng.choice(
@@ -101,17 +104,32 @@ async def test_runs_and_their_merge_agree_with_dictionaries(seed: int) -> None:
             )
             for _ in range(rng.choice((1, 300, 700)))
         }
-        run = await run_of(bench, number, entries)
-        for key in entries:
+        run = await run_of(bench, number, entries, runs)
+        for key, value in entries.items():
             found = [await each.get(key) for each in run.segments if each.may_contain(key)]
-            assert found == [entries[key]]
+            if value != TOMBSTONE or is_held_below(key, runs):
+                assert found == [value]
+            else:
+                assert found in ([], [None]), "a tombstone of nothing is not written"
         runs.append(run)
         merged.update(entries)
     assert bench.model_extents.live_bytes() == sum(run.total_bytes for run in runs)
     page = await load_page(runs, b"", b"\xff", 10_000)
-    assert page.entries == merged and page.horizon is None
-    writer = SegmentWriter(bench.chunks, bench.extents, bench.cache, 9, 1)
-    await merge_runs(runs, writer, is_oldest=True)
-    result = await reopened(bench, 9, writer)
-    page = await load_page([result], b"", b"\xff", 10_000)
-    assert page.entries == {key: each for key, each in merged.items() if each != TOMBSTONE}
+    assert page.horizon is None
+    live = {key: each for key, each in merged.items() if each != TOMBSTONE}
+    assert {key: each for key, each in page.entries.items() if each != TOMBSTONE} == live
+    damaged: set[int] = set()
+    horizon: bytes | None = b""
+    segments: list[Segment] = []
+    while horizon is not None:
+        writer = SegmentWriter(bench.chunks, bench.extents, bench.cache, 9, 1)
+        writer.segment_bytes_max = 40 * KIB
+        horizon = await merge_step(runs, [], writer, damaged)
+        segments += (await reopened(bench, 9, writer)).segments
+        runs = [without(run, horizon) for run in runs] if horizon is not None else []
+        assert horizon is None or len(writer.segments) == 1
+        page = await load_page([*runs, Run(9, 1, tuple(segments))], b"", b"\xff", 10_000)
+        assert {key: each for key, each in page.entries.items() if each != TOMBSTONE} == live
+    assert not damaged
+    page = await load_page([Run(9, 1, tuple(segments))], b"", b"\xff", 10_000)
+    assert page.entries == live

@@ -184,7 +184,8 @@ async def test_a_life(seed: int, zoned: bool) -> None:
 
 
 @pytest.mark.expected_warnings(
-    "now read-only", "closing without", "put off", "can not be scanned", "stays where it is"
+    *("now read-only", "closing without", "put off", "can not be scanned", "stays where it is"),
+    "cannot be merged",
 )
 @pytest.mark.parametrize("zoned", [False, True], ids=["conventional", "zoned"])
 @pytest.mark.parametrize("seed", range(20))

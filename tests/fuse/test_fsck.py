@@ -21,6 +21,7 @@ from shardfs.fuse.records import (
     Entry,
     Facts,
     Inode,
+    decode_facts,
     decode_inode,
     encode_entry,
     encode_facts,
@@ -137,7 +138,15 @@ async def f7_xattrs(store: Store, inos: Inos) -> None:
 
 
 async def f8_next(store: Store, inos: Inos) -> None:
-    await plant(store, lambda batch: batch.put(FACT_KEY, encode_facts(Facts(2))))
+    await plant(store, lambda batch: batch.put(FACT_KEY, encode_facts(Facts(2, 1))))
+
+
+async def f8_count(store: Store, inos: Inos) -> None:
+    record = await store.get_record(FACT_KEY)
+    assert record is not None
+    facts = decode_facts(record)
+    wrong = encode_facts(facts._replace(inodes=facts.inodes + 1))
+    await plant(store, lambda batch: batch.put(FACT_KEY, wrong))
 
 
 async def f9_mark(store: Store, inos: Inos) -> None:

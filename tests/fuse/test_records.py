@@ -51,9 +51,10 @@ def test_entries_survive_encoding(ino: int, kind: int) -> None:
     assert records.decode_entry(records.encode_entry(Entry(ino, kind))) == Entry(ino, kind)
 
 
-@given(st.integers(2, records.INO_MAX))
-def test_facts_survive_encoding(next_ino: int) -> None:
-    assert records.decode_facts(records.encode_facts(Facts(next_ino))) == Facts(next_ino)
+@given(st.integers(2, records.INO_MAX), st.data())
+def test_facts_survive_encoding(next_ino: int, data: st.DataObject) -> None:
+    facts = Facts(next_ino, data.draw(st.integers(1, next_ino - 1)))
+    assert records.decode_facts(records.encode_facts(facts)) == facts
 
 
 @given(INO, st.integers(0, 2**64 - 1), NAME)

@@ -55,7 +55,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("lsm.compaction", "lsm.tree"),
     ("batch", "shards"),
     ("commit",),
-    ("checkpoint", "reclaim", "evacuation", "scrub"),
+    ("checkpoint", "reclaim", "evacuation", "gathering", "scrub"),
     ("maintenance",),
     ("delta_log",),
     ("recovery",),

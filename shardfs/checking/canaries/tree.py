@@ -27,16 +27,12 @@ RUNS: Final = (
         "chunks are not moved yet; merging is what reads and rewrites.)",
         (
             Edit(
-                compaction.merge_runs,
-                "page = await load_page("
-                "chosen, start, _KEY_END, limits.MERGE_PAGE_ENTRIES, writer.slices)",
-                "from shardfs.errors import DeviceError\n"
-                "try:\n"
-                "    page = await load_page(\n"
-                "        chosen, start, _KEY_END, limits.MERGE_PAGE_ENTRIES, writer.slices\n"
-                "    )\n"
-                "except DeviceError:\n"
-                "    break",
+                compaction.merge_step,
+                "except CorruptionError:",
+                "except __import__('shardfs').errors.DeviceError:\n"
+                "    cursors = [each for each in cursors if each is not cursor]\n"
+                "    continue\n"
+                "except CorruptionError:",
             ),
         ),
         ("concurrent", "store"),
@@ -48,7 +44,7 @@ RUNS: Final = (
         (
             Edit(
                 compaction.write_memtable,
-                "if not (is_oldest and value == TOMBSTONE):",
+                "if value != TOMBSTONE or is_held_below(key, older):",
                 "if value != TOMBSTONE:",
             ),
         ),
@@ -59,8 +55,8 @@ RUNS: Final = (
         "A merge drops tombstones although an older run, left out of it, holds the key.",
         (
             Edit(
-                compaction.merge_runs,
-                "if not (is_oldest and value == TOMBSTONE):",
+                compaction.merge_step,
+                "if value != TOMBSTONE or is_held_below(key, older):",
                 "if value != TOMBSTONE:",
             ),
         ),
@@ -74,7 +70,7 @@ RUNS: Final = (
     ),
     Canary(
         "older-run-wins-a-scan",
-        "Where several runs hold a key, a scan or a merge takes the oldest value.",
+        "Where several runs hold a key, a scan takes the oldest value.",
         (
             Edit(
                 merge.merge_parts,

@@ -1,58 +1,106 @@
-"""Choosing runs to merge, and merging them.
+"""Choosing runs to merge, and merging them a segment at a time.
 
-Role: tiered merging: when a level holds limits.RUNS_PER_LEVEL_MAX runs, all of them become one
-run of the next level. Every entry is rewritten once a level, so write amplification of the
-metadata grows with the logarithm of its size; the data itself is never moved by it. Source:
-O'Neil et al., "The log-structured merge-tree", 1996; tiering as in Dayan et al., "Monkey",
-SIGMOD 2017, 2.
+Role: the shape of the tree. Runs are merged by tiers: when limits.RUNS_PER_LEVEL_MAX runs of a
+level stand side by side, they become one run of the next. Beside that all runs become one as
+soon as half of the tree is estimated to be garbage: entries that newer ones hide, and the
+tombstones that hide them. So what only grows is written once a level and what changes does not
+pile up. Source: tiering and its costs as in Dayan and Idreos, "Dostoevsky", SIGMOD 2018, 3; the
+trigger by garbage is our own in place of a size ratio.
+
+A merge goes in steps of one segment of output. After a step the sources are cut off behind the
+last key it took (Segment.behind), so they and the result hold each key once, and the tree is whole
+between steps. A merge of any size needs room for one step.
 
 Invariants:
     I1. Runs that are merged are neighbours in age, so that order among versions is kept.
-    I2. A tombstone is dropped only when no older run is left outside the merge.
+    I2. A tombstone is dropped if, and only if, no older run may hold its key, as key ranges and
+        filters say.
+    I3. A step takes for each key the newest value in the sources, and all keys up to its end.
 
-Not here: making the result part of the tree (checkpoint.py).
+Not here: making the result part of the tree, and which merges are under way (checkpoint.py).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 import trio
 
 from shardfs import limits
-from shardfs.engine.lsm.entry import TOMBSTONE
+from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, TOMBSTONE, Block
 from shardfs.engine.lsm.memtable import Memtable
-from shardfs.engine.lsm.merge import Run, load_page
+from shardfs.engine.lsm.merge import Run, overlapping
 from shardfs.engine.lsm.segment import Segment, SegmentWriter
 from shardfs.engine.pacing import share_between
+from shardfs.errors import CorruptionError
 
-_HIDDEN_FRACTION_MAX = 0.2
-_KEY_END = b"\xff" * (limits.KEY_BYTES_MAX + 1)
+GARBAGE_SHARE_MAX = 0.5
+"""Of the tree's bytes; beyond it all runs are merged."""
+GARBAGE_SHARE_SHORT = 1 / 6
+"""The same where space is short, or nothing else is to be done."""
+_SAMPLES = 64
+_TOMBSTONE_BYTES = ENTRY_FIXED_BYTES + 1 + 18
+_INPUT_SEGMENTS_PER_STEP = 4
+_BLOCK_COST = 48
 
 
-def hides_much(runs: Sequence[Run], newer_entries: int = 0) -> bool:
-    """Whether newer runs, and so many entries beside, may hide a good part of the oldest run."""
-    newer = newer_entries + sum(run.entry_count for run in runs[1:])
-    return newer > 0 and newer >= _HIDDEN_FRACTION_MAX * runs[0].entry_count
-
-
-def choose_runs(runs: Sequence[Run], *, thorough: bool = False) -> list[Run]:
+def choose_runs(
+    runs: Sequence[Run], *, busy: Collection[int] = (), garbage_share: float = 1.0
+) -> list[Run]:
     """The runs to merge next, oldest first; empty when the tree is in shape.
 
     Args:
         runs: of the tree, oldest first (so levels fall along the sequence).
-        thorough: all runs are merged as soon as the newer ones may hide a good part of the
-            oldest: what was deleted or replaced is given back, at the price of writing.
+        busy: ids of runs that are not to be taken.
+        garbage_share: all runs are merged if this much of the tree may be garbage; above 1, or
+            while any is busy, they are not.
     """
-    if thorough and len(runs) > 1 and hides_much(runs):
+    if not busy and runs and garbage_share <= 1 and _is_garbage(runs, garbage_share):
         return list(runs)
-    for level in range(limits.LEVEL_COUNT_MAX - 1):
-        chosen = [run for run in runs if run.level == level]
-        if len(chosen) >= limits.RUNS_PER_LEVEL_MAX:
-            return chosen
+    for level in range(limits.LEVEL_COUNT_MAX):
+        side_by_side: list[Run] = []
+        for run in runs:
+            if run.level == level and run.run_id not in busy:
+                side_by_side.append(run)
+                if len(side_by_side) == limits.RUNS_PER_LEVEL_MAX:
+                    return side_by_side
+            else:
+                side_by_side = []
     return []
+
+
+def _is_garbage(runs: Sequence[Run], share: float) -> bool:
+    garbage = garbage_bytes(runs)
+    return garbage > 0 and garbage >= share * sum(run.total_bytes for run in runs)
+
+
+def garbage_bytes(runs: Sequence[Run]) -> float:
+    """An estimate of the bytes that merging all runs would save."""
+    garbage = 0.0
+    for number, run in enumerate(runs):
+        first_keys = [key for segment in run.segments for key in segment.first_keys()]
+        garbage += hidden_bytes(first_keys, run.entry_count, runs[:number])
+        garbage += _TOMBSTONE_BYTES * run.tombstone_count
+    return garbage
+
+
+def hidden_bytes(keys: Sequence[bytes], count: int, older: Sequence[Run]) -> float:
+    """An estimate of the bytes in older runs that `count` entries hide.
+
+    Args:
+        keys: of some of the entries; a few of them are looked for, by filters.
+    """
+    sampled = keys[:: -(-len(keys) // _SAMPLES)] if keys and older else []
+    hidden = 0.0
+    for key in sampled:
+        for segment in overlapping(older, key):
+            if segment.may_contain(key):
+                hidden += segment.meta.total_bytes / segment.meta.entry_count
+                break
+    return hidden * count / max(1, len(sampled))
 
 
 def merge_debt(runs: Sequence[Run]) -> float:
@@ -63,11 +111,16 @@ def merge_debt(runs: Sequence[Run]) -> float:
     return share_between(max(levels.values(), default=0), bound - 1, 3 * bound)
 
 
-async def write_memtable(table: Memtable, writer: SegmentWriter, *, is_oldest: bool) -> None:
+def is_held_below(key: bytes, older: Sequence[Run]) -> bool:
+    """Whether one of these runs may hold an entry of the key (I2)."""
+    return any(segment.may_contain(key) for segment in overlapping(older, key))
+
+
+async def write_memtable(table: Memtable, writer: SegmentWriter, older: Sequence[Run]) -> None:
     """Write a frozen memtable as a run.
 
     Args:
-        is_oldest: there are no runs at all, so tombstones mean nothing.
+        older: all runs there are.
 
     Checkpoints: as the writer's slices do.
     """
@@ -76,39 +129,103 @@ async def write_memtable(table: Memtable, writer: SegmentWriter, *, is_oldest: b
         kept = []
         for key in some:
             value = table.entries[key]
-            if not (is_oldest and value == TOMBSTONE):
+            if value != TOMBSTONE or is_held_below(key, older):
                 kept.append((key, value))
         await writer.add(kept)
     await writer.finish()
 
 
-async def merge_runs(chosen: Sequence[Run], writer: SegmentWriter, *, is_oldest: bool) -> None:
-    """Write the merge of the chosen runs.
+class _Cursor:
+    """Where a merge stands in one run: a block, and the entries of it that are left."""
+
+    def __init__(self, run: Run) -> None:
+        self.run_id = run.run_id
+        self._segments = iter(run.segments)
+        self._segment: Segment | None = None
+        self._number = 0
+        self._at = 0
+        self.block = Block([], [])
+
+    async def fill(self) -> bool:
+        """Read on if the block is used up; False at the end of the run."""
+        while self._at == len(self.block.keys):
+            if self._segment is None:
+                self._segment = next(self._segments, None)
+                if self._segment is None:
+                    return False
+                self._number = self._segment.block_number(self._segment.meta.first_key)
+            self.block = await self._segment.block(self._number)
+            self._at = bisect_left(self.block.keys, self._segment.meta.first_key)
+            self._number += 1
+            if self._number == len(self._segment.index.blocks):
+                self._segment = None
+        return True
+
+    def take(self, horizon: bytes, into: dict[bytes, bytes]) -> None:
+        """Move the entries up to and including `horizon`."""
+        end = bisect_right(self.block.keys, horizon, self._at)
+        into.update(
+            zip(self.block.keys[self._at : end], self.block.values[self._at : end], strict=True)
+        )
+        self._at = end
+
+
+async def merge_step(
+    sources: Sequence[Run], older: Sequence[Run], writer: SegmentWriter, damaged: set[int]
+) -> bytes | None:
+    """Write the merge of the sources from their first key on: one segment, or what there is.
 
     Args:
-        chosen: oldest first.
-        is_oldest: no older run exists outside `chosen` (I2).
+        sources: oldest first.
+        older: every run of the tree that is older than the sources (I2).
+        damaged: the id of a run that turns out to be damaged is added.
 
-    Checkpoints: as the writer's slices do, and at least once a page.
+    Returns:
+        The last key that was taken; None when all were.
+
+    Checkpoints: as the writer's slices do, and at least once a block.
 
     Raises:
         DeviceError, CorruptionError: a run cannot be read; nothing has been replaced.
     """
-    start = b""
+    cursors = [_Cursor(run) for run in sources]
+    taken_bytes = 0
     while True:
-        page = await load_page(chosen, start, _KEY_END, limits.MERGE_PAGE_ENTRIES, writer.slices)
+        left = []
+        for cursor in cursors:
+            try:
+                if await cursor.fill():
+                    left.append(cursor)
+            except CorruptionError:
+                damaged.add(cursor.run_id)
+                raise
+        if not left:
+            await writer.finish()
+            return None
+        horizon = min(cursor.block.keys[-1] for cursor in left)
+        merged: dict[bytes, bytes] = {}
+        for cursor in left:
+            cursor.take(horizon, merged)
         kept = []
-        for key in sorted(page.entries):
-            value = page.entries[key]
-            if not (is_oldest and value == TOMBSTONE):
+        for key in sorted(merged):
+            value = merged[key]
+            if value != TOMBSTONE or is_held_below(key, older):
                 kept.append((key, value))
-        await writer.slices.spend(len(page.entries) // 2)
+            taken_bytes += len(key) + len(value)
+        await writer.slices.spend(len(merged) // 2 + _BLOCK_COST)
         await writer.add(kept)
-        if page.horizon is None:
-            break
-        start = page.horizon + b"\0"
         await trio.lowlevel.checkpoint()
-    await writer.finish()
+        if writer.is_full or taken_bytes >= _INPUT_SEGMENTS_PER_STEP * writer.segment_bytes_max:
+            await writer.finish()
+            return horizon
+
+
+def without(run: Run, horizon: bytes) -> Run:
+    """What is left of a source when a step has taken all keys up to `horizon`."""
+    left = [segment for segment in run.segments if segment.meta.last_key > horizon]
+    if left:
+        left[0] = left[0].behind(horizon)
+    return run._replace(segments=tuple(left))
 
 
 async def copy_segment(segment: Segment, writer: SegmentWriter) -> None:
@@ -119,8 +236,10 @@ async def copy_segment(segment: Segment, writer: SegmentWriter) -> None:
     Raises:
         DeviceError, CorruptionError: the segment cannot be read; nothing has been replaced.
     """
-    for number in range(len(segment.index.blocks)):
-        block = await segment.block(number)
-        await writer.add(list(zip(block.keys, block.values, strict=True)))
+    cursor = _Cursor(Run(segment.meta.run_id, segment.meta.level, (segment,)))
+    while await cursor.fill():
+        entries: dict[bytes, bytes] = {}
+        cursor.take(cursor.block.keys[-1], entries)
+        await writer.add(list(entries.items()))
         await trio.lowlevel.checkpoint()
     await writer.finish()

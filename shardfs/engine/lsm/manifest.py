@@ -39,6 +39,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
                 segment.run_id,
                 segment.level,
                 segment.entry_count,
+                segment.tombstone_count,
                 segment.total_bytes,
                 len(segment.first_key),
                 len(segment.last_key),
@@ -61,15 +62,16 @@ def decode_manifest(data: Bytes) -> Manifest:
     offset = MANIFEST_HEADER.size
     segments = []
     for _ in range(segment_count):
-        run_id, level, entries, total, first_bytes, last_bytes = SEGMENT.unpack(data, offset)
+        *counts, first_bytes, last_bytes = SEGMENT.unpack(data, offset)
         offset += SEGMENT.size
         first_key = bytes(data[offset : offset + first_bytes])
         offset += first_bytes
         last_key = bytes(data[offset : offset + last_bytes])
         index, offset = decode_locator(data, offset + last_bytes)
-        if first_key > last_key or level >= limits.LEVEL_COUNT_MAX:
+        segment = SegmentMeta._make((*counts, first_key, last_key, index))
+        if first_key > last_key or segment.level >= limits.LEVEL_COUNT_MAX:
             raise CorruptionError("a segment in the manifest is impossible", "manifest")
-        segments.append(SegmentMeta(run_id, level, entries, total, first_key, last_key, index))
+        segments.append(segment)
     if offset + usage_count * USAGE.size != len(data):
         raise CorruptionError("the manifest has a wrong length", "manifest")
     usage = tuple(map(Usage._make, USAGE.unpack_many(data, offset, usage_count)))

@@ -40,6 +40,11 @@ class Run(NamedTuple):
         """Entries of the run, tombstones included."""
         return sum(segment.meta.entry_count for segment in self.segments)
 
+    @property
+    def tombstone_count(self) -> int:
+        """Tombstones among the entries."""
+        return sum(segment.meta.tombstone_count for segment in self.segments)
+
     def segment_number(self, key: bytes) -> int:
         """The segment that holds `key` if any does, or the first one behind it."""
         return bisect_left(self.segments, key, key=lambda segment: segment.meta.last_key)
@@ -93,6 +98,7 @@ async def _run_part(
 ) -> tuple[list[tuple[bytes, bytes]], bool]:
     entries: list[tuple[bytes, bytes]] = []
     for segment in run.segments[run.segment_number(start) :]:
+        start = max(start, segment.meta.first_key)
         for number in range(segment.block_number(start), len(segment.index.blocks)):
             if segment.index.first_keys[number] >= end:
                 return entries, True

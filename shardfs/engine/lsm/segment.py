@@ -6,7 +6,8 @@ the filter are held in memory while the store is open; blocks come through the c
 
 Invariants:
     I1. The index names every block of the segment with its first key, in order.
-    I2. Entries that share their first limits.CLUSTER_PREFIX_BYTES stay in one block while the
+    I2. Keys below `first_key` of the manifest do not count: a merge has taken them already.
+    I3. Entries that share their first limits.CLUSTER_PREFIX_BYTES stay in one block while the
         block is under twice its target size.
 
 Ordering: nothing refers to a segment before the manifest does, and the manifest waits for every
@@ -27,7 +28,13 @@ from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.extents import Extents
 from shardfs.engine.layout import BLOCK_REFERENCE, RUN_INDEX_HEADER, Bytes, Kind, Stream
-from shardfs.engine.lsm.entry import Block, block_bytes, decode_block, encode_block
+from shardfs.engine.lsm.entry import (
+    TOMBSTONE,
+    Block,
+    block_bytes,
+    decode_block,
+    encode_block,
+)
 from shardfs.engine.lsm.filter import Filter
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator, decode_locator, encode_locator
@@ -45,6 +52,7 @@ class SegmentMeta(NamedTuple):
     run_id: int
     level: int
     entry_count: int
+    tombstone_count: int
     total_bytes: int
     first_key: bytes
     last_key: bytes
@@ -140,6 +148,23 @@ class Segment:
         """Every chunk of the segment."""
         return [*self.index.blocks, self.meta.index_locator]
 
+    def first_keys(self) -> list[bytes]:
+        """The first key of each block that counts (I2)."""
+        return self.index.first_keys[self.block_number(self.meta.first_key) :]
+
+    def behind(self, key: bytes) -> Segment:
+        """The segment without what is not behind `key` (I2)."""
+        if key < self.meta.first_key:
+            return self
+        meta = self.meta._replace(first_key=key + b"\0")
+        return Segment(meta, self.index, self._chunks, self._cache)
+
+    def at_level(self, level: int) -> Segment:
+        """The segment as part of a run of that level."""
+        if level == self.meta.level:
+            return self
+        return Segment(self.meta._replace(level=level), self.index, self._chunks, self._cache)
+
     def block_number(self, key: bytes) -> int:
         """The block that holds `key` if any does, or the first one behind it."""
         return max(0, bisect_right(self.index.first_keys, key) - 1)
@@ -221,7 +246,9 @@ class SegmentWriter:
         self._references: list[bytes] = []
         self._index_bytes = 0
         self._segment_bytes = 0
+        self._tombstones = 0
         self._block_bytes_target = min(limits.RUN_BLOCK_BYTES, chunks.payload_bytes_max // 4)
+        self.segment_bytes_max = min(limits.SEGMENT_BYTES_MAX, extents.extent_bytes)
         self.segments: list[Segment] = []
         self.written: list[Dependency] = []
         self.credited: list[Locator] = []
@@ -237,10 +264,19 @@ class SegmentWriter:
                     await self._end_segment_if_full()
                 self._entries.append((key, value))
                 self._entry_bytes += len(key) + len(value)
+                self._tombstones += value == TOMBSTONE
+
+    @property
+    def is_full(self) -> bool:
+        """A segment is written, or so nearly that it had better end here than a block further."""
+        return bool(self.segments) or (
+            self._segment_bytes + self._entry_bytes >= self.segment_bytes_max * 7 // 8
+            or self._index_bytes >= self._chunks.payload_bytes_max * 7 // 16
+        )
 
     async def _end_segment_if_full(self) -> None:
         if (
-            self._segment_bytes >= limits.SEGMENT_BYTES_MAX
+            self._segment_bytes >= self.segment_bytes_max
             or self._index_bytes >= self._chunks.payload_bytes_max // 2
         ):
             await self._end_segment()
@@ -299,6 +335,7 @@ class SegmentWriter:
             self.run_id,
             self._level,
             count,
+            self._tombstones,
             self._segment_bytes,
             first_key,
             self._last_key,
@@ -317,3 +354,4 @@ class SegmentWriter:
         self._references = []
         self._index_bytes = 0
         self._segment_bytes = 0
+        self._tombstones = 0
