@@ -289,8 +289,8 @@ class Maintenance:
             return freed
 
     async def _empty_some(self) -> int:
-        if not (await self._empty_data() or await self._empty_tree()):
-            return 0
+        _ = await self._empty_data() or await self._empty_tree()
+        # Also if there was nothing to move: extents may only wait for this to be dead.
         await self._committer.commit()
         return await self._reclaim_dead()
 

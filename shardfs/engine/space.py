@@ -88,7 +88,8 @@ class SpaceAccount:
 
     @property
     def _tree_extents(self) -> int:
-        return -(-2 * self.tree_bytes // self._extent_bytes)
+        # The first one is owed from the start: what is free shall not fall with the first entry.
+        return max(1, -(-2 * self.tree_bytes // self._extent_bytes))
 
     @property
     def tree_share_bytes(self) -> int:

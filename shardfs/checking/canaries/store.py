@@ -81,8 +81,8 @@ CANARIES: Final = (
         "longer be emptied.",
         (
             Edit(
-                SpaceAccount.user_bytes,
-                "extents -= self._reserve + self._tree_extents\n",
+                SpaceAccount.user_bytes_with,
+                " - reserve - self._tree_extents",
                 "",
             ),
             Edit(
