@@ -31,15 +31,16 @@ from shardfs.engine.framing import frame_bytes
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store
 
-KIB, MIB, GIB = limits.KIB, limits.MIB, limits.GIB
+KIB, MIB = limits.KIB, limits.MIB
 PAGE_BYTES = limits.BLOCK_BYTES
 KEY = b"piece %09d"
 ZEROS = bytes(PAGE_BYTES)
-DEVICE_BYTES = {4 * KIB: 256 * MIB, 64 * KIB: 1 * GIB, 1 * MIB: 16 * GIB}
-"""Pieces of a size go to a device of this size, with the extents that mkfs chooses for it."""
+EXTENT_COUNT = 256
+EXTENT_BYTES = {4 * KIB: 512 * KIB, 64 * KIB: 2 * MIB, 1 * MIB: 32 * MIB}
+"""Of the device that pieces of a size go to: an extent holds many of them."""
 LIVE_SHARES = (0.5, 0.7, 0.8, 0.9)
 HOT_PIECES, HOT_WRITES = 0.1, 0.9
-REPLACED_BEFORE, REPLACED_WHILE = 4.0, 2.0
+REPLACED_BEFORE, REPLACED_WHILE = 3.0, 1.5
 """What is live is overwritten so often before counting begins, and while counting."""
 SECONDS_TO_FILL = 60.0
 """Simulated: the user writes as fast as to fill the device in this time."""
@@ -105,8 +106,7 @@ class Cell(NamedTuple):
     piece_bytes: int
     live_share: float
     skewed: bool
-    device_bytes: int
-    replaced: tuple[float, float]
+    extent_bytes: int
 
 
 def greedy_theory(utilization: float) -> float:
@@ -206,21 +206,19 @@ class Run:
 
 
 async def run_cell(cell: Cell, clock: MockClock) -> dict[str, Any]:
-    device = MemoryDevice(cell.device_bytes)
-    scale = DEVICE_BYTES[cell.piece_bytes] // cell.device_bytes
-    chosen = plan(DEVICE_BYTES[cell.piece_bytes], PAGE_BYTES).extent_bytes
-    identity = plan(device.size_bytes, PAGE_BYTES, extent_bytes=chosen // scale)
+    device = MemoryDevice(EXTENT_COUNT * cell.extent_bytes)
+    identity = plan(device.size_bytes, PAGE_BYTES, extent_bytes=cell.extent_bytes)
     await format_device(device, identity)
     async with Store.open(device) as store:
         run = Run(store, device, cell, clock)
         count = await run.fill()
         numbers = chosen_pieces(count, cell.skewed, seed=count)
-        before, counted = cell.replaced
-        await run.overwrite(numbers, int(count * before))
-        halves = [await run.overwrite(numbers, int(count * counted / 2)) for _ in range(2)]
+        await run.overwrite(numbers, int(count * REPLACED_BEFORE))
+        half = int(count * REPLACED_WHILE / 2)
+        halves = [await run.overwrite(numbers, half) for _ in range(2)]
         live_bytes = count * cell.piece_bytes
-        space = store.space()
-        share = space.live_bytes / (space.live_bytes + space.free_bytes)
+        framed_bytes = count * frame_bytes(len(KEY % 0), cell.piece_bytes)
+        share = framed_bytes / (framed_bytes + store.space().free_bytes)
     parts = {name: sum(half[name] for half in halves) / 2 for name in halves[0]}
     return {
         "piece_bytes": cell.piece_bytes,
@@ -236,7 +234,7 @@ async def run_cell(cell: Cell, clock: MockClock) -> dict[str, Any]:
         "parts": parts,
         "framed": frame_bytes(len(KEY % 0), cell.piece_bytes) / cell.piece_bytes,
         "theory": greedy_theory(cell.live_share),
-        "theory_separated": separated_theory(cell.live_share) if cell.skewed else None,
+        "theory_separated": separated_theory(cell.live_share) if cell.skewed else 0,
         "theory_of_device": greedy_theory(live_bytes / device.size_bytes),
     }
 
@@ -286,7 +284,7 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
         if pattern == "90/10":
             label = "hot and cold apart, in theory"
             axes.plot(shares, [separated_theory(u) for u in shares], "k:", label=label)
-        for piece_bytes, mark in zip(DEVICE_BYTES, "osv", strict=True):
+        for piece_bytes, mark in zip(EXTENT_BYTES, "osv", strict=True):
             cells = [
                 each
                 for each in results
@@ -315,29 +313,26 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="*", default=["uniform", "90/10"])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
-        "--quick", action="store_true", help="a rough look: devices and extents a fourth as large"
+        "--quick", action="store_true", help="a rough look: extents a fourth as large"
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them here (needs matplotlib)")
     arguments = parser.parse_args()
     scale = 4 if arguments.quick else 1
     cells = [
-        Cell(
-            kib * KIB,
-            share,
-            pattern == "90/10",
-            DEVICE_BYTES[kib * KIB] // scale,
-            (REPLACED_BEFORE, REPLACED_WHILE),
-        )
+        Cell(kib * KIB, share, pattern == "90/10", EXTENT_BYTES[kib * KIB] // scale)
+        for share in arguments.shares
         for kib in arguments.pieces_kib
         for pattern in arguments.patterns
-        for share in arguments.shares
     ]
     results = []
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs) as pool:
         for result in pool.map(measure, cells):
             results.append(result)
             print(json.dumps(result), file=sys.stderr, flush=True)
+    results.sort(
+        key=lambda each: (each["piece_bytes"], each["pattern"] != "uniform", each["live_share"])
+    )
     print(table(results))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")

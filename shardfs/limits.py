@@ -113,6 +113,16 @@ FILE_BYTES_MAX: Final = 1 << 60
 """A file is at most this long; most of it may be holes."""
 PIECES_PER_SHARD_MAX: Final = 256
 """A shard with more pieces is rewritten as whole chunks."""
+SCATTERED_PIECES_MIN: Final = 16
+"""A shard with fewer pieces is never rewritten in the background."""
+SCATTERED_BYTES_PER_READ: Final = 64 * KIB
+"""So much is rewritten in the background to save one device read of a scattered shard."""
+SCATTERED_IDLE_S: Final = 10.0
+"""Not while the shard has changed within this time: it would soon be scattered again."""
+SCATTERED_SHARDS_MAX: Final = 4 * KIB
+"""So many scattered shards are remembered."""
+GATHERED_BYTES_PER_S: Final = 8 * MIB
+"""Rewriting scattered shards in the background goes no faster."""
 SHARDS_PER_BATCH_MAX: Final = 128
 """Truncating and freeing large files goes in batches of at most this many shards."""
 INODES_PER_LEASE: Final = 1024
@@ -148,6 +158,8 @@ assert all(BLOCK_BYTES % sector == 0 for sector in SECTOR_BYTES_ALLOWED)
 assert DELTA_BYTES_MAX <= MEMTABLE_BYTES_MAX <= DELTA_LOG_BYTES_MAX
 assert WRITE_BYTES_TARGET % BLOCK_BYTES == 0
 assert SHARD_BYTES % CHUNK_BYTES_MAX == 0
+assert 2 <= SCATTERED_PIECES_MIN < PIECES_PER_SHARD_MAX
+assert DIRTY_AGE_S + FLUSHER_INTERVAL_S < SCATTERED_IDLE_S, "buffered data counts as a change"
 assert XATTR_BYTES_MAX + 64 <= RECORD_BYTES_MAX
 assert FILE_BYTES_MAX % SHARD_BYTES == 0
 assert SHARDS_PER_BATCH_MAX >= 2, "freeing begins each batch with the inode, which goes last"

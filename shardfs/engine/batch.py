@@ -40,6 +40,8 @@ class Batch:
         self.bases: list[tuple[bytes, Shard | None]] = []
         self.added: dict[int, Locator] = {}
         self.removed: dict[int, Locator] = {}
+        self.piece_counts: dict[bytes, int] = {}
+        """Pieces of each shard that changes; 0 for one that goes."""
 
     def __len__(self) -> int:
         return len(self.changes)
@@ -77,11 +79,13 @@ class Batch:
         if len(value) > self._record_bytes_max:
             raise LimitError(f"a shard of {len(pieces)} pieces is too fragmented")
         self._rebase(key, locators(pieces), base)
+        self.piece_counts[key] = len(pieces)
         self.changes[key] = value
 
     def delete_shard(self, key: bytes, base: Shard) -> None:
         """Remove a shard and drop its chunks."""
         self._rebase(key, {}, base)
+        self.piece_counts[key] = 0
         self.changes[key] = TOMBSTONE
 
     def _rebase(self, key: bytes, new: dict[int, Locator], base: Shard | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from shardfs import limits
 from shardfs.engine.extents import Extents
+from shardfs.engine.gathering import Gatherer
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.opening import Parts
 from shardfs.engine.space import DATA_STREAMS
@@ -76,7 +77,7 @@ def space_parts(parts: Parts, reserved_bytes: int) -> SpaceParts:
     )
 
 
-def statistics_of(parts: Parts) -> StoreStatistics:
+def statistics_of(parts: Parts, gatherer: Gatherer) -> StoreStatistics:
     """Counts since the open, sizes as of now."""
     runs = parts.tree.runs
     cache = parts.cache.statistics()
@@ -103,6 +104,9 @@ def statistics_of(parts: Parts) -> StoreStatistics:
         device_writes=counts.writes,
         device_write_bytes=counts.write_bytes,
         device_flushes=counts.flushes,
+        scattered_shards=gatherer.waiting_shards,
+        gathered_shards=gatherer.gathered_shards,
+        gathered_bytes=gatherer.gathered_bytes,
         stream_bytes={
             stream.name.lower(): parts.extents.space.written_bytes[stream]
             for stream in Stream

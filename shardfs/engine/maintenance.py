@@ -1,6 +1,6 @@
-"""The background work of an open store: commits, checkpoints, merges, reclamation.
+"""The background work of an open store: commits, checkpoints, merges, reclamation, gathering.
 
-Role: four endless tasks for a store's nursery, one for each kind of work, and the same steps by
+Role: five endless tasks for a store's nursery, one for each kind of work, and the same steps by
 hand; says how far each is behind, and lets writers in accordingly (the law is pacing.py's).
 Everything here may be cancelled between its steps and leaves nothing half-done.
 
@@ -20,7 +20,8 @@ No background task admits itself. A checkpoint or merge that has no room gives u
 rather than wait for reclamation. Files hold their own locks while they wait in `admit`; nothing
 to the right takes those.
 
-Not here: what the steps do (commit.py, checkpoint.py, evacuation.py, reclaim.py).
+Not here: what the steps do (commit.py, checkpoint.py, evacuation.py, reclaim.py,
+gathering.py).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
 from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
+from shardfs.engine.gathering import Gatherer
 from shardfs.engine.health import Health
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX, GARBAGE_SHARE_SHORT, merge_debt
@@ -63,7 +65,8 @@ class Maintenance:
     """The background work of one open store.
 
     Args:
-        committer, checkpointer, extents, scheduler, health, tree, evacuator: of the store.
+        committer, checkpointer, extents, scheduler, health, tree, evacuator, gatherer: of the
+            store.
         interval_s: applied batches are committed after this long.
     """
 
@@ -76,6 +79,7 @@ class Maintenance:
         health: Health,
         tree: Tree,
         evacuator: Evacuator,
+        gatherer: Gatherer,
         interval_s: float,
     ) -> None:
         self._committer = committer
@@ -85,6 +89,7 @@ class Maintenance:
         self._health = health
         self._tree = tree
         self._evacuator = evacuator
+        self._gatherer = gatherer
         self._interval_s = interval_s
         self._commit_due = trio.Event()
         self._checkpoint_due = trio.Event()
@@ -113,6 +118,7 @@ class Maintenance:
         self._started = True
         for work in (self._commit_regularly, self._checkpoint, self._merge, self._keep_ready):
             nursery.start_soon(self._guard, work)
+        nursery.start_soon(self._guard, self._gatherer.run)
 
     def notice(self) -> None:
         """Something was applied or committed: wake who has to do something about it."""

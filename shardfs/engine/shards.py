@@ -83,6 +83,11 @@ class ShardData:
             offset += length
         return tuple(pieces)
 
+    @property
+    def chunk_bytes_max(self) -> int:
+        """Length of the largest chunk."""
+        return self._chunks.payload_bytes_max
+
     def take_appended(self, locator: Locator) -> Dependency | None:
         """When the chunk is persistent, if it is not yet and no batch has referred to it."""
         return self._appended.pop(locator.sequence, None)

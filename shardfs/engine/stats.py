@@ -186,5 +186,9 @@ class StoreStatistics:
     device_writes: int
     device_write_bytes: int
     device_flushes: int
+    scattered_shards: int
+    """Shards in many small pieces that are to be looked at in the background."""
+    gathered_shards: int
+    gathered_bytes: int
     stream_bytes: dict[str, int]
     """Written to the device, by the stream they belong to; the superblock's are not among them."""

@@ -35,6 +35,7 @@ from shardfs.engine.device import Buffer, Device
 from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extents import Extents
 from shardfs.engine.figures import space_figures, space_parts, statistics_of
+from shardfs.engine.gathering import Gatherer
 from shardfs.engine.health import Health, HealthState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
 from shardfs.engine.maintenance import Maintenance
@@ -85,11 +86,9 @@ class Store:
         self._scheduler = parts.scheduler
         self._extents: Extents = parts.extents
         self._chunks: ChunkStore = parts.chunks
-        self._cache = parts.cache
         self._tree = parts.tree
         self._committer = parts.committer
         self._checkpointer = parts.checkpointer
-        self._options = options
         self._closed = False
         self._reserved_bytes = 0
         self._shards = ShardData(parts.chunks, parts.extents)
@@ -103,6 +102,7 @@ class Store:
             partial(self.batch, essential=True),
             self.apply,
         )
+        self._gatherer = Gatherer(parts.extents, parts.tree, self._shards, self.batch, self.apply)
         self._maintenance = Maintenance(
             parts.committer,
             parts.checkpointer,
@@ -111,6 +111,7 @@ class Store:
             parts.health,
             parts.tree,
             self._evacuator,
+            self._gatherer,
             options.commit_interval_s,
         )
         self._record_bytes_max = min(limits.RECORD_BYTES_MAX, self.identity.chunk_bytes_max // 2)
@@ -312,6 +313,7 @@ class Store:
         for key, value in batch.changes.items():
             self._tree.set(key, value)
         self._committer.add(batch.changes, riders)
+        self._gatherer.changed(batch)
         self._maintenance.notice()
         return self._committer.applied()
 
@@ -428,7 +430,7 @@ class Store:
 
     def statistics(self) -> StoreStatistics:
         """Counts since the open, sizes as of now."""
-        return statistics_of(self._parts)
+        return statistics_of(self._parts, self._gatherer)
 
     # --- maintenance ------------------------------------------------------------------------
 
@@ -444,6 +446,10 @@ class Store:
         """Free the extents that are wholly dead, or else empty some that are mostly garbage; how
         many were freed."""
         return await self._maintenance.reclaim(evacuate=True)
+
+    async def gather(self) -> int:
+        """Rewrite one shard that lies scattered, in fewer pieces; bytes written."""
+        return await self._gatherer.gather(idle_s=0)
 
     async def reclaim_dead(self) -> int:
         """Free the extents that are wholly dead, and move nothing; how many."""
@@ -472,7 +478,12 @@ class Store:
     async def _load(self, key: bytes) -> bytes | Shard | None:
         """The value of a key, current at the moment of return."""
         value = await self._tree.get(key)
-        return None if value is None else decode_value(value, self._tree.generation)
+        if value is None:
+            return None
+        found = decode_value(value, self._tree.generation)
+        if isinstance(found, Shard):
+            self._gatherer.seen(key, found)
+        return found
 
     def _replace(
         self,

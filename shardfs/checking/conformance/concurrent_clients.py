@@ -227,6 +227,7 @@ class Clients:
             "checkpoint": self._store.checkpoint,
             "compact": self._store.compact,
             "reclaim": self._store.reclaim,
+            "gather": self._store.gather,
         }
         try:
             await work[operation.name]()
@@ -291,7 +292,7 @@ class Clients:
             if at + length > _EXTENDED_BYTES_MAX:
                 break
             batch = store.batch()
-            added = store.append_pieces(key, at, (self.values.part(token, length),))
+            added = self._appended(key, at, self.values.part(token, length), number)
             batch.put_shard(key, (*old, *added), base)
             try:
                 promise = store.apply(batch)
@@ -301,6 +302,15 @@ class Clients:
             self._ended(call, promise)
             return
         self.history.end(call, None)
+
+    def _appended(self, key: bytes, at: int, data: bytes, number: int) -> list[Piece]:
+        """Data as one chunk, or now and then as so many that gathering them is worth it."""
+        step = len(data) if number % 3 else max(1, len(data) // limits.SCATTERED_PIECES_MIN)
+        pieces: list[Piece] = []
+        for start in range(0, len(data), step):
+            part = data[start : start + step]
+            pieces += self._store.append_pieces(key, at + start, (part,))
+        return pieces
 
     async def _bulk(self, mask: int, token: int | None, number: int) -> None:
         """Set (token given) or remove several keys at once."""

@@ -19,9 +19,9 @@ What is checked, beside concurrent_clients.P1 to P3 and what the explorer finds 
 
 Operations (the first number is the client, modulo 4; those that set up have none):
     get k, put k size, delete k, list, sync, settle, extend k size, create mask size,
-    remove mask, pause eighths, checkpoint, compact, reclaim; cancel: the client's next operation
-    may be cancelled. Setting up: device shape; background; cache 1 (none); latency n; fault
-    kind skip; cut n (at the n-th device operation).
+    remove mask, pause eighths, checkpoint, compact, reclaim, gather; cancel: the client's next
+    operation may be cancelled. Setting up: device shape; background; cache 1 (none); latency n;
+    fault kind skip; cut n (at the n-th device operation).
 
 Not here: the operations themselves (concurrent_clients.py), devices (concurrent_devices.py).
 """
@@ -69,6 +69,7 @@ ARGUMENTS: Final = {
     "checkpoint": 0,
     "compact": 0,
     "reclaim": 0,
+    "gather": 0,
     "cancel": 0,
 }
 """Numbers of each operation of a client, beside the client's own."""

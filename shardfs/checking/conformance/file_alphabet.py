@@ -88,7 +88,16 @@ CLIENT_OPERATIONS: Final = (
     "close",
 )
 """Of one client, whose number comes first; then a path or the number of an open handle."""
-UPKEEP_OPERATIONS: Final = ("sync", "reap", "checkpoint", "compact", "reclaim", "sleep", "fault")
+UPKEEP_OPERATIONS: Final = (
+    "sync",
+    "reap",
+    "checkpoint",
+    "compact",
+    "reclaim",
+    "gather",
+    "sleep",
+    "fault",
+)
 """Of the file system as a whole, beside the clients."""
 ENDINGS: Final = ("remount", "crash")
 """The file system is opened anew."""
@@ -98,7 +107,7 @@ _WEIGHTS: Final = (
     dict.fromkeys(CLIENT_OPERATIONS, 1.0)
     | {"create": 3.0, "write": 5.0, "append": 2.0, "truncate": 2.5, "rename": 4.0, "mkdir": 2.0}
     | {"unlink": 2.0, "link": 1.5, "fsync": 1.5, "read": 1.5, "lookup": 0.7, "list": 0.7}
-    | {"sync": 0.6, "reap": 0.5, "checkpoint": 0.3, "compact": 0.15, "reclaim": 0.3}
+    | {"sync": 0.6, "reap": 0.5, "checkpoint": 0.3, "compact": 0.15, "reclaim": 0.3, "gather": 0.2}
     | {"sleep": 0.7, "fault": 0.4, "crash": 0.9, "remount": 0.2}
 )
 _COUNT_MIN, _COUNT_MAX = 15, 33

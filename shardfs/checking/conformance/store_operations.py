@@ -9,6 +9,7 @@ Not here: how often and in which order operations come (store_world.py), crashes
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -25,7 +26,7 @@ from shardfs.checking.conformance.store_system import (
     StoreSystem,
 )
 from shardfs.checking.models.key_value_model import Changes
-from shardfs.engine.pieces import Shard, splice
+from shardfs.engine.pieces import Piece, Shard, overlapped, splice
 from shardfs.errors import NoSpaceError, StaleError, UsageError
 
 VALUE_BYTES_MAX = 160 * limits.KIB
@@ -35,6 +36,7 @@ _ROUNDS_TO_TIDY_UP = 3
 _FILL_BYTES = 16 * limits.KIB - 256
 _CHURN_BYTES = 60 * limits.KIB
 _HOLE_BYTES_MAX = 6 * limits.KIB
+_SCATTERED_BYTES_MAX = 1 * limits.KIB
 _ATTEMPTS_MAX = 20
 
 
@@ -170,10 +172,34 @@ async def patch(system: StoreSystem, key: int, start: int, size: int) -> None:
             return
         with system.model.applying(changes) as applied:
             pieces = base.pieces
-            for piece in store.append_pieces(name, start, (data,)):
+            replaced = overlapped(pieces, start, len(data))
+            for piece in store.append_pieces(name, start, (data,), replaced=replaced):
                 pieces = splice(pieces, piece.start, piece.locator, piece.length)
             batch = store.batch()
             batch.put_shard(name, pieces, base)
+            applied.promise = store.apply(batch)
+
+    await store.admit()
+    await _while_stale(attempt)
+
+
+async def scatter(system: StoreSystem, key: int, pieces: int, size: int) -> None:
+    """A shard in many small pieces, the even ones written before the odd ones."""
+    store = system.store
+    name = SHARD_KEYS[key % len(SHARD_KEYS)]
+    parts = [system.value(1 + size % _SCATTERED_BYTES_MAX) for _ in range(1 + pieces % 40)]
+    changes: Changes = {name: b"".join(parts)}
+    starts = list(itertools.accumulate((len(part) for part in parts), initial=0))
+
+    async def attempt() -> None:
+        base = await store.get_shard(name)
+        with system.model.applying(changes) as applied:
+            written: tuple[Piece, ...] = ()
+            for number in (*range(0, len(parts), 2), *range(1, len(parts), 2)):
+                for piece in store.append_pieces(name, starts[number], (parts[number],)):
+                    written = splice(written, piece.start, piece.locator, piece.length)
+            batch = store.batch()
+            batch.put_shard(name, written, base)
             applied.promise = store.apply(batch)
 
     await store.admit()
@@ -269,6 +295,12 @@ async def reclaim(system: StoreSystem) -> None:
     await system.store.reclaim()
 
 
+async def gather(system: StoreSystem) -> None:
+    """A scattered shard is rewritten in fewer pieces."""
+    if await system.store.gather():
+        system.coverage.counts["gathered"] += 1
+
+
 async def wait(system: StoreSystem, tenths: int) -> None:
     """Time passes, for what is done in the background."""
     await trio.sleep(min(tenths, 100) / 10)
@@ -337,6 +369,7 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     scan_part,
     batch,
     patch,
+    scatter,
     fill,
     empty,
     sync,
@@ -347,6 +380,7 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     checkpoint,
     compact,
     reclaim,
+    gather,
     wait,
     churn,
     reboot,

@@ -60,6 +60,8 @@ _WEIGHTS = {
     "checkpoint": 1.2,
     "compact": 1,
     "reclaim": 1.5,
+    "scatter": 0.4,
+    "gather": 0.5,
     "wait": 0.5,
     "empty": 0.02,
 }
@@ -70,6 +72,7 @@ _FAULT_PROBABILITY = 0.2
 _LEFT_OUT_PROBABILITY = 0.2
 _FULL_PROBABILITY = 0.05
 _CHURN_PROBABILITY = 0.008
+_GATHER_PROBABILITY = 0.8
 _CUT_AGAIN_PROBABILITY = 0.3
 _EMPTY_PROBABILITY = 0.7
 _BACKGROUND_PROBABILITY = 0.3
@@ -139,6 +142,8 @@ class _Generator:
             names.insert(at, "fill")
             if rng.random() < _EMPTY_PROBABILITY:
                 names.insert(rng.randrange(at + 1, len(names)), "empty")
+        if "scatter" in names and rng.random() < _GATHER_PROBABILITY:
+            names.insert(rng.randint(names.index("scatter") + 1, len(names)), "gather")
         if rng.random() < _CHURN_PROBABILITY:
             names.insert(rng.randrange(len(names)), "churn")
         return [Operation(name, self._arguments(name)) for name in names]
@@ -160,6 +165,8 @@ class _Generator:
                 return (rng.randrange(6), rng.randrange(5), rng.randrange(4), self._size())
             case "patch":
                 return (rng.randrange(6), self._size(), self._size())
+            case "scatter":
+                return (rng.randrange(6), rng.randrange(10, 40), self._size())
             case "fill":
                 return (rng.choice((20, 40, 60, 90)),)
             case "sync-one":
