@@ -24,8 +24,8 @@ CANARIES: Final = (
         (
             Edit(
                 segment._cache_key,
-                "return (locator.extent, locator.epoch, locator.offset)",
-                "return (locator.extent, 0, locator.offset)",
+                "(locator.extent, locator.epoch, locator.offset)",
+                "(locator.extent, 0, locator.offset)",
             ),
         ),
         ("store",),
