@@ -67,7 +67,7 @@ class FileSystem:
             if isinstance(self.writeback, ObservedWriteback)
             else Namespace(tables, self.writeback, self.orphans, self.handles)
         )
-        self.xattrs = Xattrs(tables, self.orphans)
+        self.xattrs = Xattrs(tables, self.writeback, self.orphans)
         self.reading = Reading(tables, self.writeback)
         self.started = trio.Event()
         """Set when a kernel has begun to send requests."""

@@ -82,8 +82,8 @@ CANARIES: Final = (
         (
             Edit(
                 SpaceAccount.user_bytes_with,
-                " - reserve - self._tree_extents",
-                "",
+                "SUPERBLOCK_EXTENTS - reserve\n",
+                "SUPERBLOCK_EXTENTS\n",
             ),
             Edit(
                 SpaceAccount.ready_extents,
