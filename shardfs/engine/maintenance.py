@@ -179,8 +179,7 @@ class Maintenance:
         return min(user_bytes, max(wanted, _READY_EXTENTS_MIN * self._extents.extent_bytes))
 
     def _scarce_bytes(self, length: int) -> int:
-        """Who appends `length` bytes waits while less than this is ready."""
-        # Beside it, others may be let in before it has appended.
+        """Who appends `length` bytes waits while less than this is ready: some more, for others."""
         wanted = length + min(_SCARCE_BYTES_MAX, self._extents.extent_bytes // _SCARCE_SHARE)
         return min(wanted, self._extents.space.user_bytes())
 
