@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 
 import click
 import pytest
@@ -179,6 +181,12 @@ async def test_a_bug_in_a_request_is_answered() -> None:
     answer = json.loads(await answer_line(Broken(), b'{"request": "info"}'))
     assert answer["ok"] is False
     assert "ZeroDivisionError" in answer["error"]
+
+
+def test_a_dead_mount_is_explained() -> None:
+    error = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), "/mnt/x")
+    text = describe(error)
+    assert text.startswith("/mnt/x: Transport endpoint") and "shardfs umount" in text
 
 
 def test_figures_by_stream_are_printed() -> None:

@@ -107,6 +107,8 @@ class StoreSystem:
         self.unread: set[bytes] = set()
         self.reads_to_fail: int | None = None
         self.ending: Ending | None = None
+        self._only_rot = True
+        """No earlier life has lost bytes in another way."""
         self._is_first_life = True
         self._cut_after = 0
         self._cut_kind = ""
@@ -239,6 +241,7 @@ class StoreSystem:
             self.model = ending.model
         self._count_faults()
         self.bytes_were_lost |= loses_bytes(self.device.faults.struck)
+        self._only_rot &= self._has_only_rotted()
         self.device = device_after(self.device, point, ending.kind, self.control)
         if self.reads_to_fail is not None:
             self.device.fail("read", skip=self.reads_to_fail)
@@ -338,9 +341,12 @@ class StoreSystem:
     async def _compare_key(self, key: bytes) -> None:
         self.expect(key, await self.store.get(key))
 
+    def _has_only_rotted(self) -> bool:
+        return not loses_bytes({name: 1 for name in self.device.faults.struck if name != "rot"})
+
     async def _check_rot(self, key: bytes) -> None:
         """Rot does not spread: data that is damaged is so where the device is (C8)."""
-        if not self.device.faults.struck.keys() <= {"rot"} or not self.rotten:
+        if not self.rotten or not self._only_rot:
             return
         value = await self.store.get_shard(key) if key not in RECORD_KEYS else None
         for piece in value.pieces if value is not None else ():
@@ -350,7 +356,8 @@ class StoreSystem:
                 start = self.store.identity.extent_offset(piece.locator.extent)
                 start += piece.locator.offset
                 end = start + locator_bytes(piece.locator)
-                assert any(start <= byte < end for byte in self.rotten), (
+                nothing_else = self.device.faults.struck.keys() <= {"rot"}
+                assert not nothing_else or any(start <= byte < end for byte in self.rotten), (
                     f"{key!r} is damaged at bytes {start} to {end - 1}, which did not rot"
                 )
 
