@@ -169,7 +169,7 @@ async def test_every_cycle_takes_as_much_as_the_first(kind: str, thinned: bool) 
         assert min(accepted) >= ACCEPTED_SHARE * accepted[0], accepted
         assert max(accepted) <= accepted[0] / ACCEPTED_SHARE, accepted
         await trio.sleep(IDLE_S)
-        space.model.emptied(space.figures())
+        space.model.emptied(space.figures(), merged=False)
     async with Store.open(device, options=StoreOptions(background=False)) as store:
         report = await check_store(store, data=True)
         assert report.is_clean, report.findings[:3]
