@@ -19,7 +19,7 @@ Not here: files (fuse/), one module each for everything this one composes.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -253,7 +253,9 @@ class Store:
             raise CorruptionError("a record stands where a shard should", f"key {key.hex()}")
         return value
 
-    async def scan(self, start: bytes, end: bytes) -> AsyncIterator[tuple[bytes, bytes | Shard]]:
+    async def scan(
+        self, start: bytes, end: bytes
+    ) -> AsyncGenerator[tuple[bytes, bytes | Shard], None]:
         """Records (as bytes) and shards of [start, end), in key order.
 
         Changes made while scanning may or may not be seen; what does not change is seen once. A

@@ -329,7 +329,7 @@ async def test_a_scan_and_a_get_that_go_on_while_tombstones_are_dropped_see_noth
             nursery.start_soon(look)
             while not done:
                 store._parts.cache._values.clear()
-                async with aclosing(store.scan(b"a", b"z")) as scan:  # type: ignore[type-var]
+                async with aclosing(store.scan(b"a", b"z")) as scan:
                     seen = [key async for key, _ in scan]
                 assert seen == [b"key %08d" % number for number in range(1, 1200, 2)]
         assert await tombstones(store) == set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import aclosing
 
 from shardfs.checking.models.key_value_model import State
 from shardfs.checking.simulated_device import SimulatedDevice
@@ -34,14 +35,22 @@ async def read_entries(store: Store) -> Entries:
     return entries
 
 
-async def read_content(store: Store, entries: Entries) -> State:
-    """Every key with its bytes."""
-    content = {}
-    for key, value in entries:
-        if isinstance(value, Shard):
-            value = await store.read_shard(value, 0, value.length)
-        content[key] = bytes(value)
-    return content
+async def read_content(store: Store) -> tuple[Entries, State]:
+    """Every key with its record or shard, and with its bytes; keys rise."""
+    entries = []
+    content: State = {}
+    async with aclosing(store.scan(_FIRST_KEY, _LAST_KEY)) as scanned:
+        async for key, value in scanned:
+            entries.append((key, value))
+            # Here and now: behind the next entry, reclamation may have moved it.
+            if isinstance(value, Shard):
+                content[key] = await store.read_shard(value, 0, value.length)
+            else:
+                content[key] = value
+    assert all(a < b for (a, _), (b, _) in itertools.pairwise(entries)), (
+        "a scan's keys do not rise"
+    )
+    return entries, content
 
 
 def check_account(store: Store, entries: Entries) -> None:

@@ -33,7 +33,6 @@ from shardfs.checking.conformance.store_checks import (
     check_account,
     check_clean,
     read_content,
-    read_entries,
 )
 from shardfs.checking.conformance.store_devices import (
     EXTENT_BYTES,
@@ -325,8 +324,7 @@ class StoreSystem:
     async def _compare(self, *, crashed: bool = False) -> None:
         """The whole content and the account."""
         applied = applied_mark(self.store)
-        entries = await read_entries(self.store)
-        content: State = await read_content(self.store, entries)
+        entries, content = await read_content(self.store)
         if crashed:
             self.model.crash(content)
             self.space.model.found(content, held_by(entries))
