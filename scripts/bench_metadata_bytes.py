@@ -33,7 +33,8 @@ import trio
 import trio.testing
 
 from shardfs import limits
-from shardfs.engine.device import BlockDevice, create_image, open_device
+from shardfs.engine.device import BlockDevice, open_device
+from shardfs.engine.images import create_image
 from shardfs.engine.layout import Stream
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store

@@ -39,6 +39,7 @@ missing_packages() {
     command -v losetup >/dev/null || echo mount
     command -v mountpoint >/dev/null || echo util-linux
     command -v git >/dev/null || echo git
+    command -v stress-ng >/dev/null || echo stress-ng
     if ! command -v "$python" >/dev/null; then
         printf '%s\n' python3 python3-dev python3-venv
         return

@@ -57,6 +57,8 @@ DELTA_LOG_BYTES_MAX: Final = 32 * MIB
 LOG_LOOK_BYTES: Final = 4 * MIB
 """Opening looks this far past the delta log's end for what came later: no less than the largest
 write, which may be the one that the device has lost."""
+OVERDUE_FACTOR: Final = 2
+"""Who adds to the memtable or the log waits when they have outgrown their bounds so many times."""
 DELTA_BYTES_MAX: Final = 4 * MIB
 """Changes not yet in a delta; beyond it a commit is started."""
 RECORD_BYTES_MAX: Final = 68 * KIB
@@ -97,7 +99,7 @@ LABEL_BYTES_MAX: Final = 64
 # --- space ----------------------------------------------------------------------------------
 META_SPARE_EXTENTS: Final = 2
 """Extents declared ahead for the delta log, so that a commit never waits for a declaration."""
-RESERVE_EXTENTS_MIN: Final = 8
+RESERVE_EXTENTS_MIN: Final = 12
 RESERVE_FRACTION: Final = 0.02
 """Extents that user data may not take: kept for deltas, runs and reclamation."""
 

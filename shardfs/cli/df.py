@@ -45,7 +45,7 @@ async def _ask(name: str) -> dict[str, Any]:
 
 
 def _print(answer: dict[str, Any]) -> None:
-    total, rows = answer["device_bytes"], _rows(answer["parts"])
+    total, rows = answer["device_bytes"], _rows(answer["parts"], answer["extent_bytes"])
     where = f" at {printable(answer['mountpoint'])}" if answer["mountpoint"] else ", not mounted"
     click.echo(f"{printable(answer['device'])}{where}: {size_text(total)}")
     click.echo(f"[{_bar([size for _, size, _ in rows], total)}]")
@@ -55,7 +55,7 @@ def _print(answer: dict[str, Any]) -> None:
     click.echo(f"{size_text(answer['available_bytes'])} can be written now: garbage and free")
 
 
-def _rows(parts: dict[str, int]) -> list[tuple[str, int, str]]:
+def _rows(parts: dict[str, int], extent_bytes: int) -> list[tuple[str, int, str]]:
     """Name, bytes and a remark of each line."""
     metadata = ("index_bytes", "log_bytes")
     reserved = ("superblock_bytes", "index_reserve_bytes", "working_bytes", "outside_bytes")
@@ -66,6 +66,8 @@ def _rows(parts: dict[str, int]) -> list[tuple[str, int, str]]:
     )
     if parts["outside_bytes"]:
         kept += f", behind the last extent {details['outside_bytes']}"
+    if parts["outside_bytes"] >= extent_bytes:
+        kept += " (shardfs grow takes it in)"
     return [
         ("live data", parts["live_bytes"], ""),
         ("garbage", parts["garbage_bytes"], "reclaimed when space is wanted, or by: shardfs gc"),

@@ -12,6 +12,7 @@ Not here: what the file system answers to applications (fuse/errnos.py).
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -105,6 +106,8 @@ def describe(error: BaseException) -> str:
         text = f"{cause.strerror or cause}"
         if cause.filename is not None:
             text = f"{os.fsdecode(cause.filename)}: {text}"
+        if cause.errno == errno.ENOTCONN:
+            text += " (the server of that mount has gone; take it away with: shardfs umount)"
     else:
         text = f"unexpected {type(cause).__name__}: {cause}; please report it (-v shows where)"
     return " ".join(text.split())

@@ -23,8 +23,11 @@ from shardfs.cli.fsck import fsck
 from shardfs.cli.gc import gc
 from shardfs.cli.grow import grow
 from shardfs.cli.info import info
+from shardfs.cli.install import install
+from shardfs.cli.logs import LEVELS, level_number, log_to_standard_error
 from shardfs.cli.mkfs import mkfs
 from shardfs.cli.mount import mount
+from shardfs.cli.mount_helper import is_helper_call, mount_device, run_helper
 from shardfs.cli.shards import shards
 from shardfs.cli.shrink import shrink
 from shardfs.cli.stat import stat
@@ -33,28 +36,34 @@ from shardfs.cli.trim import trim
 from shardfs.cli.umount import umount
 from shardfs.cli.why import why
 
-_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_VERBOSE = (logging.INFO, logging.DEBUG)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("-v", "--verbose", count=True, help="Say more; twice for everything.")
+@click.option("-q", "--quiet", is_flag=True, help="Log errors only.")
+@click.option("--log-level", type=click.Choice(LEVELS), help="Log from this level on.")
 @click.version_option(__version__, message="shardfs %(version)s")
 @click.pass_context
-def group(context: click.Context, verbose: int) -> None:
+def group(context: click.Context, verbose: int, quiet: bool, log_level: str | None) -> None:
     """A disk as a directory: files kept as shards in a crash-consistent store.
 
     Exit status: 0 success, 1 a finding or damage, 2 misuse.
     """
-    context.obj = verbose
-    logging.basicConfig(
-        level=_LEVELS[min(verbose, len(_LEVELS) - 1)], format=_FORMAT, stream=sys.stderr
-    )
+    level = None
+    if log_level is not None:
+        level = level_number(log_level)
+    elif quiet:
+        level = logging.ERROR
+    elif verbose:
+        level = _VERBOSE[min(verbose, len(_VERBOSE)) - 1]
+    context.obj = level  # None: as the command sees fit
+    log_to_standard_error(logging.WARNING if level is None else level)
 
 
 for command in (
     *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat),
-    *(grow, shrink, trim, check),
+    *(grow, shrink, trim, check, install),
 ):
     group.add_command(command)
 
@@ -62,6 +71,8 @@ for command in (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run one command line and exit."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if is_helper_call(arguments):
+        sys.exit(run_helper(mount_device, "shardfs", arguments))
     sys.exit(run(arguments))
 
 

@@ -28,7 +28,7 @@ def stat(mountpoint: str, as_json: bool) -> None:
     if as_json:
         print_json(figures)
     else:
-        print_facts((name, _text(name, value)) for name, value in figures.items())
+        print_facts((name, figure_text(name, value)) for name, value in figures.items())
 
 
 async def _ask(mountpoint: str) -> dict[str, Any]:
@@ -36,9 +36,10 @@ async def _ask(mountpoint: str) -> dict[str, Any]:
         return await client.answer({"request": "stat"})
 
 
-def _text(name: str, value: Any) -> str:
+def figure_text(name: str, value: Any) -> str:
+    """A figure for people: a number, several, or one for each of several things."""
     if isinstance(value, dict):
-        return " ".join(f"{each} {_text(name, part)}" for each, part in value.items())
+        return ", ".join(f"{key} {figure_text(name, each)}" for key, each in value.items()) or "-"
     if name.endswith("_bytes"):
         return size_text(value)
     if isinstance(value, list | tuple):

@@ -51,6 +51,7 @@ from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
+from shardfs.engine.space import MERGE_FLOOR_EXTENTS
 from shardfs.errors import CorruptionError
 
 _log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class Checkpointer:
         """How urgent merging is, 0 to 1 (pacing.py); without it merging never rests."""
         self.checkpoint_pace: Callable[[], float] | None = None
         """The same for checkpoints that are paced."""
-        extents.space.tree_bytes = sum(run.total_bytes for run in tree.runs)
+        self._account()
 
     async def checkpoint(self, *, only_if_due: bool = False, paced: bool = False) -> None:
         """Write everything in the memtable as a run; the delta log starts anew behind it.
@@ -142,6 +143,13 @@ class Checkpointer:
     def has_unwritten(self) -> bool:
         """The memtable holds entries."""
         return bool(self._tree.memtable)
+
+    @property
+    def hidden_bytes_max(self) -> int:
+        """Upper bound for what merging everything, memory included, would give back."""
+        oldest = self._tree.runs[0].total_bytes if self._tree.runs else 0
+        space = self._extents.space
+        return min(2 * (space.tree_bytes - oldest + space.memory_bytes), space.tree_share_bytes)
 
     @property
     def is_merging(self) -> bool:
@@ -186,9 +194,9 @@ class Checkpointer:
             # The smallest first: it is the newest, and keeps what is looked into few.
             merge = min(self._merges, key=self._bytes_left)
             slices = Slices(self._urgency_of_merge)
-            writer = self._writer(merge.level, merge.target, slices)
+            writer = self._writer(merge.level, merge.target, slices, floor=MERGE_FLOOR_EXTENTS)
             wanted = min(self._bytes_left(merge), writer.segment_bytes_max * 5 // 4)
-            if wanted > self._extents.free_bytes - 2 * self._extents.extent_bytes:
+            if not self._extents.space.has_room_for_runs(wanted, self._extents.free_count):
                 return False
             try:
                 await self._step(merge, writer)
@@ -277,7 +285,9 @@ class Checkpointer:
             manifest = self._committer.root.manifest
             if run is None and (manifest is None or manifest.extent != extent):
                 return False
-            writer = self._writer(run.level if run else 0, run.run_id if run else 0)
+            writer = self._writer(
+                run.level if run else 0, run.run_id if run else 0, floor=MERGE_FLOOR_EXTENTS
+            )
             try:
                 for segment in doomed:
                     await copy_segment(segment, writer)
@@ -290,6 +300,11 @@ class Checkpointer:
                 raise
             await self._give_up(doomed)
             return True
+
+    def _account(self) -> None:
+        space = self._extents.space
+        space.tree_bytes = sum(run.total_bytes for run in self._tree.runs)
+        space.memory_bytes = self._tree.memory_bytes
 
     async def _find_segments(self, extent: int) -> tuple[Run | None, list[Segment]]:
         """The oldest run that has something in the extent, and its segments that do."""
@@ -320,8 +335,11 @@ class Checkpointer:
         self._next_run_id += 1
         return run_id
 
-    def _writer(self, level: int, run_id: int, slices: Slices | None = None) -> SegmentWriter:
-        return SegmentWriter(self._chunks, self._extents, self._cache, run_id, level, slices)
+    def _writer(
+        self, level: int, run_id: int, slices: Slices | None = None, *, floor: int = 0
+    ) -> SegmentWriter:
+        parts = (self._chunks, self._extents, self._cache)
+        return SegmentWriter(*parts, run_id, level, slices, floor=floor)
 
     async def _install(
         self, runs: tuple[Run, ...], writer: SegmentWriter, freeze: Freeze | None
@@ -344,7 +362,7 @@ class Checkpointer:
             await self._scheduler.settle(await self._committer.write_record())
             self._committer.persistent_checkpoint = checkpoint
             self._tree.install(runs, drop_frozen=freeze is not None)
-            self._extents.space.tree_bytes = sum(run.total_bytes for run in runs)
+            self._account()
             self._usage = usage
             writer.credited.clear()
             self.entries_written += sum(segment.meta.entry_count for segment in writer.segments)

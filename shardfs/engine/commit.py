@@ -40,7 +40,7 @@ from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import Identity, Root, Superblock
 from shardfs.errors import ReadOnlyError, ShardfsError
 
-_RESERVE_SHARE = 4
+_RESERVE_SHARE = 32
 """The memtable, and the delta log, may each grow to this part of the reserve."""
 
 
@@ -149,8 +149,10 @@ class Committer:
     @property
     def fill(self) -> float:
         """How full memtable and delta log are, the fuller of them; 1: a checkpoint is due."""
+        memtable = self._tree.memtable
         return max(
-            self._tree.memtable.bytes_held / self.memtable_bytes_max,
+            memtable.bytes_held / limits.MEMTABLE_BYTES_MAX,
+            memtable.run_bytes / self.memtable_bytes_max,
             self._log_bytes / self._log_bytes_max,
         )
 
@@ -167,7 +169,7 @@ class Committer:
     @property
     def is_overdue(self) -> bool:
         """They have outgrown it so far that who adds to them should wait."""
-        return self.fill >= 2.0
+        return self.fill >= limits.OVERDUE_FACTOR
 
     def add(self, changes: dict[bytes, bytes], riders: list[tuple[Locator, Dependency]]) -> None:
         """Take in one applied batch: encoded values, and the data they refer to anew."""

@@ -278,9 +278,12 @@ class _HeadScan:
             except CorruptionError:
                 self._resume()
                 continue
-            self._offset += frame.total_bytes
             if frame.epoch == self._extent.epoch:
+                self._offset += frame.total_bytes
                 return frame
+            # Left over where a crash has lost a write: what it covered once may have been
+            # written to since.
+            self._resume()
         return None
 
     async def _see(self, length: int) -> bool:

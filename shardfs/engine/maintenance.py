@@ -57,6 +57,8 @@ _EVACUATED_AT_ONCE = 4
 _EVACUATED_BYTES = 16 * limits.MIB
 _READY_SHARE = 64
 _READY_FREE_SHARE = 8
+_HIDDEN_SHARE_WORTH_MERGING = 128
+_GARBAGE_SHARE_TIGHT = 1 / 32
 _ROT_INTERVALS = 15
 """Merging that met rot is tried again after so many commit intervals."""
 
@@ -101,6 +103,8 @@ class Maintenance:
         self._waiting = 0
         self._throttle = Throttle()
         self._reclaiming = trio.Lock()
+        self._squeezing = trio.Lock()
+        self._squeezed_bytes = 0
         self._stuck: dict[int, int] = {}
         self._started = False
         self._number_before = -1
@@ -201,7 +205,7 @@ class Maintenance:
                 await self.checkpoint_if_due()
         # Nobody shall be told that the device is full while garbage can be reclaimed (I4).
         if self._extents.space.user_bytes() < length + self._extents.extent_bytes:
-            await self._merge_all()
+            await self._squeeze()
         while self._extents.ready_user_bytes() < self._scarce_bytes(length):
             if not await self._wait_for_space():
                 break
@@ -255,7 +259,53 @@ class Maintenance:
             await self._checkpointer.checkpoint(only_if_due=True)
         except NoSpaceError:
             return False
+        await self._keep_room_to_merge()
         return True
+
+    async def make_room(self) -> int:
+        """Have all space that can come back do so, a step at a time; extents freed.
+
+        Raises: as `reclaim`.
+        """
+        if self._extents.space.is_short:
+            await self._squeeze()
+        return await self.reclaim(evacuate=True)
+
+    async def _squeeze(self) -> None:
+        """On a device that is about to be called full: merge the tree into one run if what it
+        hides may be worth it. Then what is still free no longer depends on what was merged."""
+        space = self._extents.space
+        worth = space.total_bytes // _HIDDEN_SHARE_WORTH_MERGING
+        if self._checkpointer.hidden_bytes_max < worth:
+            return
+        async with self._squeezing:
+            grown = space.tree_share_bytes - self._squeezed_bytes
+            if 0 <= grown < worth or self._checkpointer.hidden_bytes_max < worth:
+                return  # it was merged a moment ago, and nothing was to be gained
+            await self._merge_garbage(worth / max(worth, space.tree_share_bytes))
+            self._squeezed_bytes = space.tree_share_bytes
+
+    async def _merge_garbage(self, garbage_share_max: float) -> bool:
+        """Merge everything, memory included, if more than a part of it may be garbage."""
+        try:
+            await self._checkpointer.checkpoint()
+        except NoSpaceError:
+            return False
+        return await self._merge_all(garbage_share_max=garbage_share_max)
+
+    async def _keep_room_to_merge(self) -> None:
+        """A checkpoint has made the tree larger: merge all of it while there is room for that."""
+        if self._lacks_room_to_merge:
+            await self.reclaim()
+        if self._lacks_room_to_merge and await self._merge_all(
+            garbage_share_max=_GARBAGE_SHARE_TIGHT
+        ):
+            await self.reclaim()
+
+    @property
+    def _lacks_room_to_merge(self) -> bool:
+        extents = self._extents
+        return extents.space.lacks_room_to_merge(extents.free_count)
 
     async def reclaim(self, *, evacuate: bool = False) -> int:
         """Free the extents that are wholly dead; how many.
@@ -287,8 +337,8 @@ class Maintenance:
             return freed
 
     async def _empty_some(self) -> int:
-        if not (await self._empty_data() or await self._empty_tree()):
-            return 0
+        _ = await self._empty_data() or await self._empty_tree()
+        # Also if there was nothing to move: extents may only wait for this to be dead.
         await self._committer.commit()
         return await self._reclaim_dead()
 
@@ -359,6 +409,7 @@ class Maintenance:
                 continue
             try:
                 await self._checkpointer.checkpoint(only_if_due=True, paced=True)
+                await self._keep_room_to_merge()
                 self._merge_due.set()
             except NoSpaceError:
                 with trio.move_on_after(self._interval_s):

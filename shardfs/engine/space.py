@@ -11,7 +11,8 @@ Invariants:
     I3. Data take none of the extents that the reserve and the tree are still owed.
 
 The shares: the reserve is for the delta log, for open extents and for reclamation to move things
-to. The tree has twice its size: what is live, and the same again for its garbage or a merge.
+to. The tree has twice its size, what is still in memory included: what is there, and the same
+again for its garbage or a merge.
 
 Not here: who may take the last extents (extents.py), making room (maintenance.py).
 """
@@ -29,6 +30,10 @@ _ROOM_WORTH_FITTING = 16 * limits.KIB
 _ROOM_WORTH_FITTING_SHARE = 16
 _GARBAGE_WORTH_MOVING_SHARE = 16
 _HOT_LIVES_KEPT = 16
+_RUNS_ROOM_LOST_MAX = 64 * limits.KIB
+_RUNS_ROOM_LOST_SHARE = 8
+MERGE_FLOOR_EXTENTS = 2
+"""Extents that merging leaves: the delta log may need them meanwhile."""
 
 
 class SpaceAccount:
@@ -46,6 +51,9 @@ class SpaceAccount:
         self._held: Counter[Stream] = Counter()
         self._live_bytes = 0
         self.tree_bytes = 0
+        """Bytes of the runs."""
+        self.memory_bytes = 0
+        """Bytes that what is only in memory will take as runs."""
         self.written_bytes: Counter[Stream] = Counter()
         """Handed to the device since the open, padding included."""
         self.hot_lives: deque[int] = deque(maxlen=_HOT_LIVES_KEPT)
@@ -87,13 +95,30 @@ class SpaceAccount:
         return self.room_worth_fitting + limits.KEY_BYTES_MAX
 
     @property
-    def _tree_extents(self) -> int:
-        return -(-2 * self.tree_bytes // self._extent_bytes)
-
-    @property
     def tree_share_bytes(self) -> int:
         """What is kept for the tree, what it holds included."""
-        return self._tree_extents * self._extent_bytes
+        # An extent is owed from the start: what is free shall not fall with the first entry.
+        return max(self._extent_bytes, 2 * self._in_runs(self.tree_bytes + self.memory_bytes))
+
+    @property
+    def _merge_extents(self) -> int:
+        """Extents that writing the memory as a run and merging everything takes."""
+        return -(-self._in_runs(self.tree_bytes + 2 * self.memory_bytes) // self._extent_bytes)
+
+    def _in_runs(self, tree_bytes: int) -> int:
+        """Bytes of extents that so many bytes of frames of the tree take: no extent is full."""
+        lost = min(_RUNS_ROOM_LOST_MAX, self._extent_bytes // _RUNS_ROOM_LOST_SHARE)
+        return tree_bytes * self._extent_bytes // (self._extent_bytes - lost)
+
+    def lacks_room_to_merge(self, free_extents: int) -> bool:
+        """With so many extents free, the tree has to be merged into one run now: not much later
+        there would be no room for it, and what is deleted would only make it larger."""
+        return free_extents < self._merge_extents + self._reserve // 2 - 1
+
+    def has_room_for_runs(self, run_bytes: int, free_extents: int) -> bool:
+        """With so many extents free, merging may write that many bytes."""
+        wanted = -(-self._in_runs(run_bytes) // self._extent_bytes)
+        return wanted + MERGE_FLOOR_EXTENTS <= free_extents
 
     @property
     def is_short(self) -> bool:
@@ -112,16 +137,17 @@ class SpaceAccount:
 
     def user_bytes_with(self, extent_count: int, reserve: int) -> int:
         """The same for a device with so many extents; less than 0 if it would be too small."""
-        extents = extent_count - limits.SUPERBLOCK_EXTENTS - reserve - self._tree_extents
+        extents = extent_count - limits.SUPERBLOCK_EXTENTS - reserve
         full = self._extent_bytes - self._packing_loss_bytes - self.garbage_bytes_worth_moving
-        return extents * full - self._live_bytes
+        room = extents * self._extent_bytes - self.tree_share_bytes
+        return room * full // self._extent_bytes - self._live_bytes
 
     def ready_extents(self, free_extents: int) -> int:
         """Of the free extents, those that user data may take right now (I3).
 
-        What the log and the tree already hold of their shares is not kept free as well; half of
-        the reserve always is, for reclamation to move things to.
+        What the log already holds of its share is not kept free as well; half of the reserve
+        always is, for reclamation to move things to. The tree keeps the room to be merged.
         """
         log = max(self._reserve // 2, self._reserve - self._held[Stream.META])
-        tree = max(0, self._tree_extents - self._held[Stream.RUNS])
+        tree = self._merge_extents
         return max(0, free_extents - log - tree)

@@ -312,6 +312,7 @@ class Store:
                 riders.append((locator, persistent))
         for key, value in batch.changes.items():
             self._tree.set(key, value)
+        self._extents.space.memory_bytes = self._tree.memory_bytes
         self._committer.add(batch.changes, riders)
         self._gatherer.changed(batch)
         self._maintenance.notice()
@@ -443,9 +444,8 @@ class Store:
         return await self._checkpointer.compact()
 
     async def reclaim(self) -> int:
-        """Free the extents that are wholly dead, or else empty some that are mostly garbage; how
-        many were freed."""
-        return await self._maintenance.reclaim(evacuate=True)
+        """Free dead extents, or else empty some that are mostly garbage; how many were freed."""
+        return await self._maintenance.make_room()
 
     async def gather(self) -> int:
         """Rewrite one shard that lies scattered, in fewer pieces; bytes written."""

@@ -19,6 +19,7 @@ import trio
 
 from shardfs import limits
 from shardfs.errors import ShardfsError
+from shardfs.fuse.access_times import Reading
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.files import Files
 from shardfs.fuse.handles import Handles
@@ -66,7 +67,8 @@ class FileSystem:
             if isinstance(self.writeback, ObservedWriteback)
             else Namespace(tables, self.writeback, self.orphans, self.handles)
         )
-        self.xattrs = Xattrs(tables, self.orphans)
+        self.xattrs = Xattrs(tables, self.writeback, self.orphans)
+        self.reading = Reading(tables, self.writeback)
         self.started = trio.Event()
         """Set when a kernel has begun to send requests."""
 

@@ -32,14 +32,16 @@ class FileHandle:
         ino: the file.
         privileged: whoever opened it may write without losing set-user-ID bits.
         errors_seen: the file's error count that this handle has reported.
+        touches: reading through it may move the file's access time.
     """
 
-    __slots__ = ("errors_seen", "ino", "privileged")
+    __slots__ = ("errors_seen", "ino", "privileged", "touches")
 
-    def __init__(self, ino: int, privileged: bool, errors_seen: int) -> None:
+    def __init__(self, ino: int, privileged: bool, errors_seen: int, touches: bool) -> None:
         self.ino = ino
         self.privileged = privileged
         self.errors_seen = errors_seen
+        self.touches = touches
 
 
 class Handles:
@@ -76,10 +78,11 @@ class Handles:
         self._orphans.hold(ino)
         self._unused(ino)
 
-    def open_file(self, ino: int, *, privileged: bool) -> int:
-        """A handle for a file."""
+    def open_file(self, ino: int, *, privileged: bool, touches: bool = True) -> int:
+        """A handle for a file; see FileHandle."""
         number = self._open(ino)
-        self._files[number] = FileHandle(ino, privileged, self._writeback.error_count(ino))
+        errors = self._writeback.error_count(ino)
+        self._files[number] = FileHandle(ino, privileged, errors, touches)
         return number
 
     def file(self, number: int) -> FileHandle:

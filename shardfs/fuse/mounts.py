@@ -1,7 +1,7 @@
 """What is mounted: the kernel's table, the state of a mount point, and taking a mount away.
 
 Role: finds shardfs mounts by mount point, by device and by a path inside; makes a directory
-ready to be mounted on; unmounts.
+ready to be mounted on; unmounts; changes a mount's flags.
 
 Invariants:
     I1. What is mounted is read from /proc, without touching the mounts: a server that hangs
@@ -20,7 +20,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,6 +30,29 @@ _MOUNTINFO: Final = Path("/proc/self/mountinfo")
 _KINDS: Final = frozenset({"fuse.shardfs", "fuseblk.shardfs"})
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
+_REMOUNT: Final = 32
+_BIND: Final = 4096
+_ANY_ATIME: Final = frozenset({"noatime", "relatime", "strictatime"})
+_FLAGS: Final = {
+    "ro": 1,
+    "nosuid": 2,
+    "nodev": 4,
+    "noexec": 8,
+    "sync": 16,
+    "dirsync": 128,
+    "noatime": 1024,
+    "nodiratime": 2048,
+    "relatime": 1 << 21,
+    "strictatime": 1 << 24,
+}
+_OPPOSITES: Final = {
+    "rw": "ro",
+    "suid": "nosuid",
+    "dev": "nodev",
+    "exec": "noexec",
+    "async": "sync",
+    "diratime": "nodiratime",
+}
 FUSE_DEVICE: Final = Path("/dev/fuse")
 
 
@@ -116,13 +139,18 @@ def prepare_mountpoint(path: str) -> str:
         absolute = os.path.realpath(absolute)
     while (entry := find_mount(absolute)) is not None and entry.kind.startswith("fuse"):
         try:
-            os.statvfs(absolute)  # stat(2) may be answered from the kernel's cache
+            stale = is_stale(entry)
         except OSError as error:
-            if error.errno != errno.ENOTCONN or not entry.is_shardfs:
-                raise UsageError(
-                    f"cannot use {path}: {error.strerror} (a {entry.kind} mount); "
-                    f"take it away with: umount -l {path}"
-                ) from error
+            raise UsageError(
+                f"cannot use {path}: {error.strerror} (a {entry.kind} mount); "
+                f"take it away with: umount -l {path}"
+            ) from error
+        if stale and not entry.is_shardfs:
+            raise UsageError(
+                f"cannot use {path}: the server of a {entry.kind} mount there has gone; "
+                f"take it away with: umount -l {path}"
+            )
+        if stale:
             unmount(absolute, lazily=True)
             continue
         if entry.is_shardfs:
@@ -203,6 +231,73 @@ def unmount(mountpoint: str, *, lazily: bool = False) -> None:
             f"(see who with: fuser -vm {mountpoint}); close them and try again"
         )
     raise UsageError(f"cannot unmount {mountpoint}: {reason}")
+
+
+def change_flags(mountpoint: str, words: Collection[str], *, whole: bool) -> None:
+    """Change what the kernel allows at the topmost mount at an absolute path.
+
+    Args:
+        words: of mount(8): "ro", "rw", "noexec", "noatime" and the like; the others stay.
+        whole: the file system itself, so "ro" holds wherever it is seen, and open files are
+            respected; else this mount of it. A server may not do this to its own mount: the
+            kernel writes to it what is left to write.
+
+    Raises:
+        UsageError: files are open for writing, or this user may not.
+    """
+    entry = find_mount(mountpoint)
+    if entry is None:
+        raise UsageError(f"nothing is mounted at {mountpoint}")
+    names = {each for each in entry.options if each in _FLAGS}
+    for word in words:
+        if word in _ANY_ATIME:
+            names -= _ANY_ATIME
+        names.discard(_OPPOSITES.get(word, ""))
+        names |= {word} & _FLAGS.keys()
+    flags = _REMOUNT | (0 if whole else _BIND) | sum(_FLAGS[name] for name in names)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(None, os.fsencode(mountpoint), None, ctypes.c_ulong(flags), None) == 0:
+        return
+    code = ctypes.get_errno()
+    if code == errno.EBUSY:
+        raise UsageError(
+            f"{mountpoint} is busy: files there are open for writing (see who with: "
+            f"fuser -vm {mountpoint}); close them and try again"
+        )
+    raise UsageError(f"cannot remount {mountpoint}: {os.strerror(code)}")
+
+
+def is_stale(entry: MountEntry) -> bool:
+    """The server of a FUSE mount has gone, and the mount is still there.
+
+    Raises:
+        OSError: it answers with another error than that.
+    """
+    try:
+        os.statvfs(entry.mountpoint)  # stat(2) may be answered from the kernel's cache
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            return True
+        raise
+    return False
+
+
+def take_away_stale_mounts(device: str) -> list[str]:
+    """Unmount what killed servers of a device have left behind; the mount points.
+
+    Raises:
+        UsageError: this user may not.
+    """
+    taken = []
+    for entry in mounts_of(device):
+        try:
+            stale = is_stale(entry)
+        except OSError:
+            continue  # not dead, or not ours to judge
+        if stale:
+            unmount(entry.mountpoint, lazily=True)
+            taken.append(entry.mountpoint)
+    return taken
 
 
 def _umount2(mountpoint: str, flags: int) -> int:

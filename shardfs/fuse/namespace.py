@@ -341,7 +341,9 @@ class Namespace:
     async def _grow(self, operation: partial[Found]) -> Found:
         """Run an operation that needs space; on a full disk wait once for what is being freed."""
         await self._tables.store.admit()
-        return await self._orphans.with_room(partial(self._tables.run, operation))
+        return await self._orphans.with_room(
+            partial(self._tables.run, operation), self._writeback.flush_all
+        )
 
     def _directory(self, change: Change, ino: int) -> Inode:
         """A directory that takes changes (I4)."""

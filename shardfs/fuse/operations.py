@@ -11,9 +11,11 @@ Invariants:
 flush (close) is not implemented on purpose: ENOSYS ends such requests for the mount, one round
 trip less per close. An error of a delayed write is reported by the next fsync of each handle.
 
-atime is set when a file is created and by utimensat; reading does not change it (as noatime).
+With the option sync every change, with dirsync every change of names waits until it is durable
+before it is answered. The options uid and gid change what is shown and what new files get; an
+owner other than those cannot be set then.
 
-Not here: the order of a mount's life (session.py).
+Not here: the order of a mount's life (session.py), access times (access_times.py).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from shardfs.errors import FileError
 from shardfs.fuse.errnos import guarded, unanswered
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.listing import Item
+from shardfs.fuse.mount_options import AccessTimes, MountOptions
 from shardfs.fuse.namespace import Found, Update
 from shardfs.fuse.records import Inode
 
@@ -46,22 +49,29 @@ class Operations(pyfuse3.Operations):
 
     Args:
         file_system: what is mounted.
-        sync: every change is durable before it is answered (the mount option).
+        options: of the mount.
     """
 
     supports_dot_lookup = True
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, file_system: FileSystem, *, sync: bool = False) -> None:
+    def __init__(self, file_system: FileSystem, options: MountOptions) -> None:
         super().__init__()
         self._file_system = file_system
         self._namespace = file_system.namespace
         self._writeback = file_system.writeback
         self._handles = file_system.handles
         self._xattrs = file_system.xattrs
-        self._sync = sync
+        self._reading = file_system.reading
         self._generation = file_system.store.identity.uuid.int & 0xFFFFFFFF
+        self.obey(options)
+
+    def obey(self, options: MountOptions) -> None:
+        """From now on do as these options say; also when a living mount is remounted."""
+        self._options = options
+        self._reading.rule = AccessTimes.NEVER if options.read_only else options.access_times
+        self._reading.directories = options.directory_access_times
 
     def init(self) -> None:
         """The kernel has begun to talk to the mount."""
@@ -85,9 +95,9 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Create a regular file and open it."""
-        found = await self._namespace.create(parent_inode, name, mode, ctx.uid, ctx.gid)
-        await self._settle()
-        return self._opened(found.ino, ctx), self._told(found)
+        found = await self._namespace.create(parent_inode, name, mode, *self._owner(ctx))
+        await self._settle_names()
+        return self._opened(found, flags, ctx), self._told(found)
 
     @guarded
     async def mknod(
@@ -116,20 +126,20 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Give a file one more name."""
         found = await self._namespace.link(inode, new_parent_inode, new_name)
-        await self._settle()
+        await self._settle_names()
         return self._told(found)
 
     @guarded
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Take away a name."""
         await self._namespace.unlink(parent_inode, name)
-        await self._settle()
+        await self._settle_names()
 
     @guarded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an empty directory."""
         await self._namespace.rmdir(parent_inode, name)
-        await self._settle()
+        await self._settle_names()
 
     @guarded
     async def rename(
@@ -143,7 +153,7 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         """Move a name; see namespace.rename."""
         await self._namespace.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
-        await self._settle()
+        await self._settle_names()
 
     @unanswered
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -168,6 +178,10 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         """chmod, chown, truncate, utimensat; the current time is filled in by pyfuse3."""
+        if (fields.update_uid and self._options.uid not in (None, attr.st_uid)) or (
+            fields.update_gid and self._options.gid not in (None, attr.st_gid)
+        ):
+            raise FileError(errno.EPERM)
         update = Update(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -186,6 +200,7 @@ class Operations(pyfuse3.Operations):
         link = await self._namespace.inode(inode)
         if not link.is_symlink:
             raise FileError(errno.EINVAL)
+        self._reading.notice(inode)
         return link.target
 
     @guarded
@@ -203,14 +218,17 @@ class Operations(pyfuse3.Operations):
             raise FileError(errno.EISDIR)
         if flags & os.O_TRUNC and found.is_regular:
             update = Update(size=0)
-            await self._namespace.set_attributes(inode, update, privileged=ctx.uid == 0)
+            found = await self._namespace.set_attributes(inode, update, privileged=ctx.uid == 0)
             await self._settle()
-        return self._opened(inode, ctx)
+        return self._opened(Found(inode, found), flags, ctx)
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """The bytes asked for, fewer only at the end of the file."""
-        data = await self._writeback.read(self._handles.file(fh).ino, off, size)
+        handle = self._handles.file(fh)
+        data = await self._writeback.read(handle.ino, off, size)
+        if handle.touches:
+            self._reading.notice(handle.ino)
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer
 
     @guarded
@@ -253,6 +271,7 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """As many entries with their attributes as the kernel has room for."""
         listing = self._handles.directory(fh)
+        self._reading.notice(listing.ino)
         position = start_id
         while items := await listing.read(position):
             for item in items:
@@ -278,22 +297,26 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         """The value of an extended attribute."""
+        self._require_xattrs()
         return await self._xattrs.get(inode, name)
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Set an extended attribute; pyfuse3 has looked after XATTR_CREATE and XATTR_REPLACE."""
+        self._require_xattrs()
         await self._xattrs.set(inode, name, value)
         await self._settle()
 
     @guarded
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         """The names of the extended attributes."""
+        self._require_xattrs()
         return await self._xattrs.names(inode, privileged=ctx.uid == 0)
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an extended attribute."""
+        self._require_xattrs()
         await self._xattrs.remove(inode, name)
         await self._settle()
 
@@ -325,19 +348,37 @@ class Operations(pyfuse3.Operations):
         target: bytes = b"",
     ) -> EntryAttributes:
         found = await self._namespace.create(
-            parent, name, mode, ctx.uid, ctx.gid, rdev=rdev, target=target
+            parent, name, mode, *self._owner(ctx), rdev=rdev, target=target
         )
-        await self._settle()
+        await self._settle_names()
         return self._told(found)
 
     async def _settle(self) -> None:
-        """On a mount with the option sync: wait until what was changed is durable."""
-        if self._sync:
+        """With the option sync: wait until what was changed is durable."""
+        if self._options.sync:
             await self._file_system.sync_names()
 
-    def _opened(self, ino: int, ctx: RequestContext) -> FileInfo:
-        number = self._handles.open_file(ino, privileged=ctx.uid == 0)
-        return FileInfo(fh=number, keep_cache=True)
+    async def _settle_names(self) -> None:
+        """With the options sync and dirsync: wait until a change of names is durable."""
+        if self._options.sync or self._options.dirsync:
+            await self._file_system.sync_names()
+
+    def _owner(self, ctx: RequestContext) -> tuple[int, int]:
+        """Whom a new file belongs to: (uid, gid)."""
+        uid, gid = self._options.uid, self._options.gid
+        return ctx.uid if uid is None else uid, ctx.gid if gid is None else gid
+
+    def _require_xattrs(self) -> None:
+        """With the option noxattr the kernel is told not to ask again."""
+        if not self._options.xattrs:
+            raise FUSEError(errno.ENOSYS)
+
+    def _opened(self, found: Found, flags: int, ctx: RequestContext) -> FileInfo:
+        number = self._handles.open_file(
+            found.ino, privileged=ctx.uid == 0, touches=not flags & os.O_NOATIME
+        )
+        keeps = not self._reading.must_see_reads(found.inode, flags)
+        return FileInfo(fh=number, keep_cache=keeps)
 
     def _told(self, found: Found) -> EntryAttributes:
         """Attributes for a reply that tells the kernel of an inode (I1)."""
@@ -362,8 +403,9 @@ class Operations(pyfuse3.Operations):
         attributes.attr_timeout = _TIMEOUT_S
         attributes.st_mode = inode.mode
         attributes.st_nlink = inode.nlink
-        attributes.st_uid = inode.uid
-        attributes.st_gid = inode.gid
+        options = self._options
+        attributes.st_uid = inode.uid if options.uid is None else options.uid
+        attributes.st_gid = inode.gid if options.gid is None else options.gid
         attributes.st_rdev = inode.rdev
         attributes.st_size = inode.size
         attributes.st_blksize = limits.BLOCK_BYTES

@@ -91,8 +91,14 @@ class Orphans:
             self._store.health.require_writable()
             await self._progress.wait()
 
-    async def with_room(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def with_room(
+        self, operation: Callable[[], Awaitable[T]], flush_all: Callable[[], Awaitable[None]]
+    ) -> T:
         """What `operation` gives; if the disk is full, tried again when room was made.
+
+        Args:
+            flush_all: gives what is buffered to the engine: it takes less than was reserved for
+                it at write(2).
 
         Raises:
             NoSpaceError: there still is none.
@@ -102,6 +108,7 @@ class Orphans:
                 return await operation()
             except NoSpaceError:
                 pass  # below, outside of the handler: it waits
+            await flush_all()
             await self.make_room()
         return await operation()
 

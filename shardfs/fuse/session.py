@@ -29,10 +29,11 @@ from typing import Final
 import pyfuse3
 import trio
 
-from shardfs import limits
 from shardfs.errors import UsageError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.mount_options import MountOptions
+from shardfs.fuse.mounts import change_flags
 from shardfs.fuse.operations import Operations
 from shardfs.fuse.promises import Observer
 
@@ -40,35 +41,19 @@ _log = logging.getLogger(__name__)
 
 GRACE_S: Final = 10.0
 """After a signal, open files may delay the end for this long."""
+_UNKNOWN_TO_LIBFUSE: Final = frozenset({"rw", "relatime", "strictatime", "nodiratime"})
 _READ_AHEAD_KIB: Final = 4096
 _MOUNTINFO: Final = Path("/proc/self/mountinfo")
 
 
-@dataclass(frozen=True)
-class MountOptions:
-    """How to mount.
-
-    read_only: take no changes.
-    allow_other: let other users in; None: if mounted by root.
-    sync: every change is durable before it is answered.
-    dirty_bytes_max: writers wait while more bytes are buffered.
-    extra: further options for the kernel, such as "noexec".
-    """
-
-    read_only: bool = False
-    allow_other: bool | None = None
-    sync: bool = False
-    dirty_bytes_max: int = limits.DIRTY_BYTES_MAX
-    extra: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
+@dataclass
 class Mount:
     """A mount as its services see it (the control socket, metrics)."""
 
     source: str
     mountpoint: str
     options: MountOptions
+    operations: Operations
     file_system: FileSystem
     unmount_requested: trio.Event
     detached: trio.Event
@@ -82,6 +67,11 @@ class Mount:
     def request_unmount(self) -> None:
         """Begin the end of the mount, as SIGTERM does. Returns at once."""
         self.unmount_requested.set()
+
+    def obey(self, options: MountOptions) -> None:
+        """Serve with these options from now on; what the kernel does is the caller's business."""
+        self.options = options
+        self.operations.obey(options)
 
     async def sync(self) -> None:
         """Make everything durable, buffered data included.
@@ -121,13 +111,13 @@ async def serve_store(
     """
     file_system = await FileSystem.open(
         store,
-        uid=os.getuid(),
-        gid=os.getgid(),
+        uid=os.getuid() if options.uid is None else options.uid,
+        gid=os.getgid() if options.gid is None else options.gid,
         dirty_bytes_max=options.dirty_bytes_max,
         observer=observer,
     )
-    mount = Mount(source, mountpoint, options, file_system, trio.Event(), trio.Event())
-    operations = Operations(file_system, sync=options.sync)
+    operations = Operations(file_system, options)
+    mount = Mount(source, mountpoint, options, operations, file_system, trio.Event(), trio.Event())
     try:
         pyfuse3.init(operations, mountpoint, fuse_options(source, options))
     except RuntimeError as error:
@@ -164,13 +154,10 @@ def fuse_options(source: str, options: MountOptions) -> set[str]:
     allow_other = os.getuid() == 0 if options.allow_other is None else options.allow_other
     # A comma separates options; libfuse takes it literally behind a backslash.
     escaped = source.replace("\\", "\\\\").replace(",", "\\,")
-    chosen = {f"fsname={escaped}", "subtype=shardfs", "default_permissions", *options.extra}
+    chosen = {f"fsname={escaped}", "subtype=shardfs", "default_permissions"}
+    chosen |= options.kernel_words() - _UNKNOWN_TO_LIBFUSE
     if allow_other:
         chosen.add("allow_other")
-    if options.read_only:
-        chosen.add("ro")
-    if options.sync:
-        chosen.add("sync")
     return chosen
 
 
@@ -179,8 +166,22 @@ async def _announce(mount: Mount, ready: Callable[[], None] | None) -> None:
     await mount.file_system.started.wait()
     await trio.lowlevel.checkpoint()  # the reply to the kernel's first message goes out first
     _raise_read_ahead(mount.mountpoint)
+    _show_flags(mount)
     if ready is not None:
         ready()
+
+
+def _show_flags(mount: Mount) -> None:
+    """Have the kernel's table show what libfuse cannot ask for; only root may, others do without.
+
+    This asks the mount itself for nothing, so it may be done here.
+    """
+    words = mount.options.kernel_words() & {"strictatime", "nodiratime"}
+    if words and os.getuid() == 0:
+        try:
+            change_flags(mount.mountpoint, words, whole=False)
+        except UsageError as error:
+            _log.info("the kernel does not show %s: %s", " and ".join(sorted(words)), error)
 
 
 def _raise_read_ahead(mountpoint: str) -> None:

@@ -190,13 +190,7 @@ class Writeback:
         if ino in self._files.truncations:
             await self._files.finish_truncation(ino)
         operation = partial(self._write_now, ino, offset, data, privileged)
-        try:
-            await self._tables.run(operation)
-            return
-        except NoSpaceError:
-            pass  # below, outside of the handler: it waits
-        await self.flush_all()
-        await self._orphans.with_room(partial(self._tables.run, operation))
+        await self._orphans.with_room(partial(self._tables.run, operation), self.flush_all)
 
     def _write_now(self, ino: int, offset: int, data: bytes, privileged: bool) -> None:
         self._store.health.require_writable()

@@ -23,6 +23,7 @@ from shardfs.errors import FileError
 from shardfs.fuse.orphans import Orphans
 from shardfs.fuse.records import Inode, decode_file_key, xattr_key, xattrs_end
 from shardfs.fuse.tables import Tables
+from shardfs.fuse.writeback import Writeback
 
 CREATE: Final = 1
 REPLACE: Final = 2
@@ -34,9 +35,10 @@ _LIST_BYTES_MAX: Final = 64 * limits.KIB
 class Xattrs:
     """The extended attributes of one mount."""
 
-    def __init__(self, tables: Tables, orphans: Orphans) -> None:
+    def __init__(self, tables: Tables, writeback: Writeback, orphans: Orphans) -> None:
         self._tables = tables
         self._store = tables.store
+        self._writeback = writeback
         self._orphans = orphans
 
     async def get(self, ino: int, name: bytes) -> bytes:
@@ -97,7 +99,8 @@ class Xattrs:
                     raise FileError(errno.ENOSPC, "the list of names would be too long")
             count = inode.xattrs + (old is None)
             operation = partial(self._change_now, ino, inode, key, value, count)
-            if await self._orphans.with_room(partial(self._tables.run, operation)):
+            run = partial(self._tables.run, operation)
+            if await self._orphans.with_room(run, self._writeback.flush_all):
                 return
 
     async def remove(self, ino: int, name: bytes) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 
 import click
 import pytest
 
 from shardfs.cli import main
 from shardfs.cli.errors import describe, exit_status, report
-from shardfs.cli.mount import parse_options
 from shardfs.cli.options import SIZE
 from shardfs.cli.output import (
     print_facts,
@@ -20,6 +21,7 @@ from shardfs.cli.output import (
     size_text,
     time_text,
 )
+from shardfs.cli.stat import figure_text
 from shardfs.errors import (
     CorruptionError,
     DeviceBusyError,
@@ -53,17 +55,6 @@ def test_sizes(text: str, length: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not a size"):
         SIZE.convert(text, None, None)
-
-
-def test_mount_options() -> None:
-    wishes = parse_options(("ro,noexec", "dirty=32M", "x-systemd.automount,defaults", ""))
-    assert wishes.read_only and wishes.extra == ["noexec"]
-    assert wishes.dirty_bytes_max == 32 << 20
-    assert wishes.allow_other is None
-    assert parse_options(("allow_other",)).allow_other is True
-    assert parse_options(("private",)).allow_other is False
-    with pytest.raises(UsageError, match="'fast'"):
-        parse_options(("ro,fast",))
 
 
 @pytest.mark.parametrize(
@@ -190,3 +181,16 @@ async def test_a_bug_in_a_request_is_answered() -> None:
     answer = json.loads(await answer_line(Broken(), b'{"request": "info"}'))
     assert answer["ok"] is False
     assert "ZeroDivisionError" in answer["error"]
+
+
+def test_a_dead_mount_is_explained() -> None:
+    error = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), "/mnt/x")
+    text = describe(error)
+    assert text.startswith("/mnt/x: Transport endpoint") and "shardfs umount" in text
+
+
+def test_figures_by_stream_are_printed() -> None:
+    """`shardfs stat` met a bug when a figure became one number for each stream."""
+    assert figure_text("stream_bytes", {"hot": 4096, "cold": 0}) == "hot 4 KiB, cold 0 B"
+    assert figure_text("stream_bytes", {}) == "-"
+    assert figure_text("counts", [1, 2]) == "1 2"

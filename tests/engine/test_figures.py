@@ -113,9 +113,9 @@ async def test_an_emptied_store_has_the_room_of_a_fresh_one() -> None:
     device = await formatted(8, extent_bytes=EXTENT)
     async with opened(device) as store:
         fresh = check_parts(store).available_bytes
-        for number in range(300):
+        for number in range(280):
             await store.put(b"%d" % number, bytes(20_000))
-        for number in range(300):
+        for number in range(280):
             await store.delete(b"%d" % number)
         await store.sync()
         collection = Collection(store)

@@ -163,7 +163,7 @@ async def test_a_get_reads_one_block_whatever_the_number_of_runs() -> None:
     async with opened(device) as store:
         before = device.counts.reads
         for number in range(0, CHANGES, CHANGES // 100):
-            store._cache._values.clear()
+            store._parts.cache._values.clear()
             assert await store.get(b"key %08d" % number) == b"v" * 20
         assert device.counts.reads - before <= 110, "the filters keep the other runs out of it"
 
@@ -318,7 +318,7 @@ async def test_a_scan_and_a_get_that_go_on_while_tombstones_are_dropped_see_noth
         async def look() -> None:
             rng = random.Random(4)
             while not done:
-                store._cache._values.clear()
+                store._parts.cache._values.clear()
                 number = 2 * rng.randrange(600)
                 assert await store.get(b"key %08d" % number) is None
                 assert await store.get(b"key %08d" % (number + 1)) == b"x" * 200
@@ -328,7 +328,7 @@ async def test_a_scan_and_a_get_that_go_on_while_tombstones_are_dropped_see_noth
             nursery.start_soon(merge)
             nursery.start_soon(look)
             while not done:
-                store._cache._values.clear()
+                store._parts.cache._values.clear()
                 async with aclosing(store.scan(b"a", b"z")) as scan:  # type: ignore[type-var]
                     seen = [key async for key, _ in scan]
                 assert seen == [b"key %08d" % number for number in range(1, 1200, 2)]

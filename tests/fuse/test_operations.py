@@ -11,6 +11,7 @@ import pytest
 
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.mount_options import MountOptions
 from shardfs.fuse.operations import Operations
 from shardfs.fuse.records import ROOT_INO
 from tests.fuse.harness import Caller, mounted, serving
@@ -38,7 +39,7 @@ def test_every_handler_is_implemented_and_guarded() -> None:
 
 async def test_lookups_are_answered_and_counted() -> None:
     async with mounted() as file_system:
-        operations = Operations(file_system)
+        operations = Operations(file_system, MountOptions())
         nothing = await operations.lookup(ROOT_INO, b"a", CONTEXT)
         assert nothing.st_ino == 0 and nothing.entry_timeout > 10**6
         info, created = await operations.create(ROOT_INO, b"a", 0o100644, 0, CONTEXT)
@@ -63,7 +64,7 @@ async def test_lookups_are_answered_and_counted() -> None:
 
 async def test_attributes_are_encoded() -> None:
     async with mounted() as file_system:
-        operations = Operations(file_system)
+        operations = Operations(file_system, MountOptions())
         made = await operations.mknod(ROOT_INO, b"null", stat.S_IFCHR | 0o666, 0x103, CONTEXT)
         assert (made.st_mode, made.st_rdev, made.st_nlink) == (stat.S_IFCHR | 0o666, 0x103, 1)
         link = await operations.symlink(ROOT_INO, b"link", b"target", CONTEXT)
@@ -80,7 +81,7 @@ async def test_attributes_are_encoded() -> None:
 
 async def test_a_lost_write_is_told_to_each_handle_once() -> None:
     async with mounted() as file_system:
-        operations = Operations(file_system)
+        operations = Operations(file_system, MountOptions())
         ino = await Caller(file_system).create("a")
         handles = [await operations.open(ino, 0, CONTEXT) for _ in range(2)]
         file_system.writeback._error_counts[ino] = 1
@@ -96,7 +97,7 @@ async def test_a_lost_write_is_told_to_each_handle_once() -> None:
 async def test_a_sync_mount_is_durable_before_it_answers() -> None:
     store = ModelStore()
     async with serving(store) as file_system:
-        operations = Operations(file_system, sync=True)
+        operations = Operations(file_system, MountOptions(sync=True))
         await operations.mkdir(ROOT_INO, b"d", 0o40755, CONTEXT)
         await operations.symlink(ROOT_INO, b"l", b"t", CONTEXT)
         await operations.rename(ROOT_INO, b"d", ROOT_INO, b"e", 0, CONTEXT)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shardfs.fuse.session import MountOptions, device_number_of, fuse_options
+from shardfs.fuse.mount_options import MountOptions
+from shardfs.fuse.session import device_number_of, fuse_options
 
 MOUNTINFO = r"""22 28 0:20 / /sys rw shared:7 - sysfs sysfs rw
 90 28 0:40 / /mnt/a\040b rw,nosuid - fuse.shardfs /dev/loop0 rw
@@ -24,5 +25,5 @@ def test_options_for_the_kernel() -> None:
     options = fuse_options("/dev/a,b\\c", MountOptions(read_only=True, allow_other=True))
     assert options >= {"fsname=/dev/a\\,b\\\\c", "subtype=shardfs", "ro", "allow_other"}
     assert "default_permissions" in options and "sync" not in options
-    options = fuse_options("x", MountOptions(allow_other=False, sync=True, extra=("noexec",)))
+    options = fuse_options("x", MountOptions(allow_other=False, sync=True, exec=False))
     assert options == {"fsname=x", "subtype=shardfs", "default_permissions", "sync", "noexec"}

@@ -40,7 +40,9 @@ FORMAT = "docs/format.md"
 ROOMS = ("", "engine.", "fuse.", "checking.", "cli.")
 CITATION = re.compile(r"[a-z_][a-z_0-9]*(?:\.[A-Za-z_][A-Za-z_0-9]*)+")
 # What looks like a citation and is none: file names, other people's modules, xattr namespaces.
-FILE_ENDINGS = frozenset({"cfg", "img", "json", "log", "md", "py", "service", "sock", "toml"})
+FILE_ENDINGS = frozenset(
+    {"cfg", "img", "json", "log", "md", "py", "service", "shardfs", "sock", "toml"}
+)
 FOREIGN = frozenset(
     {"click", "hypothesis", "pytest", "pyfuse3", "rbloom", "sortedcontainers", "trio", "xxhash"}
     | {"security", "system", "trusted", "user"}

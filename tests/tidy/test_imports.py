@@ -66,7 +66,13 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
 )
 
 # What cli commands share. Commands themselves are imported by cli.main alone.
-CLI_SHARED = frozenset({"shardfs.cli.output", "shardfs.cli.options", "shardfs.cli.errors"})
+CLI_SHARED = frozenset(
+    f"shardfs.cli.{name}"
+    for name in (
+        *("errors", "logs", "mount_preparation", "options", "output"),
+        *("serving", "systemd", "unmounting"),
+    )
+)
 
 # Packages that only these modules or rooms may import (a prefix ending in "." names a room).
 THIRD_PARTY: dict[str, tuple[str, ...]] = {

@@ -7,13 +7,22 @@ Not here: the mutants themselves (one module for each component).
 
 from __future__ import annotations
 
-from shardfs.checking.canaries import chunks, concurrency, extents, files, models, store, tree
+from shardfs.checking.canaries import (
+    chunks,
+    concurrency,
+    extents,
+    files,
+    models,
+    reclamation,
+    store,
+    tree,
+)
 from shardfs.checking.canaries.canary import Canary
 
 
 def catalog() -> tuple[Canary, ...]:
     """All canaries: by the number of the issue, the others by component."""
-    parts = (extents, chunks, tree, store, concurrency, files, models)
+    parts = (extents, reclamation, chunks, tree, store, concurrency, files, models)
     found = [canary for part in parts for canary in part.CANARIES]
     published = [canary for canary in found if canary.issue is not None]
     published.sort(key=lambda canary: canary.issue or 0)

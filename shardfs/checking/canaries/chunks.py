@@ -13,7 +13,7 @@ from shardfs.checking.canaries.canary import Canary
 from shardfs.checking.canaries.planting import Edit
 from shardfs.engine import opening, pieces, recovery
 from shardfs.engine.chunks import ChunkStore
-from shardfs.engine.lsm.segment import Segment
+from shardfs.engine.lsm import segment
 from shardfs.engine.shards import ShardData
 
 CANARIES: Final = (
@@ -23,9 +23,9 @@ CANARIES: Final = (
         "that lay there before is read.",
         (
             Edit(
-                Segment.block,
-                "key = (locator.extent, locator.epoch, locator.offset)",
-                "key = (locator.extent, 0, locator.offset)",
+                segment._cache_key,
+                "(locator.extent, locator.epoch, locator.offset)",
+                "(locator.extent, 0, locator.offset)",
             ),
         ),
         ("store",),

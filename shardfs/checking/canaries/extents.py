@@ -21,8 +21,7 @@ RECLAMATION: Final = (
     Canary(
         "live-bytes-in-whole-pages",
         "An extent is taken for dead while a chunk just under a page is alive in it: live bytes "
-        "are counted in whole pages. (Only wholly dead extents are reclaimed, so this stands for "
-        "the scan of ShardStore's reclamation, which missed chunks near the page size.)",
+        "are counted in whole pages.",
         (
             Edit(
                 Extents.dead,
@@ -31,7 +30,6 @@ RECLAMATION: Final = (
             ),
         ),
         ("store",),
-        issue=1,
     ),
     Canary(
         "freed-before-what-dropped-it-is-durable",

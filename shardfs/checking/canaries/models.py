@@ -11,7 +11,7 @@ from typing import Final
 
 from shardfs.checking.canaries.canary import Canary
 from shardfs.checking.canaries.planting import Edit
-from shardfs.checking.conformance import store_operations
+from shardfs.checking.conformance import store_upkeep
 from shardfs.checking.models.key_value_model import KeyValueModel
 from shardfs.checking.models.store_model import ModelStore
 
@@ -29,7 +29,7 @@ CANARIES: Final = (
         "demands what was never promised.",
         (
             Edit(
-                store_operations.reclaim,
+                store_upkeep.reclaim,
                 "await system.store.reclaim()",
                 "await system.store.reclaim()\nsystem.model.persist()",
             ),

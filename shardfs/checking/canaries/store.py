@@ -81,9 +81,9 @@ CANARIES: Final = (
         "longer be emptied.",
         (
             Edit(
-                SpaceAccount.user_bytes,
-                "extents -= self._reserve + self._tree_extents\n",
-                "",
+                SpaceAccount.user_bytes_with,
+                "SUPERBLOCK_EXTENTS - reserve\n",
+                "SUPERBLOCK_EXTENTS\n",
             ),
             Edit(
                 SpaceAccount.ready_extents,

@@ -36,7 +36,6 @@ RUNS: Final = (
             ),
         ),
         ("concurrent", "store"),
-        issue=5,
     ),
     Canary(
         "tombstone-dropped-by-a-checkpoint",

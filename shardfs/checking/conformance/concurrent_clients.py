@@ -46,6 +46,7 @@ from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError, StaleErr
 
 KEYS: Final = (b"k0", b"k1", b"r0", b"r1", b"s0", b"s1")
 BULK_KEYS: Final = KEYS[2:]
+RECORD_KEYS: Final = KEYS[2:4]
 FIRST_KEY, LAST_KEY = b"\0", b"\xff"
 FILLER: Final = b"filler"
 """Keys that begin like this are there from the start and never change."""
@@ -226,6 +227,7 @@ class Clients:
             "pause": lambda: self._pause(numbers[0] % 8),
             "checkpoint": self._store.checkpoint,
             "compact": self._store.compact,
+            "tidy": lambda: self._store._checkpointer.compact(garbage_share_max=0.0),
             "reclaim": self._store.reclaim,
             "gather": self._store.gather,
         }

@@ -19,7 +19,13 @@ from types import MappingProxyType
 from typing import Final
 
 from shardfs import limits
-from shardfs.checking.conformance.concurrent_clients import FILLER, Pairs, part_bytes
+from shardfs.checking.conformance.concurrent_clients import (
+    FILLER,
+    KEYS,
+    RECORD_KEYS,
+    Pairs,
+    part_bytes,
+)
 from shardfs.checking.schedule import Control, Replay, run_once
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
@@ -32,6 +38,8 @@ AGES: Final = 6
 _FILLERS = 300
 _LARGE_BYTES = 60_000
 _FILLER_BYTES = 250
+_THIN_EXTENTS = 7
+_THIN_BYTES = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,7 @@ class Shape:
         crowded: there are so many keys that a scan takes several pages, and one run more than an
             extent.
         large: values are nearly as large as extents, so each has one of its own.
+        thin: extents of data are live in part, clients' values among what is live.
     """
 
     name: str
@@ -56,6 +65,7 @@ class Shape:
     aged: int = 0
     crowded: bool = False
     large: bool = False
+    thin: bool = False
 
 
 SHAPES: Final = (
@@ -66,6 +76,8 @@ SHAPES: Final = (
     Shape("crowded", aged=3, crowded=True),
     Shape("crowded", aged=4, crowded=True),
     Shape("large", extent_count=48, aged=3, large=True),
+    Shape("thin", extent_count=44, aged=2, thin=True),
+    Shape("thin", extent_count=limits.EXTENT_COUNT_MIN, aged=2, zoned=True, thin=True),
 )
 
 
@@ -143,6 +155,20 @@ class _Ageing:
                 await store.checkpoint()
                 if age == self._shape.aged - 4:
                     await store.compact()
+            if self._shape.thin:
+                await self._thin_out(store)
+
+    async def _thin_out(self, store: Store) -> None:
+        """Each extent has a few values that stay, of clients and fillers, and much garbage."""
+        for number in range(_THIN_EXTENTS):
+            await self._put(store, b"%s %03d" % (FILLER, number), length=_THIN_BYTES)
+            key = KEYS[number % len(KEYS)]
+            await self._put(store, key, length=100 if key in RECORD_KEYS else 9000)
+            for _ in range(3):
+                await self._put(store, b"s0", length=15_000)
+        await store.checkpoint()
+        while await store.reclaim_dead():
+            pass
 
     async def _put(self, store: Store, *keys: bytes, length: int = _FILLER_BYTES) -> None:
         for key in keys:

@@ -19,9 +19,9 @@ What is checked, beside concurrent_clients.P1 to P3 and what the explorer finds 
 
 Operations (the first number is the client, modulo 4; those that set up have none):
     get k, put k size, delete k, list, sync, settle, extend k size, create mask size,
-    remove mask, pause eighths, checkpoint, compact, reclaim, gather; cancel: the client's next
-    operation may be cancelled. Setting up: device shape; background; cache 1 (none); latency n;
-    fault kind skip; cut n (at the n-th device operation).
+    remove mask, pause eighths, checkpoint, compact, tidy, reclaim, gather; cancel: the client's
+    next operation may be cancelled. Setting up: device shape; background; cache 1 (none);
+    latency n; fault kind skip; cut n (at the n-th device operation).
 
 Not here: the operations themselves (concurrent_clients.py), devices (concurrent_devices.py).
 """
@@ -45,6 +45,7 @@ from shardfs.checking.conformance.concurrent_clients import (
 )
 from shardfs.checking.conformance.concurrent_devices import SHAPES, Prepared, prepared
 from shardfs.checking.conformance.store_checks import check_account, check_clean
+from shardfs.checking.conformance.store_space import ReclamationWatch
 from shardfs.checking.power_cuts import Operation as DeviceOperation
 from shardfs.checking.power_cuts import PowerCutPoint
 from shardfs.checking.schedule import Control, Program
@@ -68,6 +69,7 @@ ARGUMENTS: Final = {
     "pause": 1,
     "checkpoint": 0,
     "compact": 0,
+    "tidy": 0,
     "reclaim": 0,
     "gather": 0,
     "cancel": 0,
@@ -83,7 +85,7 @@ _FAULT_SKIP_MAX = 24
 _LATENCY_MAX = 4
 _OPERATIONS_MAX = 36
 _WEIGHTS = (0, 1, 1, 2, 4)
-_READING_PROBABILITY = 0.08
+_RECLAIMING_PROBABILITY = 0.12
 
 
 class ConcurrentWorld:
@@ -125,8 +127,8 @@ class ConcurrentWorld:
                 first = rng.choice(keys)
             arguments = (rng.randrange(clients), first, rng.choice(sizes))
             operations.append(Operation(name, arguments[: 1 + ARGUMENTS[name]]))
-        if rng.random() < _READING_PROBABILITY:
-            return _reading_what_is_reclaimed(rng)
+        if rng.random() < _RECLAIMING_PROBABILITY:
+            return rng.choice((_reading_what_is_reclaimed, _replacing_what_is_moved))(rng)
         return tuple(operations)
 
     def program(self, operations: Operations, coverage: Coverage) -> Program[None]:
@@ -152,6 +154,25 @@ def _reading_what_is_reclaimed(rng: random.Random) -> Operations:
         operations.append(Operation("get", (0, rng.randrange(2))))
         operations.append(Operation("put", (1, rng.randrange(2), rng.randrange(SIZES))))
         operations += [Operation("sync", (2,)), Operation("reclaim", (2,))]
+    return tuple(operations)
+
+
+def _replacing_what_is_moved(rng: random.Random) -> Operations:
+    """One client reclaims extents that are live in part, others replace what lives in them."""
+    thin = [number for number, shape in enumerate(SHAPES) if shape.thin]
+    operations = [
+        Operation("device", (rng.choice(thin),)),
+        Operation("cache", (rng.randrange(2),)),
+        Operation("latency", (rng.randrange(1, _LATENCY_MAX),)),
+    ]
+    for _ in range(rng.randint(2, 5)):
+        operations.append(Operation("reclaim", (0,)))
+        for client in (1, 2):
+            key, size = rng.randrange(len(KEYS)), rng.randrange(SIZES)
+            waiting = Operation("get", (client, rng.randrange(len(KEYS))))
+            operations += [waiting] * rng.choice((0, 0, 1, 3, 8))
+            operations.append(Operation("put", (client, key, size)))
+        operations.append(Operation(rng.choice(("extend", "create")), (1, rng.randrange(8), 4)))
     return tuple(operations)
 
 
@@ -197,6 +218,7 @@ class _Life:
         self._steps_before = 0
         self._clients: Clients | None = None
         self._cut: _Cut | None = None
+        self._watch: ReclamationWatch | None = None
 
     async def run(self) -> None:
         """Everything, from opening to the last check."""
@@ -204,6 +226,9 @@ class _Life:
         self._device.reseed(self._control.draw(_SEEDS), self._checkpoints_max)
         try:
             async with Store.open(self._device, options=self._options) as store:
+                self._watch = ReclamationWatch(
+                    store, self._coverage, lambda: self._fault is not None
+                )
                 clients = self._begin(store)
                 await self._act(clients)
                 await clients.look()
@@ -257,6 +282,8 @@ class _Life:
             durable = self._clients.durable
             at = self._clients.history.tick()
             self._cut = _Cut(at, durable, self._device.power_cut_point())
+            if self._watch is not None:
+                self._watch.cut()
 
     async def _act(self, clients: Clients) -> None:
         lists: dict[int, list[tuple[int, Operation]]] = {}

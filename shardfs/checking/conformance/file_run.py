@@ -10,6 +10,8 @@ What is checked, beside the answers of operations (file_client.py):
         nothing can be lost: C2 knows.
     C4. At an orderly end the whole tree is as the model says, the records fit together, and,
         with the background's tasks, what was removed is gone.
+    C5. Then, too, what the store tells as free is what it told at first, less what the files hold.
+        What each file is told to take is what it holds (file_trees.find_trees).
 
 Not here: sequences (file_alphabet.py), stores and crashes (file_devices.py).
 """
@@ -35,11 +37,13 @@ from shardfs.checking.conformance.file_alphabet import (
     Setup,
 )
 from shardfs.checking.conformance.file_client import Circumstances, FileClient
-from shardfs.checking.conformance.file_devices import FAULT_KINDS, Ground
+from shardfs.checking.conformance.file_devices import EXTENT_BYTES, FAULT_KINDS, Ground
 from shardfs.checking.conformance.file_steps import STEPS
 from shardfs.checking.conformance.file_trees import find_trees
 from shardfs.checking.models.file_model import FileModel, Found, Promise
 from shardfs.checking.schedule import Control
+from shardfs.engine.pieces import Shard, locators
+from shardfs.engine.store import Store
 from shardfs.errors import DeviceError, ReadOnlyError
 from shardfs.fuse.door import StoreDoor, scan_some
 from shardfs.fuse.filesystem import FileSystem
@@ -50,6 +54,8 @@ _SEEDS: Final = 1 << 30
 _LITTLE_BUFFERED_BYTES: Final = 64 * limits.KIB
 _SECONDS_UNTIL_DURABLE: Final = 5
 _ORPHANS_END: Final = bytes([ORPHAN_PREFIX[0] + 1])
+_KEYS_END: Final = b"\xff" * limits.KEY_BYTES_MAX
+_HEAD_BYTES: Final = 96 + limits.FRAME_ALIGNMENT_BYTES
 _WITHIN: Final = CRASHES.index("within")
 
 
@@ -83,6 +89,8 @@ class FileRun:
         self._models = [FileModel() for _ in range(setup.clients + 1)]
         self._clients: list[FileClient] = []
         self._circumstances = Circumstances()
+        self._fresh_bytes = 0
+        """Free when nothing was written yet."""
         self._crash = ""
         """How the life under way has ended; empty: it has not, or in order."""
 
@@ -96,6 +104,7 @@ class FileRun:
         rng = random.Random(self._control.draw(_SEEDS))
         crashed, self._crash = self._crash, ""
         async with self._ground.open(rng.randrange(_SEEDS)) as store:
+            self._fresh_bytes = self._fresh_bytes or store.space().free_bytes
             await self._serve(store, bool(crashed))
         if self._crash:
             self._coverage.counts[f"crash {self._crash}"] += 1
@@ -253,10 +262,27 @@ class FileRun:
             return
         if not self._circumstances.faults:
             await _require_clean(store)
+            await self._check_space(store)
             if self._setup.background:
                 marks = await scan_some(store, ORPHAN_PREFIX, _ORPHANS_END, 1)
                 assert not marks, "a removed file was not freed"
         self._keep([(each.model, each.model.begin_sync_of_all()) for each in self._clients])
+
+    async def _check_space(self, store: StoreDoor) -> None:
+        """C5: what df(1) tells as taken is what the files hold, and what that needs."""
+        shown = 0
+        chunks: dict[int, int] = {}
+        async for key, value in store.scan(b"\0", _KEYS_END):
+            if isinstance(value, Shard):
+                shown += sum(piece.length for piece in value.pieces)
+                for locator in locators(value.pieces).values():
+                    chunks[locator.sequence] = locator.length + _HEAD_BYTES + len(key)
+        taken = self._fresh_bytes - store.space().free_bytes
+        most = shown
+        if isinstance(store, Store):
+            tree_bytes = store.statistics().tree_bytes
+            most = sum(chunks.values()) + 2 * tree_bytes + EXTENT_BYTES
+        assert shown <= taken <= most, f"{taken} bytes are taken, for {shown} to {most} in files"
 
     async def _excused(self, step: Awaitable[object]) -> bool:
         """Whether a step went well; an error must be one that a planned fault explains."""

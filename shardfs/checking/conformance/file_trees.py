@@ -19,6 +19,7 @@ from shardfs.checking.models.namespace_model import Kind
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.listing import Listing
 from shardfs.fuse.records import ROOT_INO
+from shardfs.limits import BLOCK_BYTES
 
 FILE_MODE: Final = stat.S_IFREG | 0o644
 DIRECTORY_MODE: Final = stat.S_IFDIR | 0o755
@@ -100,6 +101,12 @@ async def _find(file_system: FileSystem, ino: int) -> Found:
         content = bytes(await file_system.writeback.read(ino, 0, 2 * OFFSETS_END))
         assert len(content) == inode.size, (
             f"inode {ino} has a size of {inode.size} and reads as {len(content)} bytes"
+        )
+        # What du(1) adds up: holes take nothing, and what was written is not zeros.
+        blocks_bytes = -(-len(content) // BLOCK_BYTES) * BLOCK_BYTES
+        shown = len(content) - content.count(0)
+        assert shown <= inode.used <= blocks_bytes, (
+            f"inode {ino} takes {inode.used} bytes; of its {len(content)}, {shown} are not zeros"
         )
     mode = stat.S_IMODE(inode.mode)
     return Found(ino, kind_of(inode.mode), mode, inode.nlink, inode.mtime_ns, xattrs, content)

@@ -15,6 +15,7 @@ from shardfs.checking.conformance.store_system import (
     RECORD_KEYS,
     SHARD_KEYS,
     StoreSystem,
+    many_key,
 )
 
 _ALL_LIFE = 1 << 30
@@ -62,22 +63,28 @@ async def vanish(system: StoreSystem, skip: int, requests: int) -> None:
 
 async def rot(system: StoreSystem, key: int, offset: int) -> None:
     """A byte of the data of a shard is not what it was."""
-    if not _is_shard(system, key):
+    name = _name(key)
+    if not _is_shard(system, name):
         return
-    shard = await system.store.get_shard(KEYS[key % len(KEYS)])
+    shard = await system.store.get_shard(name)
     assert shard is not None
     if not shard.pieces:
         return
     locator = shard.pieces[offset % len(shard.pieces)].locator
     await system.store.sync()
     start = system.store.identity.extent_offset(locator.extent) + locator.offset
-    system.device.rot(start + offset % locator.length)
+    _rot(system, start + offset % locator.length)
 
 
 async def rot_anywhere(system: StoreSystem, extent: int, offset: int) -> None:
     """A byte somewhere on the device is not what it was."""
     start, length = _extent(system, extent)
-    system.device.rot(start + offset % length)
+    _rot(system, start + offset % length)
+
+
+def _rot(system: StoreSystem, byte: int) -> None:
+    system.device.rot(byte)
+    system.rotten.append(byte)
 
 
 async def lose_write(system: StoreSystem, skip: int) -> None:
@@ -97,8 +104,12 @@ def _extent(system: StoreSystem, extent: int) -> tuple[int, int]:
     return identity.extent_offset(extent % identity.extent_count), identity.extent_bytes
 
 
-def _is_shard(system: StoreSystem, key: int) -> bool:
-    name = KEYS[key % len(KEYS)]
+def _name(key: int) -> bytes:
+    """A key; numbers behind the named ones are those of the many values."""
+    return KEYS[key] if key < len(KEYS) else many_key(key - len(KEYS))
+
+
+def _is_shard(system: StoreSystem, name: bytes) -> bool:
     value = system.model.get(name)
     if value is None or name in RECORD_KEYS or name in system.unread:
         return False

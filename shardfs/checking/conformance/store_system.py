@@ -4,15 +4,18 @@ Role: a StoreSystem owns the device, the model and what is known of planned faul
 open store: operations act on it until one of them, or a planned cut, ends it; then the device of
 the next life is what the ending leaves.
 
-What is checked, beside the answers of operations (store_operations.py):
+What is checked, beside the answers of operations (store_steps.py):
     C1.  A store opens by itself, healthy, as long as nothing destroyed bytes.
     C2.  What it holds then is allowed by the model (key_value_model.I1 to I5).
     C3.  The account of live bytes agrees with the content; where a draw says so, fsck is clean
          (not with the store's own tasks running, which change what it compares).
     C4.  A clean close makes everything persistent: every promise ever handed out is kept.
     C5.  Errors come only after a fault has struck that explains them (faults.py says which faults
-         must be survived, and how), NoSpaceError only when much was written.
+         must be survived, and how), NoSpaceError only for data that do not fit (C7).
     C6.  A write or flush that failed has turned the store read-only.
+    C7.  After every operation what the store says of its space is what its content takes
+         (space_model.I1 to I6); after bytes were lost nobody knows that.
+    C8.  What lives is moved, or a fault explains that it is not; rot does not spread.
 
 Not here: the operations, and which sequences are tried (store_world.py).
 """
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
 
 from shardfs import limits
 from shardfs.checking.conformance.case import Coverage
@@ -31,8 +35,10 @@ from shardfs.checking.conformance.store_checks import (
     read_entries,
 )
 from shardfs.checking.conformance.store_devices import (
+    EXTENT_BYTES,
     SEEDS,
     Ending,
+    Geometry,
     Settings,
     device_after,
     excuses,
@@ -41,9 +47,13 @@ from shardfs.checking.conformance.store_devices import (
     may_turn_read_only,
     must_turn_read_only,
 )
+from shardfs.checking.conformance.store_space import SpaceCheck, held_by
 from shardfs.checking.models.key_value_model import KeyValueModel, State, brief, difference
+from shardfs.checking.models.space_model import SpaceModel
 from shardfs.checking.power_cuts import Operation as DeviceOperation
 from shardfs.checking.schedule import Control
+from shardfs.engine.chunks import locator_bytes
+from shardfs.engine.opening import reserve_extents
 from shardfs.engine.store import Store, StoreOptions
 from shardfs.errors import (
     CorruptionError,
@@ -59,14 +69,27 @@ SHARD_KEYS = tuple(b"s%d" % number for number in range(6))
 KEYS = PLAIN_KEYS + RECORD_KEYS + SHARD_KEYS
 _FSCK_EVERY = 4
 _COMMIT_INTERVAL_S = 0.5
-_SPACE_FRACTION = 0.25
-"""Of the device, given and written to it so far: with less, there is no reason for NoSpaceError."""
 _POOL_BYTES = 64 * limits.KIB
 _POOL_STEP = 61
 _POOL = random.Random(0x5EED).randbytes(_POOL_BYTES + 256 * limits.KIB)
 
 
 Action = Callable[["StoreSystem"], Awaitable[None]]
+
+
+def many_key(number: int) -> bytes:
+    """The key of one of the many values."""
+    return b"f%d" % number
+
+
+def space_model(geometry: Geometry) -> SpaceModel:
+    """Of the space of a device with this geometry, and of values under `KEYS`."""
+    count = geometry.extent_count
+    return SpaceModel(count, EXTENT_BYTES, reserve_extents(count), _is_data)
+
+
+def _is_data(key: bytes, length: int) -> bool:
+    return key in SHARD_KEYS or (key not in RECORD_KEYS and length > limits.INLINE_VALUE_BYTES_MAX)
 
 
 class StoreSystem:
@@ -84,14 +107,17 @@ class StoreSystem:
         self.unread: set[bytes] = set()
         self.reads_to_fail: int | None = None
         self.ending: Ending | None = None
+        self._only_rot = True
+        """No earlier life has lost bytes in another way."""
         self._is_first_life = True
         self._cut_after = 0
         self._cut_kind = ""
         self._cut_again = 0, ""
         self._cut: Ending | None = None
-        self._written_before = 0
         self._values = 0
-        self._value_bytes = 0
+        self.space = SpaceCheck(space_model(settings.geometry), coverage, self._is_troubled)
+        self.rotten: list[int] = []
+        """Bytes of the device."""
 
     async def run(self, actions: Iterator[Action]) -> None:
         """All actions, in as many lives as they end."""
@@ -104,7 +130,6 @@ class StoreSystem:
     def value(self, size: int) -> bytes:
         """Bytes that no other value has, at no place."""
         self._values += 1
-        self._value_bytes += size
         start = self._values * _POOL_STEP % _POOL_BYTES
         return (b"%d:" % self._values + _POOL[start : start + size])[:size]
 
@@ -126,9 +151,15 @@ class StoreSystem:
     def end(self, kind: str, *, recovery_cut: int = 0, recovery_kind: str = "") -> None:
         """This life ends, now."""
         crashed = kind != "clean"
+        if crashed:
+            self.space.cut()
         point = self.device.power_cut_point() if crashed else None
         model = self.model.snapshot() if crashed else self.model
         self.ending = Ending(kind, point, model, recovery_cut, recovery_kind)
+
+    def room(self, key: bytes, wanted: int) -> AbstractContextManager[None]:
+        """The body takes so many bytes of data for a key, or raises NoSpaceError, rightly."""
+        return self.space.room(key, wanted, judged=not self._is_troubled())
 
     def expect(self, key: bytes, found: bytes | None) -> None:
         """A read has given this."""
@@ -149,6 +180,7 @@ class StoreSystem:
         try:
             async with Store.open(self.device, options=options) as self.store:
                 opened = True
+                self.space.opened(self.store)
                 await self._check_opened()
                 await self._act_until_the_end(actions)
                 if self._ends_by_crash():
@@ -175,6 +207,7 @@ class StoreSystem:
                 return
             await self._tolerating(action(self))
             self._check_health()
+            self._check_space()
             if not self.settings.background and self.store._committer.is_overdue:
                 await self._tolerating(self.store.checkpoint())
 
@@ -189,6 +222,7 @@ class StoreSystem:
         if self._cut_after == 0:
             point = self.device.power_cut_point()
             self._cut = Ending(self._cut_kind, point, self.model.snapshot(), *self._cut_again)
+            self.space.cut()
             self.device.observer = None
 
     def _begin_anew(self) -> None:
@@ -207,7 +241,7 @@ class StoreSystem:
             self.model = ending.model
         self._count_faults()
         self.bytes_were_lost |= loses_bytes(self.device.faults.struck)
-        self._written_before += self.device.counts.write_bytes
+        self._only_rot &= self._has_only_rotted()
         self.device = device_after(self.device, point, ending.kind, self.control)
         if self.reads_to_fail is not None:
             self.device.fail("read", skip=self.reads_to_fail)
@@ -227,12 +261,9 @@ class StoreSystem:
         """Some work, which may fail as far as faults allow."""
         try:
             await work
-        except NoSpaceError:
-            # What is queued has taken its place already.
-            written = self._written_before + self.device.counts.write_bytes + self._value_bytes
-            if written < self.device.size_bytes * _SPACE_FRACTION:
-                raise
-            self.coverage.counts["no space"] += 1
+        except NoSpaceError as error:
+            if not (self.space.is_right(error) or self.device.faults.struck):
+                raise AssertionError(f"{error}, with {self.space.figures()}") from error
         except (DeviceError, ReadOnlyError, CorruptionError) as error:
             self._require_excused(error)
 
@@ -256,12 +287,22 @@ class StoreSystem:
         if must_turn_read_only(self.device.faults.struck) and self.store.health.is_writable:
             raise AssertionError("the device has failed a change, and the store is still writable")
 
+    def _is_troubled(self) -> bool:
+        """What cannot be read stays where it is; an extent that cannot be reset stays unused."""
+        return self.bytes_were_lost or bool(self.device.faults.struck)
+
+    def _check_space(self) -> None:
+        """What the store says of its space is right (C7)."""
+        if not self.bytes_were_lost and not loses_bytes(self.device.faults.struck):
+            self.space.check(self.model.content)
+
     async def _check_opened(self) -> None:
         if self.bytes_were_lost:
             await self._take_what_is_left()
             return
         assert not self.store.health.reason, f"the store opened {self.store.health.reason}"
         if self._is_first_life:
+            self.space.model.begin(self.space.figures())
             return
         try:
             await self._compare(crashed=True)
@@ -275,6 +316,7 @@ class StoreSystem:
         if self.bytes_were_lost or may_turn_read_only(self.device.faults.struck):
             for key in sorted(self.model.written):
                 await self._tolerating(self._compare_key(key))
+                await self._tolerating(self._check_rot(key))
         else:
             assert not reason, f"no fault was a reason to turn read-only: {reason}"
             await self._compare()
@@ -285,6 +327,9 @@ class StoreSystem:
         content: State = await read_content(self.store, entries)
         if crashed:
             self.model.crash(content)
+            self.space.model.found(content, held_by(entries))
+            self._check_space()
+            self.space.check_parts()
         else:
             assert content == self.model.content, difference(content, [self.model.content])
         check_account(self.store, entries)
@@ -296,6 +341,26 @@ class StoreSystem:
     async def _compare_key(self, key: bytes) -> None:
         self.expect(key, await self.store.get(key))
 
+    def _has_only_rotted(self) -> bool:
+        return not loses_bytes({name: 1 for name in self.device.faults.struck if name != "rot"})
+
+    async def _check_rot(self, key: bytes) -> None:
+        """Rot does not spread: data that is damaged is so where the device is (C8)."""
+        if not self.rotten or not self._only_rot:
+            return
+        value = await self.store.get_shard(key) if key not in RECORD_KEYS else None
+        for piece in value.pieces if value is not None else ():
+            try:
+                await self.store.read_chunk(piece.locator, 0, piece.locator.length)
+            except CorruptionError:
+                start = self.store.identity.extent_offset(piece.locator.extent)
+                start += piece.locator.offset
+                end = start + locator_bytes(piece.locator)
+                nothing_else = self.device.faults.struck.keys() <= {"rot"}
+                assert not nothing_else or any(start <= byte < end for byte in self.rotten), (
+                    f"{key!r} is damaged at bytes {start} to {end - 1}, which did not rot"
+                )
+
     async def _take_what_is_left(self) -> None:
         """After bytes were lost: what can be read was written, and the model goes on from it."""
         found: State = {}
@@ -305,6 +370,7 @@ class StoreSystem:
                 value = await self.store.get(key)
             except (DeviceError, CorruptionError):
                 self.unread.add(key)
+                await self._tolerating(self._check_rot(key))
                 self.coverage.counts["read of lost bytes"] += 1
             assert self.model.was_written(key, value), f"{key!r} was never {brief(value)}"
             if value is not None:

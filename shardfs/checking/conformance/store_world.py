@@ -60,12 +60,22 @@ _WEIGHTS = {
     "checkpoint": 1.2,
     "compact": 1,
     "reclaim": 1.5,
+    "reclaim-dead": 0.5,
+    "tidy": 0.4,
+    "empty-extent": 0.3,
+    "reserve": 0.3,
+    "thin": 0.3,
+    "mirror": 0.2,
     "scatter": 0.4,
     "gather": 0.5,
     "wait": 0.5,
     "empty": 0.02,
 }
 _ENDINGS = {"reboot": 2, "crash": 4, "cut": 4, "crash-twice": 1}
+_ON_THIN_EXTENTS = (
+    *(("reclaim",), ("reclaim", "reclaim"), ("tidy",), ("overwrite", "reclaim")),
+    *(("cut", "reclaim", "reclaim"), ("fail-read", "reclaim"), ("rot", "reclaim", "reclaim")),
+)
 _FAULTS = ALPHABET[ALPHABET.index("fail-read") :]
 _ENDINGS_WEIGHTS = {0: 2.5, 1: 6, 2: 1, 3: 0.3}
 _FAULT_PROBABILITY = 0.2
@@ -75,6 +85,7 @@ _CHURN_PROBABILITY = 0.008
 _GATHER_PROBABILITY = 0.8
 _CUT_AGAIN_PROBABILITY = 0.3
 _EMPTY_PROBABILITY = 0.7
+_SPREAD_PROBABILITY = 0.2
 _BACKGROUND_PROBABILITY = 0.3
 _KEY_AGAIN_PROBABILITY = 0.8
 
@@ -142,11 +153,22 @@ class _Generator:
             names.insert(at, "fill")
             if rng.random() < _EMPTY_PROBABILITY:
                 names.insert(rng.randrange(at + 1, len(names)), "empty")
+        if rng.random() < _SPREAD_PROBABILITY:
+            self._spread(names)
         if "scatter" in names and rng.random() < _GATHER_PROBABILITY:
             names.insert(rng.randint(names.index("scatter") + 1, len(names)), "gather")
         if rng.random() < _CHURN_PROBABILITY:
             names.insert(rng.randrange(len(names)), "churn")
         return [Operation(name, self._arguments(name)) for name in names]
+
+    def _spread(self, names: list[str]) -> None:
+        """Extents that are live in part, and what may happen to them."""
+        rng = self._rng
+        at = rng.randrange(len(names))
+        names.insert(at, "spread")
+        for some in (("thin",), *rng.choices(_ON_THIN_EXTENTS, k=rng.randint(1, 4))):
+            at = min(at + rng.randint(1, 3), len(names))
+            names[at:at] = some
 
     def _arguments(self, name: str) -> tuple[int, ...]:
         rng = self._rng
@@ -169,6 +191,16 @@ class _Generator:
                 return (rng.randrange(6), rng.randrange(10, 40), self._size())
             case "fill":
                 return (rng.choice((20, 40, 60, 90)),)
+            case "spread":
+                return (rng.choice((12, 20, 40, 70)), rng.choice((1, 2, 4, 5, 9, 16)))
+            case "mirror":
+                return (self._key(), rng.randrange(2, 16), rng.randrange(32))
+            case "thin":
+                return (rng.randrange(4), rng.choice((2, 3, 4, 6)))
+            case "empty-extent":
+                return (rng.randrange(4),)
+            case "reserve":
+                return (rng.choice((1, 5000, 100_000, 600_000, 2_000_000)),)
             case "sync-one":
                 return (rng.randrange(4),)
             case "wait":
@@ -188,7 +220,10 @@ class _Generator:
             case "churn":
                 return rng.randrange(4, 48), rng.choice((0, 1, 1, 2)), rng.choice((0, 0, 4))
             case "rot":
-                return (self._key(), rng.randrange(EXTENT_BYTES))
+                return (
+                    rng.choice((self._key(), len(KEYS) + rng.randrange(40))),
+                    rng.randrange(EXTENT_BYTES),
+                )
             case "rot-anywhere":
                 # What is written first lies in front; half of what rots is not in use.
                 return (

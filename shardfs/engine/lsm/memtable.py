@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from sortedcontainers import SortedList
 
 _ENTRY_OVERHEAD_BYTES = 160
+_RUN_OVERHEAD_BYTES = 8
+"""Lengths, filter and a share of the index, for each entry of a run."""
 _UNSORTED_MAX = 256
 """Sorting so many in takes a fraction of a millisecond, of which each pays a microsecond."""
 
@@ -44,6 +46,11 @@ class Memtable:
             self.bytes_held += len(key) + len(value) + _ENTRY_OVERHEAD_BYTES
         else:
             self.bytes_held += len(value) - len(old)
+
+    @property
+    def run_bytes(self) -> int:
+        """About what the entries take as a run, tombstones included."""
+        return self.bytes_held - len(self.entries) * (_ENTRY_OVERHEAD_BYTES - _RUN_OVERHEAD_BYTES)
 
     def get(self, key: bytes) -> bytes | None:
         """The encoded value, or None when the key is not here."""

@@ -222,6 +222,7 @@ class SegmentWriter:
         run_id: of the new run.
         level: of the new run.
         slices: gives way to other tasks.
+        floor: free extents that must be left.
     """
 
     def __init__(
@@ -232,7 +233,10 @@ class SegmentWriter:
         run_id: int,
         level: int,
         slices: Slices | None = None,
+        *,
+        floor: int = 0,
     ) -> None:
+        self._floor = floor
         self._chunks = chunks
         self._extents = extents
         self._cache = cache
@@ -300,7 +304,9 @@ class SegmentWriter:
             await self._end_segment()
 
     def _put(self, kind: Kind, owner: bytes, payload: bytes) -> Locator:
-        locator, persistent = self._chunks.put(kind, Stream.RUNS, owner, self.run_id, (payload,))
+        locator, persistent = self._chunks.put(
+            kind, Stream.RUNS, owner, self.run_id, (payload,), floor=self._floor
+        )
         # Live from the moment it is written: reclamation must not take what no manifest names
         # yet (the class of ShardStore's issue 14).
         self._extents.credit(locator.extent, locator_bytes(locator))

@@ -45,6 +45,12 @@ class Tree:
         """Put one encoded value into the memtable."""
         self.memtable.set(key, value)
 
+    @property
+    def memory_bytes(self) -> int:
+        """About what is only in memory will take as runs."""
+        frozen = self.frozen.run_bytes if self.frozen is not None else 0
+        return self.memtable.run_bytes + frozen
+
     def in_memory(self, key: bytes) -> bytes | None:
         """The encoded value if one of the memtables has it (a tombstone too), else None."""
         value = self.memtable.entries.get(key)

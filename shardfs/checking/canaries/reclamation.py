@@ -1,0 +1,234 @@
+"""Mistakes in reclamation that moves, and in the account of space.
+
+Role: one part of the catalog; each mutant is as in canary.py.
+
+Not here: freeing what is wholly dead (extents.py), the tree's other work (tree.py).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shardfs.checking.canaries.canary import Canary
+from shardfs.checking.canaries.planting import Edit
+from shardfs.engine import figures
+from shardfs.engine.checkpoint import Checkpointer
+from shardfs.engine.evacuation import Evacuator, _HeadScan
+from shardfs.engine.extents import Extents
+from shardfs.engine.lsm import compaction
+from shardfs.engine.maintenance import Maintenance
+from shardfs.engine.shards import ShardData
+from shardfs.engine.space import SpaceAccount
+from shardfs.engine.store import Store
+
+_READING = "data = await self._chunks.get(piece.locator, piece.skip, piece.length)"
+_LEFT = "if extent.live_bytes:\n    self._stuck[extent.index] = extent.epoch"
+
+MOVING: Final = (
+    Canary(
+        "chunk-ending-with-its-page-passed-over",
+        "The scan of an extent takes a chunk that leaves less than a head of its last page for "
+        "one that fills it, and goes on in the middle of the next one: that is not moved.",
+        (
+            Edit(
+                _HeadScan.next,
+                "self._offset += frame.total_bytes\n",
+                "self._offset += frame.total_bytes\n"
+                "left = -self._offset % limits.BLOCK_BYTES\n"
+                "self._offset += left if left <= frame.payload_offset else 0\n",
+            ),
+        ),
+        ("store", "concurrent"),
+        issue=1,
+    ),
+    Canary(
+        "chunk-dropped-after-a-read-error",
+        "A chunk that cannot be read at the moment is taken for gone: its shard is written without "
+        "it, and its extent is freed.",
+        (
+            Edit(
+                Evacuator._read,
+                _READING,
+                "try:\n"
+                "    data = await self._chunks.get(piece.locator, piece.skip, piece.length)\n"
+                "except DeviceError:\n"
+                "    data = b''",
+            ),
+        ),
+        ("store", "concurrent"),
+        issue=5,
+    ),
+    Canary(
+        "neighbours-of-rot-given-up",
+        "An extent in which something is damaged is given up as a whole: what is rotten, and what "
+        "lies beside it.",
+        (
+            Edit(
+                Evacuator._read,
+                "_log.warning(",
+                "self._extents.debit(extent.index, extent.epoch, extent.live_bytes)\n_log.warning(",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "freed-before-the-repointing-is-durable",
+        "An extent is freed as soon as what lived in it is copied; the delta that refers to the "
+        "copies may still be lost.",
+        (
+            Edit(Evacuator.evacuate, _LEFT, f"extent.last_delta = 0\n{_LEFT}"),
+            Edit(Maintenance._empty_some, "await self._committer.commit()\n", ""),
+        ),
+        ("store", "concurrent"),
+    ),
+    Canary(
+        "repointed-from-a-stale-shard",
+        "A shard that was overwritten while it was copied is repointed to the copy of what it was.",
+        (
+            Edit(
+                Evacuator._place_now,
+                "if not self._tree.is_current(move.key, move.shard, move.shard.generation):",
+                "if not self._tree:",
+            ),
+            Edit(Evacuator._place_now, "if len(batch):", "batch.bases.clear()\nif len(batch):"),
+        ),
+        ("concurrent",),
+    ),
+    Canary(
+        "survivors-not-verified",
+        "What is moved is copied as the device gives it: rot gets a checksum that fits it.",
+        (
+            Edit(
+                Evacuator._read,
+                _READING,
+                "head = head_bytes(piece.locator.key_bytes, piece.locator.length)\n"
+                "at = piece.locator.offset + head + piece.skip\n"
+                "data = await self._extents.read(extent.index, at, piece.length)",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "part-of-a-chunk-copied-from-its-start",
+        "Of a chunk that is live in part its first bytes are copied, wherever the live part is.",
+        (Edit(Evacuator._read, "piece.skip, piece.length", "0, piece.length"),),
+        ("store", "files"),
+    ),
+    Canary(
+        "one-piece-of-a-shard-moved",
+        "Of a shard with several pieces in an extent one is moved; the others are taken for moved.",
+        (
+            Edit(
+                Evacuator._read,
+                "copies[piece.start] = bytes(data)",
+                "copies = {piece.start: bytes(data)}",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "moving-needs-the-reserve-it-makes",
+        "Reclamation may not take the last extents, as little as users: on a full device there is "
+        "nowhere to move things to.",
+        (
+            Edit(
+                ShardData.append,
+                "floor = 0 if stream is Stream.SURVIVORS else self._extents.reserve // 2",
+                "floor = self._extents.reserve",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "emptied-run-not-installed",
+        "What the tree has in an extent is written again, and the tree goes on with the old.",
+        (
+            Edit(
+                Checkpointer.empty,
+                "_replaced(self._tree.runs, run, doomed, writer), writer, None",
+                "self._tree.runs, writer, None",
+            ),
+        ),
+        ("store", "concurrent"),
+    ),
+)
+
+ACCOUNT: Final = (
+    Canary(
+        "space-not-debited",
+        "What is no longer referred to stays in the account of space.",
+        (
+            Edit(
+                Extents.debit,
+                "self.space.live_changed(state.stream, -length)\n",
+                "",
+            ),
+        ),
+        ("store", "files"),
+    ),
+    Canary(
+        "garbage-counted-as-used",
+        "Free is what the extents held by data leave: garbage counts as used as long as it is "
+        "there.",
+        (
+            Edit(
+                SpaceAccount.user_bytes_with,
+                "return extents * full - self._live_bytes",
+                "held = sum(self._held[stream] for stream in DATA_STREAMS)\n"
+                "return (extents - held) * full",
+            ),
+        ),
+        ("store", "files"),
+    ),
+    Canary(
+        "reserve-counted-as-free",
+        "What a user can write, as told, includes the extents that are kept for reclamation.",
+        (
+            Edit(
+                SpaceAccount.user_bytes_with,
+                " - reserve - self._tree_extents",
+                " - self._tree_extents",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "promised-space-counted-as-free",
+        "Space that was set aside for buffered data is still told as free.",
+        (
+            Edit(
+                figures.space_figures,
+                "extents.space.user_bytes() - reserved_bytes",
+                "extents.space.user_bytes()",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "refused-while-there-is-garbage",
+        "Data that would fit once garbage is reclaimed are refused at the door.",
+        (
+            Edit(
+                Store.put,
+                "if len(value) > self._extents.space.user_bytes() - self._reserved_bytes:",
+                "if len(value) > self._extents.ready_user_bytes() - self._reserved_bytes:",
+            ),
+            Edit(Maintenance.admit, "if not await self._wait_for_space():", "if True:"),
+        ),
+        ("store",),
+    ),
+    Canary(
+        "tombstones-kept-for-ever",
+        "Merging all runs keeps the removals: an emptied store never has its space back.",
+        (
+            Edit(
+                compaction.merge_step,
+                "if value != TOMBSTONE or is_held_below(key, older):",
+                "if value is not None:",
+            ),
+        ),
+        ("store",),
+    ),
+)
+
+CANARIES: Final = (*MOVING, *ACCOUNT)

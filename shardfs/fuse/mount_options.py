@@ -1,0 +1,189 @@
+"""Mount options: what may stand behind -o, what each means, and what may change in a living mount.
+
+Role: one table from words to the fields of MountOptions. The last of several that contradict each
+other counts, as for mount(8).
+
+Not here: what the options do: session.py (the kernel's), operations.py (sync, owners, attributes),
+access_times.py (reading times).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from shardfs import limits
+from shardfs.errors import UsageError
+
+DIRTY_BYTES_MIN: Final = 2 * limits.SHARD_BYTES
+_ID_MAX: Final = (1 << 32) - 2
+_SIZE: Final = re.compile(r"(\d{1,15})(?:([kKmMgGtT])(?:i?[bB])?)?")
+_POWERS: Final = "kmgt"
+
+
+class AccessTimes(StrEnum):
+    """When reading changes a file's access time."""
+
+    RELATIVE = "relatime"
+    NEVER = "noatime"
+    ALWAYS = "strictatime"
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """How to mount.
+
+    read_only: take no changes.
+    allow_other: let other users in; None: if mounted by root.
+    sync: every change is durable before it is answered.
+    dirsync: every change of names is.
+    access_times: when reading changes a file's access time.
+    directory_access_times: reading a directory may change its access time.
+    xattrs: there are extended attributes.
+    uid, gid: whom every file is shown to belong to; None: whom it does belong to.
+    dirty_bytes_max: writers wait while more bytes are buffered.
+    suid, dev, exec: what the kernel allows; None: what it does by itself.
+    """
+
+    read_only: bool = False
+    allow_other: bool | None = None
+    sync: bool = False
+    dirsync: bool = False
+    access_times: AccessTimes = AccessTimes.RELATIVE
+    directory_access_times: bool = True
+    xattrs: bool = True
+    uid: int | None = None
+    gid: int | None = None
+    dirty_bytes_max: int = limits.DIRTY_BYTES_MAX
+    suid: bool | None = None
+    dev: bool | None = None
+    exec: bool | None = None
+
+    def kernel_words(self) -> set[str]:
+        """The options that the kernel looks after, in the words of mount(8)."""
+        words = {"ro" if self.read_only else "rw", str(self.access_times)}
+        words |= {word for word in ("sync", "dirsync") if getattr(self, word)}
+        for word in ("suid", "dev", "exec"):
+            allowed = getattr(self, word)
+            if allowed is not None:
+                words.add(word if allowed else f"no{word}")
+        if not self.directory_access_times:
+            words.add("nodiratime")
+        return words
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user has asked for.
+
+    options: how to mount.
+    remount: it is about a mount that exists.
+    changed: the fields of `options` that were named.
+    log: where the log shall go; empty: as always.
+    """
+
+    options: MountOptions
+    remount: bool
+    changed: frozenset[str]
+    log: str = ""
+
+
+_NOTHING_PRIVILEGED: Final = {"suid": False, "dev": False, "exec": False}
+_FLAGS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "ro": {"read_only": True},
+    "rw": {"read_only": False},
+    "sync": {"sync": True},
+    "async": {"sync": False},
+    "dirsync": {"dirsync": True},
+    "allow_other": {"allow_other": True},
+    "private": {"allow_other": False},
+    "relatime": {"access_times": AccessTimes.RELATIVE},
+    "norelatime": {"access_times": AccessTimes.RELATIVE},
+    "atime": {"access_times": AccessTimes.RELATIVE},
+    "noatime": {"access_times": AccessTimes.NEVER},
+    "strictatime": {"access_times": AccessTimes.ALWAYS},
+    "nostrictatime": {"access_times": AccessTimes.RELATIVE},
+    "diratime": {"directory_access_times": True},
+    "nodiratime": {"directory_access_times": False},
+    "noxattr": {"xattrs": False},
+    "xattr": {"xattrs": True},
+    "suid": {"suid": True},
+    "nosuid": {"suid": False},
+    "dev": {"dev": True},
+    "nodev": {"dev": False},
+    "exec": {"exec": True},
+    "noexec": {"exec": False},
+    # In fstab these two let users mount, who then get no more than this.
+    "user": _NOTHING_PRIVILEGED,
+    "users": _NOTHING_PRIVILEGED,
+}
+_VALUES: Final = {"uid": "uid", "gid": "gid", "dirty": "dirty_bytes_max", "log": ""}
+_WITHOUT_EFFECT: Final = frozenset(
+    {"", "defaults", "auto", "noauto", "nofail", "nouser", "owner", "group", "_netdev"}
+    | {"default_permissions"}
+)
+_WITHOUT_EFFECT_BEFORE: Final = ("x-", "X-", "comment=", "helper=", "uhelper=", "subtype=")
+# What the kernel shows of a mount comes back when it is remounted.
+_SHOWN_BY_THE_KERNEL: Final = ("user_id=", "group_id=", "rootcontext=", "max_read=", "blksize=")
+REMOUNTABLE: Final = frozenset(
+    {"read_only", "sync", "dirsync", "access_times", "directory_access_times"}
+    | {"suid", "dev", "exec"}
+)
+KNOWN: Final = (
+    "ro, rw, sync, async, dirsync, relatime, noatime, strictatime, nodiratime, [no]suid, [no]dev, "
+    "[no]exec, allow_other, private, uid=ID, gid=ID, noxattr, dirty=SIZE, log=FILE|journal"
+)
+
+
+def read_options(
+    texts: Iterable[str], base: MountOptions | None = None, *, sloppy: bool = False
+) -> Wishes:
+    """The options of any number of `-o a,b=c`.
+
+    Args:
+        base: what holds where nothing is said.
+        sloppy: pass over what is unknown (mount -s).
+
+    Raises:
+        UsageError: an option is unknown or has a wrong value.
+    """
+    changes: dict[str, Any] = {}
+    remount, log = False, ""
+    for option in [each.strip() for text in texts for each in text.split(",")]:
+        name, _, value = option.partition("=")
+        if option == "remount":
+            remount = True
+        elif option in _FLAGS:
+            changes |= _FLAGS[option]
+        elif name == "log" and value:
+            log = value
+        elif name in _VALUES and value:
+            changes[_VALUES[name]] = _number(option, name, value)
+        elif not (sloppy or _is_without_effect(option, remount)):
+            raise UsageError(f"unknown mount option {option!r}; known are {KNOWN}")
+    options = replace(base or MountOptions(), **changes)
+    return Wishes(options, remount, frozenset(changes), log)
+
+
+def _is_without_effect(option: str, remount: bool) -> bool:
+    if option in _WITHOUT_EFFECT or option.startswith(_WITHOUT_EFFECT_BEFORE):
+        return True
+    return option.startswith("user=") or (remount and option.startswith(_SHOWN_BY_THE_KERNEL))
+
+
+def _number(option: str, name: str, value: str) -> int:
+    if name == "dirty":
+        match = _SIZE.fullmatch(value)
+        if match is None:
+            raise UsageError(f"mount option {option}: {value!r} is no size; write it like 512M")
+        unit = (match[2] or "").lower()
+        size = int(match[1]) << (10 * (_POWERS.index(unit) + 1) if unit else 0)
+        if size < DIRTY_BYTES_MIN:
+            raise UsageError(f"mount option {option}: at least {DIRTY_BYTES_MIN} bytes")
+        return size
+    if not re.fullmatch(r"\d{1,10}", value) or int(value) > _ID_MAX:
+        raise UsageError(f"mount option {option}: give a number, as 'id' prints it")
+    return int(value)
