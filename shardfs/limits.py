@@ -69,7 +69,7 @@ RIDER_BYTES_MAX: Final = 4 * MIB
 DELTA_PART_BYTES: Final = 32 * KIB
 """A large delta is cut into parts of this size, each encoded in a slice of its own."""
 MERGE_PAGE_ENTRIES: Final = 64
-"""Merging takes this many entries of each run at a time, and the rest of their blocks."""
+"""Merging takes this many entries of each run at a time."""
 
 # --- scheduling -----------------------------------------------------------------------------
 WRITE_BYTES_TARGET: Final = 1 * MIB
@@ -82,7 +82,7 @@ COMMIT_INTERVAL_S: Final = 2.0
 CACHE_BYTES_DEFAULT: Final = 128 * MIB
 
 # --- pacing -----------------------------------------------------------------------------------
-SLICE_COST_MAX: Final = 128
+SLICE_COST_MAX: Final = 96
 """Background work gives way after so many entries, or as much of other work (pacing.Slices)."""
 REST_S_MAX: Final = 0.004
 """It rests this long after a slice when there is little to do, not at all when there is much."""

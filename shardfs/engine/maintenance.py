@@ -51,7 +51,8 @@ from shardfs.errors import CorruptionError, DeviceError, NoSpaceError, ShardfsEr
 
 _log = logging.getLogger(__name__)
 
-_SCARCE_EXTENTS = 1
+_SCARCE_SHARE = 4
+_SCARCE_BYTES_MAX = 1 * limits.MIB
 _READY_EXTENTS_MIN = 3
 _EVACUATED_AT_ONCE = 4
 _EVACUATED_BYTES = 16 * limits.MIB
@@ -178,8 +179,8 @@ class Maintenance:
         return min(user_bytes, max(wanted, _READY_EXTENTS_MIN * self._extents.extent_bytes))
 
     def _scarce_bytes(self, length: int) -> int:
-        """Who appends `length` bytes waits while less than this is ready."""
-        wanted = length + _SCARCE_EXTENTS * self._extents.extent_bytes
+        """Who appends `length` bytes waits while less than this is ready: some more, for others."""
+        wanted = length + min(_SCARCE_BYTES_MAX, self._extents.extent_bytes // _SCARCE_SHARE)
         return min(wanted, self._extents.space.user_bytes())
 
     # --- admission --------------------------------------------------------------------------
@@ -351,7 +352,7 @@ class Maintenance:
         while emptied < _EVACUATED_AT_ONCE and (chosen := self._evacuator.choose()):
             moved_bytes += await self._evacuator.evacuate(chosen)
             emptied += 1
-            if self._extents.free_count <= 2 or moved_bytes >= _EVACUATED_BYTES:
+            if self._waiting or self._extents.free_count <= 2 or moved_bytes >= _EVACUATED_BYTES:
                 break
         return emptied
 

@@ -18,8 +18,8 @@ in between. The delay's curve is that of OpenZFS's write throttle ("ZFS transact
 Invariants:
     I1. No slice does more than limits.SLICE_COST_MAX, and what one step of the work costs.
     I2. Nothing here reads a clock but trio's, so that a test or a schedule explorer decides.
-    I3. Delays of several writers at once follow each other, so that their number does not matter;
-        one writer waits ADMISSION_DELAY_S_MAX at most.
+    I3. Delays of several writers at once follow each other, so that their number does not matter,
+        as far as nobody waits longer than ADMISSION_DELAY_S_MAX.
 
 Not here: what the debts are (maintenance.py), what the work is.
 """
@@ -33,7 +33,7 @@ import trio
 from shardfs import limits
 
 _THROTTLE_FROM = 0.5
-_THROTTLE_BYTES_PER_S = 64 * limits.MIB
+_THROTTLE_BYTES_PER_S = 8 * limits.MIB
 _SLEEP_S_MIN = 0.001
 _CHANGE_BYTES = 4 * limits.KIB
 

@@ -58,6 +58,7 @@ _FREE_EXTENTS_WANTED = 4
 _ATTEMPTS_MAX = 300
 _EVACUATIONS_MAX = 3
 _RECLAIMS_WITHOUT_GAIN_MAX = 3
+_REFUSALS_MAX = 8
 _PAUSE_S = 0.1
 
 
@@ -184,6 +185,7 @@ class Shrinking:
         self._size_bytes = size_bytes - size_bytes % limits.BLOCK_BYTES
         self._identity = _smaller(store, self._size_bytes)
         self._attempts: Counter[int] = Counter()
+        self._refusals = 0
         self._is_over = False
         if self._identity.extent_count < self._before.extent_count:
             _set_bounds(store, self._identity.extent_count)
@@ -202,10 +204,18 @@ class Shrinking:
             DeviceError, ReadOnlyError: it failed; the store has the old size or the new one.
         """
         assert not self._is_over, "it is done, or was abandoned"
-        await self._make_room()
         extent = self._next_extent()
         if extent is not None:
-            await self._empty(extent)
+            try:
+                await self._make_room()
+                await self._empty(extent)
+                self._refusals = 0
+            except NoSpaceError:
+                # What was moved so far gives room for the rest.
+                self._refusals += 1
+                if self._refusals > _REFUSALS_MAX:
+                    raise
+                await self._free_dead()
         elif self._tail_is_free():
             await self._finish()
             return Progress(self.total_bytes, 0, _resized(self._store, self._before))
@@ -265,8 +275,7 @@ class Shrinking:
                 await trio.lowlevel.checkpoint()
         elif extent.stream is Stream.META:
             await store.checkpoint()
-        await store.sync()
-        await store.reclaim_dead()
+        await self._free_dead()
         if extent.epoch == epoch and self._attempts[index] > 1:
             if self._attempts[index] > _ATTEMPTS_MAX:
                 raise DeviceBusyError(f"extent {index} stays in use; try again later")
@@ -284,9 +293,16 @@ class Shrinking:
         while (before := self._free_before_end()) < _FREE_EXTENTS_WANTED:
             if without_gain == _RECLAIMS_WITHOUT_GAIN_MAX:
                 return
-            await store.reclaim()
+            try:
+                await store.reclaim()
+            except NoSpaceError:
+                await self._free_dead()
             without_gain = 0 if self._free_before_end() > before else without_gain + 1
         self._extents.free.withhold_all()
+
+    async def _free_dead(self) -> None:
+        await self._store.sync()
+        await self._store.reclaim_dead()
 
     def _free_before_end(self) -> int:
         free = self._extents.free

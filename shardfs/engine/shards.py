@@ -22,7 +22,6 @@ from shardfs.engine.device import Buffer
 from shardfs.engine.extents import Extents
 from shardfs.engine.layout import Kind, Stream
 from shardfs.engine.pieces import Locator, Piece
-from shardfs.engine.space import MERGE_FLOOR_EXTENTS
 
 
 class ShardData:
@@ -56,7 +55,7 @@ class ShardData:
         Raises:
             NoSpaceError: the device is full to the last reserve.
         """
-        floor = MERGE_FLOOR_EXTENTS if stream is Stream.SURVIVORS else self._extents.reserve // 2
+        floor = 0 if stream is Stream.SURVIVORS else self._extents.reserve // 2
         locator, persistent = self._chunks.put(
             Kind.DATA, stream, owner, offset, buffers, floor=floor
         )

@@ -379,7 +379,7 @@ class Writeback:
         """Flush some runs of a shard; returns where the next step starts."""
         key = shard_key(file.ino, index)
         while True:
-            await self._store.admit(limits.SHARD_BYTES)
+            await self._store.admit(min(limits.SHARD_BYTES, file.ranges.bytes))
             await self._tables.load(file.ino)
             shard = await self._store.get_shard(key)
             if not self._files.has_room_for(shard, _RUNS_PER_STEP):

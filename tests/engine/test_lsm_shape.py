@@ -26,7 +26,7 @@ from shardfs.engine.store import Store
 from tests.engine.stores import MANUAL, content, formatted, opened, tidy_up
 
 KIB = limits.KIB
-MEMTABLE_BYTES = 64 * KIB
+MEMTABLE_BYTES = 13 * KIB
 CHANGES = 12_000
 KEYS = 3_000
 

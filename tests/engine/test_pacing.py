@@ -57,7 +57,7 @@ async def test_slices_give_way_by_count_and_rest_by_debt() -> None:
 
 async def test_writers_together_are_as_slow_as_one() -> None:
     """One after the other or all at once: the same bytes take the same time (I3)."""
-    length, count, debt = 64 * KIB, 40, 0.8
+    length, count, debt = 8 * KIB, 200, 0.7
 
     async def took(tasks: int) -> float:
         throttle = Throttle()
@@ -202,7 +202,7 @@ async def test_what_is_done_between_two_checkpoints_is_bounded(
     most_entries_of_a_block = 2 * limits.RUN_BLOCK_BYTES // 30
     assert 0 < work.worst["entries encoded"] <= most_entries_of_a_block
     assert 0 < work.worst["blocks decoded"] <= 3
-    assert 0 < work.worst["keys filtered"] <= 2 * limits.SLICE_COST_MAX
+    assert 0 < work.worst["keys filtered"] <= 256
     assert 0 < work.worst["parts of a delta"] <= 2
     assert 0 < work.worst["pieces moved"] <= 32
     assert 0 < work.worst["bytes moved"] <= 512 * KIB
@@ -235,18 +235,18 @@ async def test_a_writer_that_is_cancelled_while_it_waits_leaves_nothing_behind()
     async with Store.open(device) as store:
         count = store.space().free_bytes * 9 // 10 // 20_200
         await overwritten(store, count, 2)
-        cancelled = 0
-        for number in range(60):
+        cancelled = number = 0
+        while cancelled < 20:  # nothing else runs, so sooner or later there is nothing ready
             with trio.move_on_after(0) as scope:
-                await store.put(b"%05d" % number, b"new" * 6000)
+                await store.put(b"%05d" % (number % count), b"new" * 6000)
             cancelled += scope.cancelled_caught
-        assert cancelled
+            number += 1
         assert store._maintenance._waiting == 0
         await overwritten(store, count, 1)
         assert store.health.reason == ""
 
 
-@pytest.mark.expected_warnings("merging is put off")
+@pytest.mark.expected_warnings("merging is put off", "a run cannot be merged")
 async def test_rot_in_the_tree_does_not_make_a_store_read_only() -> None:
     device = await formatted(64)
     async with opened(device) as store:

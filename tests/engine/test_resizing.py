@@ -444,7 +444,7 @@ async def test_a_cut_at_every_write_of_shrinking(zoned: bool, is_image: bool) ->
     )
     device.is_image = is_image
     async with opened(device) as store:
-        expected = await fill(store, 270, keep_every=8)
+        expected = await fill(store, 270, keep_every=5)
         await store.checkpoint()
         for number in range(60):  # a delta each: the log reaches into the tail as well
             key = b"small %d" % number

@@ -18,6 +18,7 @@ from shardfs.engine.extents import Extents
 from shardfs.engine.lsm.merge import Page, load_page
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pieces import Shard
+from shardfs.engine.store import Store
 
 WORLD = ConcurrentWorld()
 pytestmark = pytest.mark.expected_warnings("failed: ", "is now read-only", "without a clean record")
@@ -103,15 +104,15 @@ def _a_record_waits_for_a_commit(patch: pytest.MonkeyPatch) -> None:
 
 def _a_list_ends_at_what_was_removed(patch: pytest.MonkeyPatch) -> None:
     """A list takes the keys first and looks each of them up then."""
-    scan = Tree.scan
+    scan = Store.scan
 
-    async def keys_first(self: Tree, start: bytes, end: bytes) -> Any:
+    async def keys_first(self: Store, start: bytes, end: bytes) -> Any:
         for key, value in [pair async for pair in scan(self, start, end)]:
-            if await self.get(key) is None:
+            if await self._tree.get(key) is None:
                 return
             yield key, value
 
-    patch.setattr(Tree, "scan", keys_first)
+    patch.setattr(Store, "scan", keys_first)
 
 
 def _a_page_of_two_moments(patch: pytest.MonkeyPatch) -> None:
@@ -136,11 +137,14 @@ def _merges_and_checkpoints_together(patch: pytest.MonkeyPatch) -> None:
         def locked(self) -> bool:
             return False
 
+        def statistics(self) -> trio.LockStatistics:
+            return trio.Lock().statistics()
+
     init = Checkpointer.__init__
 
     def without(self: Checkpointer, *arguments: Any) -> None:
         init(self, *arguments)
-        self._lock = NoLock()  # type: ignore[assignment]
+        self._lock = self._merging = NoLock()  # type: ignore[assignment]
 
     patch.setattr(Checkpointer, "__init__", without)
 

@@ -133,7 +133,8 @@ MOVING: Final = (
         (
             Edit(
                 ShardData.append,
-                "floor = 0 if stream is Stream.SURVIVORS else self._extents.reserve // 2",
+                "floor = MERGE_FLOOR_EXTENTS if stream is Stream.SURVIVORS else "
+                "self._extents.reserve // 2",
                 "floor = self._extents.reserve",
             ),
         ),
@@ -173,9 +174,9 @@ ACCOUNT: Final = (
         (
             Edit(
                 SpaceAccount.user_bytes_with,
-                "return extents * full - self._live_bytes",
+                "return room * full // self._extent_bytes - self._live_bytes",
                 "held = sum(self._held[stream] for stream in DATA_STREAMS)\n"
-                "return (extents - held) * full",
+                "return (room - held * self._extent_bytes) * full // self._extent_bytes",
             ),
         ),
         ("store", "files"),
@@ -186,8 +187,8 @@ ACCOUNT: Final = (
         (
             Edit(
                 SpaceAccount.user_bytes_with,
-                " - reserve - self._tree_extents",
-                " - self._tree_extents",
+                "limits.SUPERBLOCK_EXTENTS - reserve",
+                "limits.SUPERBLOCK_EXTENTS",
             ),
         ),
         ("store",),

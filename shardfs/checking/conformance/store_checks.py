@@ -51,7 +51,8 @@ def check_account(store: Store, entries: Entries) -> None:
     while no checkpoint or merge is under way.
     """
     live: dict[int, int] = {}
-    checkpointing = store._checkpointer._lock.locked()
+    checkpointer = store._checkpointer
+    checkpointing = checkpointer._lock.locked() or checkpointer._merging.locked()
     for _, value in entries:
         if isinstance(value, Shard):
             for locator in locators(value.pieces).values():
@@ -70,6 +71,12 @@ def check_account(store: Store, entries: Entries) -> None:
         elif extent.state is ExtentState.FREE:
             assert not extent.live_bytes, f"extent {extent.index} is free and has live bytes"
     assert not live, f"extents {sorted(live)} are referred to, and hold no data"
+
+
+def applied_mark(store: Store) -> tuple[int, int, int]:
+    """Another value whenever something was applied or the runs were replaced."""
+    committer = store._committer
+    return committer.next_number, committer.pending_bytes, store._tree.generation
 
 
 def _of_the_tree(store: Store) -> Iterator[Locator]:

@@ -97,7 +97,7 @@ async def empty(system: StoreSystem) -> None:
         await delete_key(system, name)
     await tidy(system)
     if not system.bytes_were_lost and not system.device.faults.struck:
-        system.space.model.emptied(system.space.figures())
+        system.space.model.emptied(system.space.figures(), merged=True)
     await put(system, 0, _FILL_BYTES)
 
 

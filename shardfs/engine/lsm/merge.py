@@ -60,7 +60,7 @@ class Page(NamedTuple):
 async def load_page(
     runs: Sequence[Run], start: bytes, end: bytes, count: int, slices: Slices | None = None
 ) -> Page:
-    """Merge the runs from `start`, for about `count` entries of each.
+    """Merge the runs from `start`, for at most `count` entries of each.
 
     Args:
         runs: oldest first; a later run's value hides an earlier one's.
@@ -108,8 +108,11 @@ async def _run_part(
                 await slices.spend(_DECODING_COST)
             block = await segment.block(number)
             first = bisect_left(block.keys, start)
-            last = bisect_left(block.keys, end)
+            stop = bisect_left(block.keys, end)
+            last = min(stop, first + count - len(entries))
             entries += zip(block.keys[first:last], block.values[first:last], strict=True)
+            if last < stop:
+                return entries, False
     return entries, True
 
 
