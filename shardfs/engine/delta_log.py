@@ -23,13 +23,11 @@ from typing import NamedTuple
 from shardfs import limits
 from shardfs.engine.extents import Extent, Extents
 from shardfs.engine.framing import Frame, decode_frame, decode_head, is_cut_short
-from shardfs.engine.layout import FRAME_MAGIC, ExtentState, Kind, Stream
+from shardfs.engine.layout import FRAME_MAGIC, INCARNATION_SHIFT, ExtentState, Kind, Stream
 from shardfs.engine.lsm.delta import DeltaPart, decode_delta
 from shardfs.engine.superblock import Record
 from shardfs.errors import CorruptionError
 
-INCARNATION_SHIFT = 40
-"""A sequence number is incarnation << 40 | counter."""
 _READ_STEP_BYTES = 64 * limits.KIB
 
 

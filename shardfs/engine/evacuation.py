@@ -33,7 +33,7 @@ from shardfs.engine.batch import Batch
 from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.extents import Extent, Extents
 from shardfs.engine.framing import Frame, decode_head, head_bytes
-from shardfs.engine.layout import FRAME_MAGIC, Kind, Stream
+from shardfs.engine.layout import FRAME_MAGIC, INCARNATION_SHIFT, Kind, Stream
 from shardfs.engine.lsm.entry import decode_value
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
@@ -279,12 +279,33 @@ class _HeadScan:
                 self._resume()
                 continue
             if frame.epoch == self._extent.epoch:
-                self._offset += frame.total_bytes
+                self._offset = await self._behind(frame)
                 return frame
             # Left over where a crash has lost a write: what it covered once may have been
             # written to since.
             self._resume()
         return None
+
+    async def _behind(self, frame: Frame) -> int:
+        """Where the scan goes on after a frame that begins at the offset.
+
+        Behind it; unless a crash cut off what nothing referred to, and the store went on writing
+        at the next whole block: then the frame's head is still there, and not what followed it.
+        """
+        end = self._offset + frame.total_bytes
+        block = self._offset + limits.BLOCK_BYTES - self._offset % limits.BLOCK_BYTES
+        if block >= min(end, self._extent.write_pointer):
+            return end
+        self._offset = block
+        if await self._see(head_bytes(limits.KEY_BYTES_MAX, limits.CHUNK_BYTES_MAX)):
+            try:
+                later = decode_head(self._window, block - self._start, store_id=self._store_id)
+            except CorruptionError:
+                return end
+            life, later_life = (each.sequence >> INCARNATION_SHIFT for each in (frame, later))
+            if later.epoch == frame.epoch and later_life > life:
+                return block
+        return end
 
     async def _see(self, length: int) -> bool:
         """Have that many bytes at the offset in sight, as far as there are; False if unreadable."""

@@ -25,6 +25,8 @@ from shardfs.errors import CorruptionError
 FORMAT_VERSION: Final = 3
 
 FRAME_MAGIC: Final = b"SHF1"
+INCARNATION_SHIFT: Final = 40
+"""A sequence number is incarnation << 40 | counter."""
 
 FEATURES_COMPATIBLE: Final = 0
 FEATURES_READ_ONLY_COMPATIBLE: Final = 0

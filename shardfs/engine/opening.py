@@ -28,11 +28,10 @@ from shardfs.engine.cache import Cache
 from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.commit import Committer
-from shardfs.engine.delta_log import INCARNATION_SHIFT
 from shardfs.engine.device import Device
 from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health
-from shardfs.engine.layout import ExtentState
+from shardfs.engine.layout import INCARNATION_SHIFT, ExtentState
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.recovery import (
     Replayed,

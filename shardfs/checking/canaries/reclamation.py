@@ -32,8 +32,8 @@ MOVING: Final = (
         (
             Edit(
                 _HeadScan.next,
-                "self._offset += frame.total_bytes\n",
-                "self._offset += frame.total_bytes\n"
+                "self._offset = await self._behind(frame)\n",
+                "self._offset = await self._behind(frame)\n"
                 "left = -self._offset % limits.BLOCK_BYTES\n"
                 "self._offset += left if left <= frame.payload_offset else 0\n",
             ),
@@ -133,8 +133,7 @@ MOVING: Final = (
         (
             Edit(
                 ShardData.append,
-                "floor = MERGE_FLOOR_EXTENTS if stream is Stream.SURVIVORS else "
-                "self._extents.reserve // 2",
+                "floor = 0 if stream is Stream.SURVIVORS else self._extents.reserve // 2",
                 "floor = self._extents.reserve",
             ),
         ),
