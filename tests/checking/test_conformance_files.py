@@ -119,7 +119,7 @@ def a_removed_file_has_no_mark() -> AbstractContextManager[object]:
     [
         (fsync_does_not_wait, 4),
         (truncation_keeps_the_last_piece, 6),
-        (rename_leaves_the_content_behind, 7),
+        (rename_leaves_the_content_behind, 8),
         (an_open_file_is_freed_with_its_name, 5),
         (a_removed_file_has_no_mark, 3),
     ],

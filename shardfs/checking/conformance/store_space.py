@@ -28,7 +28,10 @@ def figures_of(store: Store) -> Figures:
     runs = store._tree.runs
     data = sum([each.live_bytes for each in store._extents.all if each.stream in DATA_STREAMS])
     tree = sum([run.total_bytes for run in runs])
-    return Figures(space.total_bytes, space.free_bytes, space.reserved_bytes, data, tree, len(runs))
+    memory = store._extents.space.memory_bytes
+    return Figures(
+        space.total_bytes, space.free_bytes, space.reserved_bytes, data, tree, len(runs), memory
+    )
 
 
 def held_by(entries: Entries) -> dict[bytes, Held]:

@@ -9,8 +9,9 @@ Invariants:
         as any is free. Garbage and history do not come into it.
     I2. Live data is what the content takes (`Held`), and frames of it: a head for each chunk,
         and not many chunks.
-    I3. The tree's share is twice its bytes, for a merge, to within an extent. Each of its runs has
-        no more than one entry for each key there ever was.
+    I3. The tree's share is twice its bytes, for a merge, to within an extent; what is in memory
+        counts as the run that it will be. Each run has no more than one entry for each key there
+        ever was.
     I4. A fresh store gives users all but the superblock, the reserve and an extent for the tree,
         to within FRESH_SHARE_MIN; and no more than that.
     I5. What fits into free is accepted. What does not is refused, and changes nothing.
@@ -75,6 +76,7 @@ class Figures:
         data: live data, frames included.
         tree: of all runs.
         runs: how many.
+        memory: of the runs that what is in memory will make.
     """
 
     total: int
@@ -83,6 +85,7 @@ class Figures:
     data: int
     tree: int
     runs: int
+    memory: int = 0
 
 
 class Parts(Protocol):
@@ -202,8 +205,9 @@ class SpaceModel:
         tree_most = figures.runs * (_RUN_BYTES + sum(self._entry_bytes.values()))
         assert figures.tree <= tree_most, f"the tree has {figures.tree} bytes, not {tree_most}"
         share = self._fresh - figures.data - figures.reserved - figures.free
-        share_most = 2 * figures.tree + self._extent_bytes
-        share_least = 2 * figures.tree * FRESH_SHARE_MIN - self._extent_bytes
+        runs = figures.tree + figures.memory
+        share_most = int(2 * runs / FRESH_SHARE_MIN) + self._extent_bytes
+        share_least = 2 * runs * FRESH_SHARE_MIN - self._extent_bytes
         # Nothing free is nothing free: the tree may have grown into what it was owed since.
         assert share_least <= share or figures.free == 0, (
             f"{figures.free} bytes are free, {-share} more than a fresh store with this data has"
