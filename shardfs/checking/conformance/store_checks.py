@@ -47,9 +47,7 @@ async def read_content(store: Store) -> tuple[Entries, State]:
                 content[key] = await store.read_shard(value, 0, value.length)
             else:
                 content[key] = value
-    assert all(a < b for (a, _), (b, _) in itertools.pairwise(entries)), (
-        "a scan's keys do not rise"
-    )
+    assert all(a < b for (a, _), (b, _) in itertools.pairwise(entries)), "a scan's keys do not rise"
     return entries, content
 
 
