@@ -65,6 +65,10 @@ class Shard(NamedTuple):
         return self.pieces[-1].end if self.pieces else 0
 
 
+Entry = tuple[bytes, bytes | Shard]
+"""A key with its record or its shard, as a scan gives them."""
+
+
 def granule_count(length: int) -> int:
     """Granules in a payload of `length` bytes."""
     return -(-length // limits.GRANULE_BYTES)

@@ -40,7 +40,7 @@ from shardfs.engine.health import Health, HealthState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
 from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.opening import Parts, open_parts
-from shardfs.engine.pieces import Locator, Piece, Shard, locators
+from shardfs.engine.pieces import Entry, Locator, Piece, Shard, locators
 from shardfs.engine.shards import ShardData
 from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
 from shardfs.engine.superblock import Identity
@@ -253,9 +253,7 @@ class Store:
             raise CorruptionError("a record stands where a shard should", f"key {key.hex()}")
         return value
 
-    async def scan(
-        self, start: bytes, end: bytes
-    ) -> AsyncGenerator[tuple[bytes, bytes | Shard], None]:
+    async def scan(self, start: bytes, end: bytes) -> AsyncGenerator[Entry, None]:
         """Records (as bytes) and shards of [start, end), in key order.
 
         Changes made while scanning may or may not be seen; what does not change is seen once. A
