@@ -420,9 +420,17 @@ def test_read_only_mount_touches_nothing(
     output_of("sync", mountpoint)
     kill_server_of(mountpoint)  # a crash: recovery has something to do
     untouched(formatted)
-    output_of("mount", formatted, mountpoint, "-o", "ro")
+    mount_over_a_dead_one(formatted, mountpoint, "-o", "ro")
     assert (mountpoint / "file").read_text() == "hello"
     output_of("umount", mountpoint)
+
+
+def mount_over_a_dead_one(image: Path, mountpoint: Path, *options: str) -> None:
+    """Mount where the server of a mount has died; it is told that the dead one was taken away."""
+    done = run("mount", image, mountpoint, *options)
+    assert done.returncode == 0, done
+    note = f"shardfs: note: took away {mountpoint}, whose server had gone\n"
+    assert done.stderr.decode() == note
 
 
 def test_read_only_mount_of_a_fresh_store(
@@ -460,7 +468,7 @@ def test_stale_mountpoint(formatted: Path, mountpoint: Path) -> None:
     kill_server_of(mountpoint)
     with pytest.raises(OSError, match="not connected"):
         os.statvfs(mountpoint)
-    output_of("mount", formatted, mountpoint)
+    mount_over_a_dead_one(formatted, mountpoint)
     assert (mountpoint / "file").read_text() == "hello"
     output_of("umount", mountpoint)
     assert find_mount(mountpoint) is None
