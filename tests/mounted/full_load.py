@@ -4,7 +4,7 @@ Role: what the tests of a full disk do to a mount, with plain system calls, and 
 each step: what df says, where ENOSPC comes, that nothing fails afterwards. The same seed gives
 the same files, so that two cycles can be compared.
 
-Not here: mounts and devices (conftest.py), when to kill the server (test_full_disk_killed.py).
+Not here: mounts and devices (conftest.py).
 """
 
 from __future__ import annotations
