@@ -120,10 +120,13 @@ async def grow(store: Store, size_bytes: int | None = None) -> Resized:
             new.extend(store._extents.lengthen(identity.extent_count))
             return identity
 
-        await store._committer.change_identity(change)
-        for extent in new:
-            await _take_over(store, extent)
-        _set_bounds(store)
+        try:
+            await store._committer.change_identity(change)
+            for extent in new:
+                await _take_over(store, extent)
+        finally:
+            # Also where the device has failed: what the store says of its size is one size.
+            _set_bounds(store)
     _log.info("grown from %d to %d extents", before.extent_count, identity.extent_count)
     return _resized(store, before)
 

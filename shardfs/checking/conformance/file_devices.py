@@ -11,12 +11,9 @@ Not here: the file system above (file_run.py).
 
 from __future__ import annotations
 
-import functools
 import random
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import replace
 from typing import Final, Protocol
 
 import trio
@@ -24,11 +21,10 @@ import xxhash
 
 from shardfs import limits
 from shardfs.checking.conformance.file_alphabet import Setup
+from shardfs.checking.conformance.store_devices import Geometry, formatted
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.checking.power_cuts import Choice, Operation, PowerCutPoint
-from shardfs.checking.schedule import Control, Replay, run_once
 from shardfs.checking.simulated_device import SimulatedDevice
-from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store, StoreOptions
 from shardfs.errors import DeviceError
 from shardfs.fuse.door import StoreDoor
@@ -66,7 +62,8 @@ def ground(setup: Setup) -> Ground:
         return ModelGround(background=bool(setup.background))
     sector_bytes = 4096 if setup.store == 2 else 512
     extents = limits.EXTENT_COUNT_MIN if setup.store == 4 else 40
-    return DeviceGround(_formatted(extents, sector_bytes, setup.store == 3), setup)
+    geometry = Geometry(sector_bytes, setup.store == 3, extents, EXTENT_BYTES)
+    return DeviceGround(formatted(geometry), setup)
 
 
 class ModelGround:
@@ -179,19 +176,3 @@ def _content_digest(point: PowerCutPoint) -> int:
     pages = sorted(point.pages.items())
     numbers = repr([number for number, _ in pages]).encode()
     return xxhash.xxh3_64_intdigest(numbers + b"".join(page for _, page in pages))
-
-
-@functools.cache
-def _formatted(extents: int, sector_bytes: int, zoned: bool) -> SimulatedDevice:
-    size_bytes = extents * EXTENT_BYTES
-    identity = plan(
-        size_bytes, sector_bytes, extent_bytes=EXTENT_BYTES, store_uuid=uuid.UUID(int=0x5EED)
-    )
-    device = SimulatedDevice(size_bytes, sector_bytes, EXTENT_BYTES if zoned else None)
-
-    async def program(_: Control) -> None:
-        await format_device(device, replace(identity, created_ns=0))
-
-    run = run_once(program, Replay(()))
-    assert run.finding is None, f"{run.finding}"
-    return device

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from shardfs import limits
 from shardfs.checking.conformance.case import Coverage, Operation, Operations
+from shardfs.checking.conformance.sizes import fresh_stores
 from shardfs.checking.conformance.store_devices import (
     EXTENT_BYTES,
     GEOMETRIES,
@@ -69,12 +70,19 @@ _WEIGHTS = {
     "scatter": 0.4,
     "gather": 0.5,
     "wait": 0.5,
+    "trim": 0.1,
+    "stop-shrink": 0.02,
     "empty": 0.02,
 }
 _ENDINGS = {"reboot": 2, "crash": 4, "cut": 4, "crash-twice": 1}
 _ON_THIN_EXTENTS = (
     *(("reclaim",), ("reclaim", "reclaim"), ("tidy",), ("overwrite", "reclaim")),
     *(("cut", "reclaim", "reclaim"), ("fail-read", "reclaim"), ("rot", "reclaim", "reclaim")),
+)
+_ON_RESIZING = (
+    *(("grow",), ("shrink",), ("grow", "shrink"), ("shrink", "thin", "shrink"), ("cut", "grow")),
+    *(("cut", "shrink"), ("cut", "shrink", "shrink"), ("fail-write", "shrink"), ("grow", "crash")),
+    *(("shrink", "crash"), ("fail-flush", "grow"), ("thin", "shrink", "trim", "grow")),
 )
 _FAULTS = ALPHABET[ALPHABET.index("fail-read") :]
 _ENDINGS_WEIGHTS = {0: 2.5, 1: 6, 2: 1, 3: 0.3}
@@ -88,6 +96,7 @@ _EMPTY_PROBABILITY = 0.7
 _SPREAD_PROBABILITY = 0.2
 _BACKGROUND_PROBABILITY = 0.3
 _KEY_AGAIN_PROBABILITY = 0.8
+_RESIZE_PROBABILITY = 0.15
 
 
 class StoreWorld:
@@ -100,22 +109,32 @@ class StoreWorld:
         """See World.generate."""
         generator = _Generator(rng)
         background = rng.random() < _BACKGROUND_PROBABILITY
-        first = (rng.randrange(len(GEOMETRIES)), rng.choice((0, 0, 0, 0, 1, 3)), int(background))
+        first = (
+            rng.randrange(len(GEOMETRIES)),
+            rng.choice((0, 0, 0, 0, 1, 3)),
+            int(background),
+            rng.randrange(2),
+        )
         return (Operation(DEVICE, first), *generator.steps())
 
     def program(self, operations: Operations, coverage: Coverage) -> Program[None]:
         """See World.program."""
         settings = Settings()
         if operations and operations[0].name == DEVICE:
-            geometry, latency, background = (*operations[0].arguments, 0, 0, 0)[:3]
+            number, latency, background, is_image = (*operations[0].arguments, 0, 0, 0, 0)[:4]
+            geometry = GEOMETRIES[number % len(GEOMETRIES)]
             settings = Settings(
-                GEOMETRIES[geometry % len(GEOMETRIES)], 1 + latency % 8, bool(background)
+                geometry,
+                1 + latency % 8,
+                bool(background),
+                bool(is_image) and not geometry.zoned,
             )
         formatted(settings.geometry)
+        fresh = fresh_stores(EXTENT_BYTES)
         actions = [action_of(each) for each in operations if each.name != DEVICE]
 
         async def program(control: Control) -> None:
-            await StoreSystem(control, coverage, settings).run(iter(actions))
+            await StoreSystem(control, coverage, settings, fresh).run(iter(actions))
 
         return program
 
@@ -157,6 +176,8 @@ class _Generator:
             self._spread(names)
         if "scatter" in names and rng.random() < _GATHER_PROBABILITY:
             names.insert(rng.randint(names.index("scatter") + 1, len(names)), "gather")
+        if rng.random() < _RESIZE_PROBABILITY:
+            self._resize(names)
         if rng.random() < _CHURN_PROBABILITY:
             names.insert(rng.randrange(len(names)), "churn")
         return [Operation(name, self._arguments(name)) for name in names]
@@ -169,6 +190,17 @@ class _Generator:
         for some in (("thin",), *rng.choices(_ON_THIN_EXTENTS, k=rng.randint(1, 4))):
             at = min(at + rng.randint(1, 3), len(names))
             names[at:at] = some
+
+    def _resize(self, names: list[str]) -> None:
+        """The store becomes larger or smaller, once or again and again, and what may happen
+        meanwhile."""
+        rng = self._rng
+        at = rng.randrange(len(names))
+        if rng.random() < 0.5:
+            names.insert(at, "spread")
+        for _ in range(rng.randint(1, 4)):
+            at = min(at + rng.randint(1, 3), len(names))
+            names[at:at] = rng.choice(_ON_RESIZING)
 
     def _arguments(self, name: str) -> tuple[int, ...]:
         rng = self._rng
@@ -201,6 +233,10 @@ class _Generator:
                 return (rng.randrange(4),)
             case "reserve":
                 return (rng.choice((1, 5000, 100_000, 600_000, 2_000_000)),)
+            case "grow":
+                return (rng.randrange(3),)
+            case "shrink":
+                return rng.randrange(6), rng.choice((0, 0, 1, 2, 4))
             case "sync-one":
                 return (rng.randrange(4),)
             case "wait":
