@@ -30,6 +30,7 @@ from shardfs.checking.schedule import Control, Replay, run_once
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine import resizing
 from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.superblock import Identity
 from shardfs.errors import DeviceBusyError, DeviceError, NoSpaceError, ReadOnlyError, ShardfsError
 
 _STEP_EXTENTS: Final = 8
@@ -96,6 +97,8 @@ class Sizes:
     coverage: Coverage
     is_troubled: Callable[[], bool]
     resized: Callable[[int], None]
+    at_change: Callable[[], None] | None = None
+    """Called once, when the superblock is about to say another size."""
     _under_way: _UnderWay | None = field(default=None)
 
     def opened(self, store: Store, *, lost: bool = False) -> None:
@@ -111,6 +114,16 @@ class Sizes:
         else:
             self.model.opened(found)
         self.resized(found)
+        self.at_change = None
+        change = store._committer.change_identity
+
+        async def watched(identity: Callable[[], Identity]) -> None:
+            called, self.at_change = self.at_change, None
+            if called is not None:
+                called()
+            await change(identity)
+
+        vars(store._committer)["change_identity"] = watched
 
     def closed(self) -> None:
         """The store was closed in good order: a shrink under way was given up."""

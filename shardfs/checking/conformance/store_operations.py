@@ -146,6 +146,15 @@ async def cut(
     )
 
 
+async def cut_resize(system: StoreSystem, device_operations: int, kind: int) -> None:
+    """The power will fail when the store is about to have another size."""
+
+    def cut_soon() -> None:
+        system.plan_cut(device_operations + 1, CRASHES[kind % len(CRASHES)])
+
+    system.sizes.at_change = cut_soon
+
+
 async def crash_twice(system: StoreSystem, kind: int, device_operations: int, second: int) -> None:
     """The power fails, and fails again while the store recovers."""
     system.end(
@@ -193,6 +202,7 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     reboot,
     crash,
     cut,
+    cut_resize,
     crash_twice,
     *FAULTS,
 )

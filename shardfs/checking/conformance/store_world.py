@@ -80,9 +80,10 @@ _ON_THIN_EXTENTS = (
     *(("cut", "reclaim", "reclaim"), ("fail-read", "reclaim"), ("rot", "reclaim", "reclaim")),
 )
 _ON_RESIZING = (
-    *(("grow",), ("shrink",), ("grow", "shrink"), ("shrink", "thin", "shrink"), ("cut", "grow")),
-    *(("cut", "shrink"), ("cut", "shrink", "shrink"), ("fail-write", "shrink"), ("grow", "crash")),
-    *(("shrink", "crash"), ("fail-flush", "grow"), ("thin", "shrink", "trim", "grow")),
+    *(("grow",), ("shrink",), ("shrink", "thin", "shrink"), ("shrink", "trim", "grow")),
+    *(("shrink", "crash"), ("grow", "put", "crash"), ("shrink", "grow", "put", "crash")),
+    *(("cut-resize", "grow"), ("cut-resize", "shrink"), ("cut-resize", "shrink")),
+    *(("fail-write", "shrink"), ("fail-flush", "grow"), ("fail-read", "shrink")),
 )
 _FAULTS = ALPHABET[ALPHABET.index("fail-read") :]
 _ENDINGS_WEIGHTS = {0: 2.5, 1: 6, 2: 1, 3: 0.3}
@@ -96,7 +97,7 @@ _EMPTY_PROBABILITY = 0.7
 _SPREAD_PROBABILITY = 0.2
 _BACKGROUND_PROBABILITY = 0.3
 _KEY_AGAIN_PROBABILITY = 0.8
-_RESIZE_PROBABILITY = 0.15
+_RESIZE_PROBABILITY = 0.12
 
 
 class StoreWorld:
@@ -176,11 +177,13 @@ class _Generator:
             self._spread(names)
         if "scatter" in names and rng.random() < _GATHER_PROBABILITY:
             names.insert(rng.randint(names.index("scatter") + 1, len(names)), "gather")
-        if rng.random() < _RESIZE_PROBABILITY:
-            self._resize(names)
         if rng.random() < _CHURN_PROBABILITY:
             names.insert(rng.randrange(len(names)), "churn")
-        return [Operation(name, self._arguments(name)) for name in names]
+        operations = [Operation(name, self._arguments(name)) for name in names]
+        if rng.random() < _RESIZE_PROBABILITY:
+            at = rng.randrange(len(operations))
+            operations[at:at] = self._resizing()
+        return operations
 
     def _spread(self, names: list[str]) -> None:
         """Extents that are live in part, and what may happen to them."""
@@ -191,16 +194,22 @@ class _Generator:
             at = min(at + rng.randint(1, 3), len(names))
             names[at:at] = some
 
-    def _resize(self, names: list[str]) -> None:
-        """The store becomes larger or smaller, once or again and again, and what may happen
-        meanwhile."""
+    def _resizing(self) -> list[Operation]:
+        """The store becomes larger or smaller, with something in its last extents or without; and
+        what may happen meanwhile, and afterwards."""
         rng = self._rng
-        at = rng.randrange(len(names))
+        names: list[str] = []
+        if rng.random() < 0.3:
+            names.append("grow")
+        operations = [Operation(name, self._arguments(name)) for name in names]
         if rng.random() < 0.5:
-            names.insert(at, "spread")
-        for _ in range(rng.randint(1, 4)):
-            at = min(at + rng.randint(1, 3), len(names))
-            names[at:at] = rng.choice(_ON_RESIZING)
+            # As much as the device takes; then less.
+            operations.append(Operation("spread", (80, rng.choice((9, 16)))))
+            names = rng.choices(("thin", "checkpoint", "sync", "tidy", "compact"), k=2)
+            operations += [Operation(name, self._arguments(name)) for name in ("thin", *names)]
+        for some in rng.choices(_ON_RESIZING, k=rng.randint(1, 3)):
+            operations += [Operation(name, self._arguments(name)) for name in some]
+        return operations
 
     def _arguments(self, name: str) -> tuple[int, ...]:
         rng = self._rng
@@ -233,6 +242,8 @@ class _Generator:
                 return (rng.randrange(4),)
             case "reserve":
                 return (rng.choice((1, 5000, 100_000, 600_000, 2_000_000)),)
+            case "cut-resize":
+                return rng.choice((0, 0, 1, 1, 2, 3, 5)), rng.randrange(len(CRASHES))
             case "grow":
                 return (rng.randrange(3),)
             case "shrink":
