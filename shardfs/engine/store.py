@@ -1,7 +1,8 @@
 """The door of the engine: one open store.
 
 Role: composes the engine's parts over one device, and runs the background work in a nursery of its
-own. Keys are bytes; a value is a record (kept in the tree) or a shard (pieces of chunks outside it).
+own. Keys are bytes; a value is a record (kept in the tree) or a shard (pieces of chunks outside
+it).
 
 Invariants:
     I1. A batch is visible whole, at once; it becomes durable whole, in the order applied.
