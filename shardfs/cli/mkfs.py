@@ -29,7 +29,7 @@ from shardfs.engine.images import create_image
 from shardfs.engine.layout import FRAME_MAGIC, Kind
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.probe import Magic, probe, users_of
-from shardfs.engine.superblock import Identity
+from shardfs.engine.superblock_record import Identity
 from shardfs.errors import DeviceBusyError, UsageError
 from shardfs.limits import EXTENT_BYTES_MAX, EXTENT_BYTES_MIN, MIB
 

@@ -17,7 +17,7 @@ from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Locator, Piece, Shard
 from shardfs.engine.stats import Space, StoreStatistics
 from shardfs.engine.store import Store
-from shardfs.engine.superblock import Identity
+from shardfs.engine.superblock_record import Identity
 
 __all__ = [
     "Batch",

@@ -43,6 +43,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("probe",),
     ("device",),
     ("scheduler", "recorder"),
+    ("superblock_record",),
     ("superblock", "space"),
     ("extent",),
     ("extents",),
