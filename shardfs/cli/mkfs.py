@@ -24,7 +24,7 @@ import trio
 from shardfs import limits
 from shardfs.cli.options import PATH, SIZE, json_option
 from shardfs.cli.output import print_json, size_text
-from shardfs.engine.device import BlockDevice, open_device
+from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.images import create_image
 from shardfs.engine.layout import FRAME_MAGIC, Kind
 from shardfs.engine.mkfs import format_device, plan

@@ -42,6 +42,8 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("claims", "images"),
     ("probe",),
     ("device",),
+    ("device_calls",),
+    ("block_device",),
     ("scheduler", "recorder"),
     ("superblock_record",),
     ("superblock", "space"),
