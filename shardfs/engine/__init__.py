@@ -13,9 +13,10 @@ from shardfs.engine.device import Device, open_device
 from shardfs.engine.health import Health, HealthState
 from shardfs.engine.images import create_image
 from shardfs.engine.mkfs import format_device, plan
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Locator, Piece, Shard
 from shardfs.engine.stats import Space, StoreStatistics
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.engine.superblock import Identity
 
 __all__ = [

@@ -19,7 +19,7 @@ Invariants:
 
 Ordering: free: superblock record (epoch + 1) -> device reset -> discard -> allocation.
 
-Not here: what frames mean (framing.py), who is live (store.py counts), when to free
+Not here: what frames mean (framing.py), who is live (applying.py counts), when to free
 (reclaim.py).
 """
 

@@ -19,7 +19,7 @@ deltas, at most limits.RIDER_BYTES_MAX each). What is read does not grow with th
 Invariants:
     I1. The result is the state after some prefix of the applied batches that contains every
         batch that was durable.
-    I2. Nothing is written here; store.py makes the result durable before anything is served.
+    I2. Nothing is written here; opening.py makes the result durable before anything is served.
 
 Not here: reading damaged devices beyond what a crash can do (fsck.py).
 """
