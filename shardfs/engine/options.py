@@ -2,7 +2,7 @@
 
 Role: the choices that whoever opens a store has, with their defaults.
 
-Not here: what was chosen when it was formatted (superblock.py), options of a mount (fuse/).
+Not here: what was chosen when it was formatted (superblock_record.py), options of a mount (fuse/).
 """
 
 from __future__ import annotations

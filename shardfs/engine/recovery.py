@@ -41,7 +41,8 @@ from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.merge import Run
 from shardfs.engine.lsm.segment import Segment, SegmentMeta
 from shardfs.engine.lsm.tree import Tree
-from shardfs.engine.superblock import CopyState, ExtentEntry, Identity, Record, read_copy
+from shardfs.engine.superblock import CopyState, read_copy
+from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
 from shardfs.errors import CorruptionError, DeviceError, NotShardfsError
 
 _log = logging.getLogger(__name__)

@@ -42,7 +42,7 @@ from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.opening import reserve_extents
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
-from shardfs.engine.superblock import Identity, extent_count_max
+from shardfs.engine.superblock_record import Identity, extent_count_max
 from shardfs.errors import (
     CorruptionError,
     DeviceBusyError,

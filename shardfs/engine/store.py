@@ -44,7 +44,7 @@ from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Entry, Locator, Piece, Shard, locators
 from shardfs.engine.shards import ShardData
 from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
-from shardfs.engine.superblock import Identity
+from shardfs.engine.superblock_record import Identity
 from shardfs.engine.temperature import Temperature
 from shardfs.errors import CorruptionError, LimitError, ShardfsError
 

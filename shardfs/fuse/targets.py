@@ -23,7 +23,7 @@ from typing import Protocol
 
 import trio
 
-from shardfs.engine.device import open_device
+from shardfs.engine.block_device import open_device
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.recovery import read_superblock
 from shardfs.engine.store import Store

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from shardfs.engine.device import open_device
+from shardfs.engine.block_device import open_device
 from shardfs.engine.fsck import check_store
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.store import Store

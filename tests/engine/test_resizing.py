@@ -20,7 +20,7 @@ from shardfs.engine.options import StoreOptions
 from shardfs.engine.resizing import Progress, Resized, Shrinking, grow, trim
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
-from shardfs.engine.superblock import extent_count_max
+from shardfs.engine.superblock_record import extent_count_max
 from shardfs.errors import (
     CorruptionError,
     DeviceBusyError,
