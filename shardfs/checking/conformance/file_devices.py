@@ -25,7 +25,8 @@ from shardfs.checking.conformance.store_devices import Geometry, formatted
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.checking.power_cuts import Choice, Operation, PowerCutPoint
 from shardfs.checking.simulated_device import SimulatedDevice
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import DeviceError
 from shardfs.fuse.door import StoreDoor
 

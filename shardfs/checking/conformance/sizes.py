@@ -29,8 +29,9 @@ from shardfs.checking.models.size_model import SizeModel
 from shardfs.checking.schedule import Control, Replay, run_once
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine import resizing
-from shardfs.engine.store import Store, StoreOptions
-from shardfs.engine.superblock import Identity
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
+from shardfs.engine.superblock_record import Identity
 from shardfs.errors import DeviceBusyError, DeviceError, NoSpaceError, ReadOnlyError, ShardfsError
 
 _STEP_EXTENTS: Final = 8

@@ -29,6 +29,7 @@ from contextlib import AbstractContextManager
 
 from shardfs import limits
 from shardfs.checking.conformance.case import Coverage
+from shardfs.checking.conformance.sizes import Sizes
 from shardfs.checking.conformance.store_checks import (
     applied_mark,
     check_account,
@@ -48,7 +49,6 @@ from shardfs.checking.conformance.store_devices import (
     may_turn_read_only,
     must_turn_read_only,
 )
-from shardfs.checking.conformance.sizes import Sizes
 from shardfs.checking.conformance.store_space import SpaceCheck, held_by
 from shardfs.checking.models.key_value_model import KeyValueModel, State, brief, difference
 from shardfs.checking.models.size_model import SizeModel
@@ -57,7 +57,8 @@ from shardfs.checking.power_cuts import Operation as DeviceOperation
 from shardfs.checking.schedule import Control
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.opening import reserve_extents
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import (
     CorruptionError,
     DeviceError,
