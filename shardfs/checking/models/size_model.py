@@ -25,6 +25,7 @@ class SizeModel:
         self.extent_count = extent_count
         """As the store says, while nothing is being changed."""
         self._possible = {extent_count}
+        self._possible_before = self._possible
 
     @property
     def is_changing(self) -> bool:
@@ -33,16 +34,17 @@ class SizeModel:
 
     def begin(self, extent_count: int) -> None:
         """A change to this size begins (I2)."""
-        self._possible.add(extent_count)
+        self._possible_before = self._possible
+        self._possible = self._possible | {extent_count}
 
     def changed(self, extent_count: int) -> None:
         """The change has returned (I1)."""
         self.extent_count = extent_count
-        self._possible = {extent_count}
+        self._possible = self._possible_before = {extent_count}
 
     def refused(self) -> None:
         """It was refused, or given up (I3)."""
-        self._possible = {self.extent_count}
+        self._possible = self._possible_before
 
     def failed(self, found: int) -> None:
         """It met an error of the device, and the store says that it has this size (I3)."""
@@ -61,5 +63,5 @@ class SizeModel:
     def snapshot(self) -> SizeModel:
         """As of now, for a crash at this moment."""
         copy = SizeModel(self.extent_count)
-        copy._possible = set(self._possible)
+        copy._possible, copy._possible_before = self._possible, self._possible_before
         return copy
