@@ -208,7 +208,6 @@ class SpaceModel:
         Raises:
             AssertionError: it must not.
         """
-        assert figures.total == self._total, f"not {self._total} bytes in all: {figures}"
         least = sum([held.least for held in self._held.values()])
         most = sum([held.framed(key) for key, held in self._held.items()])
         assert least <= figures.data <= most, (
@@ -216,6 +215,15 @@ class SpaceModel:
         )
         tree_most = figures.runs * (_RUN_BYTES + sum(self._entry_bytes.values()))
         assert figures.tree <= tree_most, f"the tree has {figures.tree} bytes, not {tree_most}"
+        self.check_free(figures)
+
+    def check_free(self, figures: Figures) -> None:
+        """What is free fits the other figures (I1, I3), whatever the content is.
+
+        Raises:
+            AssertionError: it does not.
+        """
+        assert figures.total == self._total, f"not {self._total} bytes in all: {figures}"
         share = self._fresh - figures.data - figures.reserved - figures.free
         runs = figures.tree + figures.memory
         share_most = int(2 * runs / FRESH_SHARE_MIN) + self._extent_bytes
