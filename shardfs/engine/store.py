@@ -29,7 +29,7 @@ import trio
 
 from shardfs import limits
 from shardfs.engine.batch import Batch, check_key
-from shardfs.engine.chunks import ChunkStore, locator_bytes
+from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer, Device
 from shardfs.engine.evacuation import Evacuator
@@ -40,7 +40,7 @@ from shardfs.engine.health import Health, HealthState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
 from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.opening import Parts, open_parts
-from shardfs.engine.pieces import Entry, Locator, Piece, Shard, locators
+from shardfs.engine.pieces import Entry, Locator, Piece, Shard
 from shardfs.engine.shards import ShardData
 from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
 from shardfs.engine.superblock import Identity
@@ -302,11 +302,13 @@ class Store:
         if not batch.essential and self._extents.space.user_bytes() <= self._reserved_bytes:
             raise NoSpaceError("the device is full")
         number = self._committer.next_number
-        for locator in batch.removed.values():
-            self._extents.debit(locator.extent, locator.epoch, locator_bytes(locator), number)
+        for (extent, epoch), change in batch.live_changes.items():
+            if change < 0:
+                self._extents.debit(extent, epoch, -change, number)
+            elif change > 0:
+                self._extents.credit(extent, change)
         riders = []
         for locator in batch.added.values():
-            self._extents.credit(locator.extent, locator_bytes(locator))
             persistent = self._shards.take_appended(locator)
             if persistent is not None:
                 riders.append((locator, persistent))
@@ -495,6 +497,5 @@ class Store:
     ) -> Dependency:
         """Apply a change of kind, record to shard or back, that Batch itself forbids."""
         batch.changes[key] = value
-        batch.added = locators(pieces)
-        batch.removed = locators(old.pieces) if isinstance(old, Shard) else {}
+        batch.refer(old.pieces if isinstance(old, Shard) else (), pieces)
         return self.apply(batch)
