@@ -301,11 +301,10 @@ class Store:
                 raise StaleError(f"the shard {key.hex()} has changed")
         if not batch.essential and self._extents.space.user_bytes() <= self._reserved_bytes:
             raise NoSpaceError("the device is full")
-        number = self._committer.next_number
         for (extent, epoch), change in batch.live_changes.items():
             if change < 0:
-                self._extents.debit(extent, epoch, -change, number)
-            elif change > 0:
+                self._extents.debit(extent, epoch, -change, self._committer.next_number)
+            else:
                 self._extents.credit(extent, change)
         riders = []
         for locator in batch.added.values():
