@@ -14,8 +14,9 @@ import trio
 
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.dependency import Dependency
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Piece, splice, truncate
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import NoSpaceError
 from tests.crash.harness import KIB, History, open_quietly
 
@@ -177,7 +178,7 @@ async def parts_overwritten(device: SimulatedDevice, history: History) -> None:
     async with open_quietly(device) as store:
         client = Client(store, history)
         fresh = store.space().free_bytes
-        keys = []
+        keys: list[bytes] = []
         while 4 * store.space().free_bytes > fresh:
             keys.append(b"parts %d" % len(keys))
             await client.put(keys[-1], value_of(len(keys), 14 * KIB))
