@@ -183,7 +183,7 @@ async def parts_overwritten(device: SimulatedDevice, history: History) -> None:
             keys.append(b"parts %d" % len(keys))
             await client.put(keys[-1], value_of(len(keys), 14 * KIB))
         await store.sync()
-        for number in range(2 * len(keys)):
+        for number in range(len(keys)):
             await store.admit(3 * KIB)
             length = rng.randrange(1, 3 * KIB)
             start = rng.randrange(14 * KIB - length)
