@@ -21,9 +21,9 @@ from typing import Final
 from shardfs import limits
 from shardfs.checking.conformance.store_space import figures_of
 from shardfs.checking.models.space_model import SpaceModel
-from shardfs.engine.chunks import locator_bytes
+from shardfs.engine.liveness import live_bytes
 from shardfs.engine.opening import reserve_extents
-from shardfs.engine.pieces import Shard, locators
+from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
 from shardfs.fuse.records import INODE_PREFIX, decode_file_key, decode_inode
 
@@ -58,7 +58,7 @@ class FileSpace:
             if isinstance(value, Shard):
                 ino = decode_file_key(key).ino
                 held[ino] = held.get(ino, 0) + sum(piece.length for piece in value.pieces)
-                live += sum(locator_bytes(each) for each in locators(value.pieces).values())
+                live += sum(live_bytes(value.pieces).values())
             elif key.startswith(INODE_PREFIX):
                 place = decode_file_key(key)
                 if place.xattr is None:

@@ -16,7 +16,7 @@ from shardfs.checking.conformance.store_checks import Entries
 from shardfs.checking.models.space_model import Figures, Held, SpaceModel
 from shardfs.engine.extent import Extent
 from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX
-from shardfs.engine.pieces import Shard, locators
+from shardfs.engine.pieces import Shard
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.errors import NoSpaceError
@@ -43,8 +43,7 @@ def held_by(entries: Entries) -> dict[bytes, Held]:
     for key, value in entries:
         if isinstance(value, Shard):
             shown = sum(piece.length for piece in value.pieces)
-            chunks = locators(value.pieces).values()
-            held[key] = Held(shown, sum(each.length for each in chunks), len(value.pieces))
+            held[key] = Held(shown, shown, len(value.pieces))
     return held
 
 
@@ -171,7 +170,7 @@ class SpaceCheck:
         Args:
             judged: no fault has made extents unusable.
         """
-        before, moved_before = self.figures(), self._coverage.counts[MOVED]
+        before = self.figures()
         try:
             yield
         except NoSpaceError as error:
@@ -181,8 +180,7 @@ class SpaceCheck:
             self._coverage.counts["no space"] += 1
             raise
         if wanted:
-            moved = self._coverage.counts[MOVED] > moved_before
-            self.model.accepted(wanted, before, self.figures(), moved=moved)
+            self.model.accepted(wanted, before, self.figures())
 
     def is_right(self, error: NoSpaceError) -> bool:
         """Whether an error was one for want of room."""
