@@ -262,7 +262,7 @@ class Shrinking:
         self._attempts[index] += 1
         await store.sync()  # what is to be moved has been written
         if extent.stream in DATA_STREAMS and extent.live_bytes:
-            with store._maintenance.waited_for():
+            with store._maintenance.debts.waited_for():
                 await store._evacuator.evacuate(extent)
             if extent.live_bytes and self._attempts[index] >= _EVACUATIONS_MAX:
                 raise CorruptionError(

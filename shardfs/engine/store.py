@@ -404,7 +404,7 @@ class Store:
         """
         if self._scheduler.queued_bytes > limits.QUEUED_BYTES_MAX:
             await self._scheduler.admit()
-        await self._maintenance.admit(length)
+        await self._maintenance.admission.admit(length)
 
     def reserve(self, length: int) -> None:
         """Set space aside for `length` bytes that will be appended later.
@@ -453,7 +453,7 @@ class Store:
 
     async def reclaim_dead(self) -> int:
         """Free the extents that are wholly dead, and move nothing; how many."""
-        return await self._maintenance.reclaim()
+        return await self._maintenance.reclamation.reclaim()
 
     async def _close(self, opened_writable: bool) -> None:
         self._closed = True
@@ -462,7 +462,7 @@ class Store:
         try:
             self.health.require_writable()
             await self._committer.commit()
-            await self._maintenance.checkpoint_if_due()
+            await self._maintenance.merging.checkpoint_if_due()
             await self._scheduler.settle(await self._committer.write_record(clean=True))
         except ShardfsError as error:
             self.health.make_read_only(str(error))

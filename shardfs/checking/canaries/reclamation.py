@@ -12,11 +12,12 @@ from typing import Final
 from shardfs.checking.canaries.canary import Canary
 from shardfs.checking.canaries.planting import Edit
 from shardfs.engine import figures
+from shardfs.engine.admission import Admission
 from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.evacuation import Evacuator, _HeadScan
 from shardfs.engine.extents import Extents
 from shardfs.engine.lsm import compaction
-from shardfs.engine.maintenance import Maintenance
+from shardfs.engine.reclamation import Reclamation
 from shardfs.engine.shards import ShardData
 from shardfs.engine.space import SpaceAccount
 from shardfs.engine.store import Store
@@ -77,7 +78,7 @@ MOVING: Final = (
         "copies may still be lost.",
         (
             Edit(Evacuator.evacuate, _LEFT, f"extent.last_delta = 0\n{_LEFT}"),
-            Edit(Maintenance._empty_some, "await self._committer.commit()\n", ""),
+            Edit(Reclamation._empty_some, "await self._committer.commit()\n", ""),
         ),
         ("store", "concurrent"),
     ),
@@ -213,7 +214,7 @@ ACCOUNT: Final = (
                 "if len(value) > self._extents.space.user_bytes() - self._reserved_bytes:",
                 "if len(value) > self._extents.ready_user_bytes() - self._reserved_bytes:",
             ),
-            Edit(Maintenance.admit, "if not await self._wait_for_space():", "if True:"),
+            Edit(Admission.admit, "if not await self._reclamation.wait_for_space():", "if True:"),
         ),
         ("store",),
     ),
