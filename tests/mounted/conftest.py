@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -149,6 +150,7 @@ class MountFactory(Protocol):
         *,
         arguments: Sequence[str | Path] = (),
         format_arguments: Sequence[str] | None = (),
+        folder: Path | None = None,
         seconds_max: float = 120.0,
     ) -> MountedShardfs: ...
 
@@ -157,7 +159,11 @@ class MountFactory(Protocol):
 def mount_shardfs(
     fuse_is_usable: None, tmp_path: Path, kernel_resources: ExitStack
 ) -> MountFactory:
-    """A factory of mounts: formats the device (unless format_arguments is None), mounts it."""
+    """A factory of mounts: formats the device (unless format_arguments is None), mounts it.
+
+    The mount point is made in `folder`: where none is given, in this test's own, which other
+    users can not be sure to get through to.
+    """
     made: list[MountedShardfs] = []
 
     def mount(
@@ -166,11 +172,12 @@ def mount_shardfs(
         *,
         arguments: Sequence[str | Path] = (),
         format_arguments: Sequence[str] | None = (),
+        folder: Path | None = None,
         seconds_max: float = 120.0,
     ) -> MountedShardfs:
         if format_arguments is not None:
             shardfs("mkfs", device, *format_arguments)
-        path = tmp_path / f"mnt-{len(made)}"
+        path = (folder or tmp_path) / f"mnt-{len(made)}"
         path.mkdir()
         log = tmp_path / f"server-{len(made)}.log"
         mounted = MountedShardfs(
@@ -182,6 +189,15 @@ def mount_shardfs(
         return mounted
 
     return mount
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can get to; pytest closes its own to others whenever it starts."""
+    with tempfile.TemporaryDirectory(prefix="shardfs-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
 @pytest.fixture

@@ -17,16 +17,11 @@ NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts for another user: needs root")
 
 
-def open_the_way(directory: Path) -> None:
-    """Let other users pass through the directories above one, which tests have to themselves."""
+def as_nobody(script: str, directory: Path) -> bool:
+    """Run a shell script in a directory as a user without rights; whether it succeeds."""
     for parent in directory.parents:
         if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 1:
             parent.chmod(parent.stat().st_mode | 0o111)
-
-
-def as_nobody(script: str, directory: Path) -> bool:
-    """Run a shell script in a directory as a user without rights; whether it succeeds."""
-    open_the_way(directory)
     run = subprocess.run(
         ["sh", "-c", f"cd '{directory}' && {script}"],
         user=NOBODY,

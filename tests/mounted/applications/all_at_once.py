@@ -90,7 +90,7 @@ def main() -> None:
         began = time.monotonic()
         if began > deadline:
             return
-        folder = root / f"{number} {name}"
+        folder = root / f"{number}-{name.replace(' ', '-')}"
         folder.mkdir()
         try:
             work(folder, seed + number)

@@ -23,7 +23,6 @@ from types import TracebackType
 import pytest
 
 from tests.mounted.mounts import run_command
-from tests.mounted.test_posix_attributes import open_the_way
 
 SECONDS_TO_START_MAX = 120.0
 SECONDS_TO_STOP_MAX = 120.0
@@ -65,7 +64,8 @@ class Cluster:
     """A cluster of databases in a new folder of the mount; `with` starts and stops its server.
 
     Args:
-        folder: an existing folder of the mount, of which the cluster becomes a subfolder.
+        folder: an existing folder of the mount, of which the cluster becomes a subfolder; anybody
+            can get to it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,7 +78,6 @@ class Cluster:
         self._log = self._socket / "log"
         if self._user:
             shutil.chown(self._socket, "nobody", "nogroup")
-            open_the_way(self.data)
 
     def initialize(self) -> None:
         """initdb, with checksums of pages."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def run_in(
     *command: str | Path,
     expected_status: int = 0,
     seconds_max: float = 300.0,
-    **variables: str,
+    variables: Mapping[str, str] | None = None,
 ) -> str:
     """Run a command in a folder; its standard output.
 
@@ -53,7 +53,7 @@ def run_in(
         "HOME": str(folder),
         "TMPDIR": str(folder),
         "LC_ALL": "C.UTF-8",
-        **variables,
+        **(variables or {}),
     }
     settings = [f"{name}={value}" for name, value in environment.items()]
     return run_command(
@@ -73,7 +73,7 @@ def git(folder: Path, *arguments: str | Path) -> str:
         "protocol.file.allow": "always",
     }
     options = [word for pair in settings.items() for word in ("-c", "=".join(pair))]
-    by_whom = {
+    environment = {
         f"GIT_{role}_{what}": value
         for role in ("AUTHOR", "COMMITTER")
         for what, value in (
@@ -82,7 +82,8 @@ def git(folder: Path, *arguments: str | Path) -> str:
             ("DATE", "1700000000 +0000"),
         )
     }
-    return run_in(folder, "git", *options, *arguments, GIT_CONFIG_NOSYSTEM="1", **by_whom)
+    environment["GIT_CONFIG_NOSYSTEM"] = "1"
+    return run_in(folder, "git", *options, *arguments, variables=environment)
 
 
 @cache

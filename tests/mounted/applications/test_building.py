@@ -61,11 +61,13 @@ def write_project(folder: Path, seed: int) -> int:
     return total
 
 
-def make(project: Path, *, compiler: str = "gcc", **variables: str) -> list[str]:
+def make(
+    project: Path, *, compiler: str = "gcc", variables: dict[str, str] | None = None
+) -> list[str]:
     """Build with four jobs; what was compiled."""
     compiled = project / "compiled"
     compiled.write_text("")
-    run_in(project, "make", "--no-print-directory", "-j4", f"CC={compiler}", **variables)
+    run_in(project, "make", "--no-print-directory", "-j4", f"CC={compiler}", variables=variables)
     return sorted(compiled.read_text().split())
 
 
@@ -102,10 +104,11 @@ def ccache_work(folder: Path, seed: int) -> None:
         copy = folder / f"copy{number}"
         run_in(folder, "cp", "-r", "project", copy.name)
         base = {**cache, "CCACHE_BASEDIR": str(copy), "CCACHE_NOHASHDIR": "1"}
-        assert len(make(copy, compiler="ccache gcc", **base)) == UNITS + 1
+        assert len(make(copy, compiler="ccache gcc", variables=base)) == UNITS + 1
         assert int(run_in(copy, "./program")) == total
     words = [
-        line.split() for line in run_in(folder, "ccache", "--print-stats", **cache).splitlines()
+        line.split()
+        for line in run_in(folder, "ccache", "--print-stats", variables=cache).splitlines()
     ]
     counts = {each[0]: int(each[1]) for each in words if len(each) == 2}
     hits = counts["direct_cache_hit"] + counts["preprocessed_cache_hit"]

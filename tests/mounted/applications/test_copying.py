@@ -148,12 +148,12 @@ def rclone_work(folder: Path, seed: int) -> None:
     need("rclone", "rclone")
     write_tree(folder / "source", seed, plain=True)
     settings = {"RCLONE_CONFIG": "/dev/null", "RCLONE_CACHE_DIR": str(folder / "cache")}
-    run_in(folder, "rclone", "copy", "--transfers", "4", "source", "copy", **settings)
-    run_in(folder, "rclone", "check", "--download", "source", "copy", **settings)
+    run_in(folder, "rclone", "copy", "--transfers", "4", "source", "copy", variables=settings)
+    run_in(folder, "rclone", "check", "--download", "source", "copy", variables=settings)
     # As root it may read all; without, files of mode 0600 are the user's own all the same.
-    run_in(folder, "rclone", "sync", "--metadata", "copy", "again", **settings)
-    run_in(folder, "rclone", "check", "--checksum", "source", "again", **settings)
-    run_in(folder, "rclone", "move", "again", "moved", **settings)
+    run_in(folder, "rclone", "sync", "--metadata", "copy", "again", variables=settings)
+    run_in(folder, "rclone", "check", "--checksum", "source", "again", variables=settings)
+    run_in(folder, "rclone", "move", "again", "moved", variables=settings)
     run_in(folder, "diff", "-r", "source", "moved")
 
 

@@ -101,10 +101,7 @@ def count_work(folder: Path, seed: int) -> None:
 def append_work(folder: Path, seed: int) -> None:
     """Lines of up to 6 KiB appended by all to one file: each is there once, whole, in order."""
     path = folder / "journal"
-    arguments: list[list[str | Path]] = [
-        [path, f"{number}", f"{ADDITIONS}"] for number in range(PROCESSES)
-    ]
-    run_side_by_side(APPEND, arguments)
+    run_side_by_side(APPEND, [[path, f"{number}", f"{ADDITIONS}"] for number in range(PROCESSES)])
     lines = path.read_bytes().splitlines()
     assert len(lines) == PROCESSES * ADDITIONS
     order: dict[bytes, list[int]] = {}

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.applications.postgresql import Cluster
+from tests.mounted.conftest import ImageFactory, MountFactory
 from tests.mounted.mounts import MountedShardfs, shardfs
 
+IMAGE_BYTES = 512 * 1024 * 1024
 CLIENTS = 4
 TRANSACTIONS = 50
 PROCESSED = re.compile(r"number of transactions actually processed: (\d+)")
@@ -97,15 +99,23 @@ def killed_rounds(mounted: MountedShardfs, rounds: int) -> None:
         check_at_rest(cluster)
 
 
-def test_pgbench(mounted_shardfs: MountedShardfs) -> None:
-    postgresql_work(mounted_shardfs.path, 1)
+@pytest.fixture
+def mounted(
+    make_image: ImageFactory, mount_shardfs: MountFactory, open_folder: Path
+) -> MountedShardfs:
+    """A mount that the user whom PostgreSQL runs for can get to."""
+    return mount_shardfs(make_image(IMAGE_BYTES), folder=open_folder)
 
 
-def test_postgresql_recovers_when_shardfs_is_killed(mounted_shardfs: MountedShardfs) -> None:
-    killed_rounds(mounted_shardfs, 1)
+def test_pgbench(mounted: MountedShardfs) -> None:
+    postgresql_work(mounted.path, 1)
+
+
+def test_postgresql_recovers_when_shardfs_is_killed(mounted: MountedShardfs) -> None:
+    killed_rounds(mounted, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_postgresql_recovers_many_times(mounted_shardfs: MountedShardfs) -> None:
-    killed_rounds(mounted_shardfs, 15)
+@pytest.mark.timeout(1200)
+def test_postgresql_recovers_many_times(mounted: MountedShardfs) -> None:
+    killed_rounds(mounted, 15)

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.mounted.applications.programs import REPOSITORY
@@ -125,11 +125,11 @@ for number in range(int(sys.argv[3])):
 """
 
 
-def run_side_by_side(script: str, arguments: list[list[str | Path]]) -> None:
+def run_side_by_side(script: str, arguments: Sequence[Sequence[object]]) -> None:
     """Run a Python script once for each list of arguments, all at once; all must succeed."""
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", script, *each], cwd=REPOSITORY, stderr=subprocess.PIPE
+            [sys.executable, "-c", script, *map(str, each)], cwd=REPOSITORY, stderr=subprocess.PIPE
         )
         for each in arguments
     ]
@@ -232,7 +232,7 @@ def temporary_work(folder: Path, seed: int) -> None:
         named.write(data)
         named.flush()
         assert Path(named.name).read_bytes() == data
-    with tempfile.SpooledTemporaryFile(max_size=1000, dir=folder) as spooled:
+    with tempfile.SpooledTemporaryFile(max_size=1000, mode="w+b", dir=str(folder)) as spooled:
         spooled.write(data)
         spooled.seek(500)
         assert spooled.read() == data[500:]
