@@ -150,7 +150,7 @@ class MountFactory(Protocol):
         *,
         arguments: Sequence[str | Path] = (),
         format_arguments: Sequence[str] | None = (),
-        folder: Path | None = None,
+        for_everybody: bool = False,
         seconds_max: float = 120.0,
     ) -> MountedShardfs: ...
 
@@ -161,8 +161,8 @@ def mount_shardfs(
 ) -> MountFactory:
     """A factory of mounts: formats the device (unless format_arguments is None), mounts it.
 
-    The mount point is made in `folder`: where none is given, in this test's own, which other
-    users can not be sure to get through to.
+    `for_everybody`: the mount point is where every user can get to. pytest closes its own folders
+    to others whenever it starts.
     """
     made: list[MountedShardfs] = []
 
@@ -172,12 +172,19 @@ def mount_shardfs(
         *,
         arguments: Sequence[str | Path] = (),
         format_arguments: Sequence[str] | None = (),
-        folder: Path | None = None,
+        for_everybody: bool = False,
         seconds_max: float = 120.0,
     ) -> MountedShardfs:
         if format_arguments is not None:
             shardfs("mkfs", device, *format_arguments)
-        path = (folder or tmp_path) / f"mnt-{len(made)}"
+        folder = tmp_path
+        if for_everybody:
+            folder = Path(tempfile.mkdtemp(prefix="shardfs-test-"))
+            folder.chmod(0o755)
+            # Not what is in it: an unmounted mount point, or else a mount.
+            kernel_resources.callback(os.rmdir, folder)
+            kernel_resources.callback(os.rmdir, folder / f"mnt-{len(made)}")
+        path = folder / f"mnt-{len(made)}"
         path.mkdir()
         log = tmp_path / f"server-{len(made)}.log"
         mounted = MountedShardfs(
@@ -189,15 +196,6 @@ def mount_shardfs(
         return mounted
 
     return mount
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user can get to; pytest closes its own to others whenever it starts."""
-    with tempfile.TemporaryDirectory(prefix="shardfs-test-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        yield folder
 
 
 @pytest.fixture

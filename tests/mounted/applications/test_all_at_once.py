@@ -73,9 +73,9 @@ def verify(mounted: MountedShardfs) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + SECONDS_TO_FINISH_MAX + 600)
 def test_eight_processes_do_all_of_it(
-    make_image: ImageFactory, mount_shardfs: MountFactory, open_folder: Path
+    make_image: ImageFactory, mount_shardfs: MountFactory, tmp_path: Path
 ) -> None:
-    wheels = open_folder / "wheels"
+    wheels = tmp_path / "wheels"
     wheels.mkdir()
     try:
         fetch_wheel(wheels)
@@ -85,7 +85,7 @@ def test_eight_processes_do_all_of_it(
     else:
         where = str(wheels)
     limit = SECONDS + SECONDS_TO_FINISH_MAX + 300
-    mounted = mount_shardfs(make_image(IMAGE_BYTES), folder=open_folder, seconds_max=limit)
+    mounted = mount_shardfs(make_image(IMAGE_BYTES), for_everybody=True, seconds_max=limit)
     done = work_side_by_side(mounted, SECONDS, where)
     print("\n".join(f"{count:5} {what}" for what, count in sorted(done.items())))
     if SECONDS >= 600:

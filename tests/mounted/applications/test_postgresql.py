@@ -100,11 +100,9 @@ def killed_rounds(mounted: MountedShardfs, rounds: int) -> None:
 
 
 @pytest.fixture
-def mounted(
-    make_image: ImageFactory, mount_shardfs: MountFactory, open_folder: Path
-) -> MountedShardfs:
+def mounted(make_image: ImageFactory, mount_shardfs: MountFactory) -> MountedShardfs:
     """A mount that the user whom PostgreSQL runs for can get to."""
-    return mount_shardfs(make_image(IMAGE_BYTES), folder=open_folder)
+    return mount_shardfs(make_image(IMAGE_BYTES), for_everybody=True)
 
 
 def test_pgbench(mounted: MountedShardfs) -> None:
