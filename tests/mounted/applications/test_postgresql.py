@@ -15,10 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.applications.postgresql import Cluster
-from tests.mounted.conftest import ImageFactory, MountFactory
 from tests.mounted.mounts import MountedShardfs, shardfs
 
-IMAGE_BYTES = 512 * 1024 * 1024
 CLIENTS = 4
 TRANSACTIONS = 50
 PROCESSED = re.compile(r"number of transactions actually processed: (\d+)")
@@ -63,7 +61,7 @@ def postgresql_work(folder: Path, seed: int) -> None:
         done = PROCESSED.search(said)
         assert done is not None and int(done[1]) == CLIENTS * TRANSACTIONS, said
         cluster.ask("vacuum full pgbench_accounts")
-        cluster.ask("reindex database postgres")
+        cluster.ask("reindex table pgbench_accounts")
         cluster.stop()
         check_at_rest(cluster)
         cluster.start()
@@ -99,21 +97,15 @@ def killed_rounds(mounted: MountedShardfs, rounds: int) -> None:
         check_at_rest(cluster)
 
 
-@pytest.fixture
-def mounted(make_image: ImageFactory, mount_shardfs: MountFactory) -> MountedShardfs:
-    """A mount that the user whom PostgreSQL runs for can get to."""
-    return mount_shardfs(make_image(IMAGE_BYTES), for_everybody=True)
+def test_pgbench(mounted_shardfs: MountedShardfs) -> None:
+    postgresql_work(mounted_shardfs.path, 1)
 
 
-def test_pgbench(mounted: MountedShardfs) -> None:
-    postgresql_work(mounted.path, 1)
-
-
-def test_postgresql_recovers_when_shardfs_is_killed(mounted: MountedShardfs) -> None:
-    killed_rounds(mounted, 1)
+def test_postgresql_recovers_when_shardfs_is_killed(mounted_shardfs: MountedShardfs) -> None:
+    killed_rounds(mounted_shardfs, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_postgresql_recovers_many_times(mounted: MountedShardfs) -> None:
-    killed_rounds(mounted, 15)
+@pytest.mark.timeout(1800)
+def test_postgresql_recovers_many_times(mounted_shardfs: MountedShardfs) -> None:
+    killed_rounds(mounted_shardfs, 15)

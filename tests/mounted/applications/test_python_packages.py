@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.applications.programs import run_in
-from tests.mounted.conftest import ImageFactory, MountFactory
+from tests.mounted.mounts import MountedShardfs
 
-IMAGE_BYTES = 512 * 1024 * 1024
 WHEEL = "numpy"
 USE = """
 import numpy, pathlib, numpy.linalg
@@ -93,11 +92,9 @@ def use_again(folder: Path) -> None:
     run_in(folder, python, "-c", USE.format(folder=str(folder)))
 
 
-@pytest.mark.timeout(400)
 def test_a_large_wheel_in_a_virtual_environment(
-    wheels: Path, make_image: ImageFactory, mount_shardfs: MountFactory
+    wheels: Path, mounted_shardfs: MountedShardfs
 ) -> None:
-    mounted = mount_shardfs(make_image(IMAGE_BYTES), seconds_max=350)
-    install_and_use(mounted.path, wheels)
-    mounted.remount()
-    use_again(mounted.path)
+    install_and_use(mounted_shardfs.path, wheels)
+    mounted_shardfs.remount()
+    use_again(mounted_shardfs.path)
