@@ -6,6 +6,7 @@ looked for by a reader at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import logging.handlers
 import mailbox
 import os
@@ -166,13 +167,14 @@ def mail_work(folder: Path, seed: int) -> None:
             box[key] = message
     assert len(box) + len(read) == len(sent)
     assert list((place / "tmp").iterdir()) == []
-    spool = mailbox.mbox(folder / "mbox")
-    spool.lock()
-    for message in box:
-        spool.add(mailbox.mboxMessage(message))
-    spool.flush()
-    spool.unlock()
-    assert len(mailbox.mbox(folder / "mbox")) == len(box)
+    with contextlib.closing(mailbox.mbox(folder / "mbox")) as spool:
+        spool.lock()
+        for message in box:
+            spool.add(mailbox.mboxMessage(message))
+        spool.flush()
+        spool.unlock()
+    with contextlib.closing(mailbox.mbox(folder / "mbox")) as spool:
+        assert len(spool) == len(box)
 
 
 LOG_LINES = """
