@@ -233,7 +233,7 @@ def _bind(path: Path) -> trio.socket.SocketType:
         listener.listen(CONNECTIONS_MAX)
         temporary.rename(path)
         return trio.socket.from_stdlib_socket(listener)
-    except BaseException:  # whatever it is goes on to the caller
+    except BaseException:  # whatever ended it, nobody else knows the socket
         listener.close()
         raise
 
