@@ -12,10 +12,7 @@ from typing import Final
 from shardfs.checking.canaries.canary import Canary
 from shardfs.checking.canaries.planting import Edit
 from shardfs.engine import resizing
-from shardfs.engine.extents import Extents
 from shardfs.engine.resizing import Shrinking
-
-_CUT_OFF = "await self._store._parts.device.set_length(self._size_bytes)"
 
 CANARIES: Final = (
     Canary(
@@ -39,30 +36,6 @@ CANARIES: Final = (
                 Shrinking._finish,
                 "while committer.persistent_checkpoint < last_use:",
                 "while False:",
-            ),
-        ),
-        ("store",),
-    ),
-    Canary(
-        "added-extents-begin-at-epoch-zero",
-        "Extents that are added begin at epoch 0: what lay there before passes for new.",
-        (
-            Edit(
-                Extents.lengthen,
-                "epoch = 1 + max(extent.epoch for extent in self.all)",
-                "epoch = 0",
-            ),
-        ),
-        ("store",),
-    ),
-    Canary(
-        "highest-epoch-forgotten",
-        "The epochs of the extents that are given up are forgotten, and come up again.",
-        (
-            Edit(
-                Extents.shorten,
-                "max(each.epoch for each in (self.all[0], *rest))",
-                "self.all[0].epoch",
             ),
         ),
         ("store",),

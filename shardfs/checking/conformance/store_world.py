@@ -242,12 +242,6 @@ class _Generator:
                 return (rng.randrange(4),)
             case "reserve":
                 return (rng.choice((1, 5000, 100_000, 600_000, 2_000_000)),)
-            case "cut-resize":
-                return rng.choice((0, 0, 1, 1, 2, 3, 5)), rng.randrange(len(CRASHES))
-            case "grow":
-                return (rng.randrange(3),)
-            case "shrink":
-                return rng.randrange(6), rng.choice((0, 0, 1, 2, 4))
             case "sync-one":
                 return (rng.randrange(4),)
             case "wait":
@@ -285,6 +279,18 @@ class _Generator:
                 return (rng.randrange(32),)
             case _ if name in _FAULTS:
                 return (rng.randrange(rng.choice((1, 3, 8))),)
+            case _:
+                return self._arguments_of_resizing(name)
+
+    def _arguments_of_resizing(self, name: str) -> tuple[int, ...]:
+        rng = self._rng
+        match name:
+            case "cut-resize":
+                return rng.choice((0, 0, 1, 1, 2, 3, 5)), rng.randrange(len(CRASHES))
+            case "grow":
+                return (rng.randrange(3),)
+            case "shrink":
+                return rng.randrange(6), rng.choice((0, 0, 1, 2, 4))
             case _:
                 return ()
 
