@@ -147,6 +147,10 @@ DIRTY_PART_SPACE_BYTES: Final = 512
 """Space reserved with each separate range of buffered data, for its frame and its index entry."""
 CHANGE_BYTES_RESERVED: Final = 16 * KIB
 """Space that must be free for a change that makes the file system larger."""
+BACKGROUND_REQUESTS_MAX: Final = 64
+"""The kernel may send so many requests of its own accord (read-ahead) at once."""
+POLL_US_MAX: Final = 10_000
+"""A mount waits awake for the next request no longer than this, whatever is wished."""
 ORPHANS_QUEUED_MAX: Final = 16 * KIB
 """Unlinking waits while more than this many removed files are yet to be freed."""
 
