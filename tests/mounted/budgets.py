@@ -46,7 +46,7 @@ BUDGETS: Final[Mapping[str, Mapping[str, int]]] = {
     },
     "64 writes of 4 KiB at random places of an open file": {"getxattr": 1, "write": 64},
     "fsync after it": {"fsync": 1},
-    "cp of a file of 4 KiB, cold": {
+    "cp of a file of 4 KiB in a directory, cold": {
         "getattr": 1,
         "lookup": 3,
         "open": 1,
