@@ -48,7 +48,7 @@ BUDGETS: Final[Mapping[str, Mapping[str, int]]] = {
     "fsync after it": {"fsync": 1},
     "cp of a file of 4 KiB in a directory, cold": {
         "getattr": 1,
-        "lookup": 3,
+        "lookup": 4,
         "open": 1,
         "read": 1,
         "create": 1,
