@@ -89,6 +89,9 @@ REST_S_MAX: Final = 0.004
 REST_S_MIN: Final = 0.0005
 ADMISSION_DELAY_S_MAX: Final = 0.02
 """Store.admit delays a writer no longer than this, unless space has run out."""
+YOUNG_OBJECTS_MAX: Final = 2000
+"""Python's search for garbage looks at about so many objects at a time while a mount is served:
+a fraction of a millisecond."""
 
 # --- superblock -----------------------------------------------------------------------------
 SUPERBLOCK_EXTENTS: Final = 2
