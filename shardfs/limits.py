@@ -66,7 +66,7 @@ INLINE_VALUE_BYTES_MAX: Final = 256
 """Store.put keeps values up to this size in the tree itself."""
 RIDER_BYTES_MAX: Final = 4 * MIB
 """A delta may be issued together with at most this much unflushed data; recovery verifies it."""
-DELTA_PART_BYTES: Final = 32 * KIB
+DELTA_PART_BYTES: Final = 16 * KIB
 """A large delta is cut into parts of this size, each encoded in a slice of its own."""
 MERGE_PAGE_ENTRIES: Final = 64
 """Merging takes this many entries of each run at a time."""
