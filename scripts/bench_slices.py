@@ -26,7 +26,7 @@ from pathlib import Path
 import trio
 
 from shardfs.cli.heap import short_pauses
-from shardfs.engine.device import open_device
+from shardfs.engine.block_device import open_device
 from shardfs.engine.images import create_image
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store

@@ -38,7 +38,8 @@ from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
-from shardfs.engine.superblock import Identity, Root, Superblock
+from shardfs.engine.superblock import Superblock
+from shardfs.engine.superblock_record import Identity, Root
 from shardfs.errors import ReadOnlyError, ShardfsError
 
 _RESERVE_SHARE = 32

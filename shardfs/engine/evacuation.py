@@ -19,7 +19,7 @@ Ordering: copies and batch -> commit -> the extent is dead (reclaim.py frees it)
 between leaves the shards at the old place, which is still there, or at the new one.
 
 Not here: extents of runs and deltas (checkpoint.py empties those), when to evacuate
-(maintenance.py), freeing (reclaim.py).
+(reclamation.py), freeing (reclaim.py).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from shardfs.engine.dependency import PERSISTENT, Dependency
 from shardfs.engine.device import Buffer
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.superblock import ExtentEntry
+from shardfs.engine.superblock_record import ExtentEntry
 
 
 class Usage(NamedTuple):

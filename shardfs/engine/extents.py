@@ -19,7 +19,7 @@ Invariants:
 
 Ordering: free: superblock record (epoch + 1) -> device reset -> discard -> allocation.
 
-Not here: what frames mean (framing.py), who is live (store.py counts), when to free
+Not here: what frames mean (framing.py), who is live (applying.py counts), when to free
 (reclaim.py).
 """
 
@@ -36,7 +36,8 @@ from shardfs.engine.extent import Extent, FreeExtents, Tail, Usage
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.space import DATA_STREAMS, SpaceAccount
-from shardfs.engine.superblock import ExtentEntry, Identity, Superblock
+from shardfs.engine.superblock import Superblock
+from shardfs.engine.superblock_record import ExtentEntry, Identity
 from shardfs.errors import CorruptionError, NoSpaceError
 
 __all__ = ["Extent", "Extents", "Usage"]

@@ -19,7 +19,7 @@ deltas, at most limits.RIDER_BYTES_MAX each). What is read does not grow with th
 Invariants:
     I1. The result is the state after some prefix of the applied batches that contains every
         batch that was durable.
-    I2. Nothing is written here; store.py makes the result durable before anything is served.
+    I2. Nothing is written here; opening.py makes the result durable before anything is served.
 
 Not here: reading damaged devices beyond what a crash can do (fsck.py).
 """
@@ -41,7 +41,8 @@ from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.merge import Run
 from shardfs.engine.lsm.segment import Segment, SegmentMeta
 from shardfs.engine.lsm.tree import Tree
-from shardfs.engine.superblock import CopyState, ExtentEntry, Identity, Record, read_copy
+from shardfs.engine.superblock import CopyState, read_copy
+from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
 from shardfs.errors import CorruptionError, DeviceError, NotShardfsError
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ The shares: the reserve is for the delta log, for open extents and for reclamati
 to. The tree has twice its size, what is still in memory included: what is there, and the same
 again for its garbage or a merge.
 
-Not here: who may take the last extents (extents.py), making room (maintenance.py).
+Not here: who may take the last extents (extents.py), making room (reclamation.py, merging.py).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ Invariants:
         space HOT gets no more extents, and the one it has is filled with whatever comes.
     I2. What an earlier open has written counts as old.
 
-Not here: which extent is emptied (evacuation.py), when (maintenance.py).
+Not here: which extent is emptied (evacuation.py), when (reclamation.py).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 import logging
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Final
 
@@ -52,6 +52,8 @@ from shardfs.fuse.tables import NotLoaded, Tables
 
 _log = logging.getLogger(__name__)
 _RUNS_PER_STEP: Final = 32
+_FILES_PER_STEP: Final = 16
+_RESERVED_SHARE_MAX: Final = 4
 _BLOCK_BYTES: Final = limits.BLOCK_BYTES
 
 
@@ -190,7 +192,7 @@ class Writeback:
         if ino in self._files.truncations:
             await self._files.finish_truncation(ino)
         operation = partial(self._write_now, ino, offset, data, privileged)
-        await self._orphans.with_room(partial(self._tables.run, operation), self.flush_all)
+        await self._orphans.with_room(partial(self._tables.run, operation), self.flush_steps)
 
     def _write_now(self, ino: int, offset: int, data: bytes, privileged: bool) -> None:
         self._store.health.require_writable()
@@ -289,8 +291,16 @@ class Writeback:
 
     async def flush_all(self) -> None:
         """Give all dirty data to the engine; trouble with a file is logged and counted."""
-        for ino in list(self._dirty):
+        async for _ in self.flush_steps():
+            pass
+
+    async def flush_steps(self) -> AsyncGenerator[None, None]:
+        """The same, some files after some: comes back whenever that many have been flushed."""
+        for number, ino in enumerate(list(self._dirty), 1):
             await self._flush_logged(ino, lambda ranges: ranges.shards())
+            if number % _FILES_PER_STEP == 0:
+                yield
+        yield
 
     async def run(self) -> None:
         """The flusher task: give to the engine what is old, ready or too much.
@@ -313,11 +323,23 @@ class Writeback:
                     _log.error("written data could not be made durable: %s", error)
 
     async def _relieve(self) -> None:
-        """Flush the oldest files while more than half of the cap is buffered."""
+        """Flush the oldest files while too much is buffered."""
+        if not self._holds_too_much():
+            return
         for ino in list(self._dirty):
-            if 2 * self.dirty_bytes <= self._dirty_bytes_max:
+            if not self._holds_too_much():
                 return
             await self._flush_logged(ino, lambda ranges: ranges.shards())
+
+    def _holds_too_much(self) -> bool:
+        """More than half of the cap is buffered; or more is reserved for it than a part of what is
+        free: that is more than it will take, and whoever comes when all is reserved has to wait
+        for the difference."""
+        space = self._store.space()
+        return (
+            2 * self.dirty_bytes > self._dirty_bytes_max
+            or _RESERVED_SHARE_MAX * space.reserved_bytes > space.free_bytes
+        )
 
     async def _flush_old(self) -> bool:
         """Flush what has been dirty for DIRTY_AGE_S; False if there was nothing."""

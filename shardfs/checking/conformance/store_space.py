@@ -59,11 +59,11 @@ class ReclamationWatch:
         self._may_be_stuck = may_be_stuck
         self._counts = coverage.counts
         self._is_moving = False
-        evacuator, checkpointer = store._maintenance._evacuator, store._checkpointer
+        evacuator, checkpointer = store._evacuator, store._checkpointer
         self._wrap(evacuator, "evacuate", self._evacuated)
         self._wrap(checkpointer, "compact", self._compacted)
         self._wrap(checkpointer, "empty", self._emptied)
-        self._wrap(store._maintenance, "_reclaim_step", self._reclaimed)
+        self._wrap(store._maintenance.reclamation, "step", self._reclaimed)
         append = evacuator._append
 
         def appended(*arguments: Any) -> Any:
