@@ -53,7 +53,7 @@ from shardfs.fuse.tables import NotLoaded, Tables
 _log = logging.getLogger(__name__)
 _RUNS_PER_STEP: Final = 32
 _FILES_PER_STEP: Final = 16
-_RESERVED_SHARE_MAX: Final = 4
+_RESERVED_SHARE: Final = 4
 _BLOCK_BYTES: Final = limits.BLOCK_BYTES
 
 
@@ -99,6 +99,7 @@ class Writeback:
         self.dirty_bytes = 0
         """Memory held by dirty data."""
         self._dirty_bytes_max = dirty_bytes_max
+        self._reserved_bytes = 0
         self._store = store
         self._tables = tables
         self._files = files
@@ -335,10 +336,9 @@ class Writeback:
         """More than half of the cap is buffered; or more is reserved for it than a part of what is
         free: that is more than it will take, and whoever comes when all is reserved has to wait
         for the difference."""
-        space = self._store.space()
         return (
             2 * self.dirty_bytes > self._dirty_bytes_max
-            or _RESERVED_SHARE_MAX * space.reserved_bytes > space.free_bytes
+            or self._reserved_bytes * _RESERVED_SHARE > self._store.space().free_bytes
         )
 
     async def _flush_old(self) -> bool:
@@ -456,6 +456,7 @@ class Writeback:
         wanted = file.ranges.bytes + added_bytes + segments * limits.DIRTY_PART_SPACE_BYTES
         if wanted > file.reserved:
             self._store.reserve(wanted - file.reserved)
+            self._reserved_bytes += wanted - file.reserved
             file.reserved = wanted
 
     def _settle_reservation(self, file: DirtyFile) -> None:
@@ -464,6 +465,7 @@ class Writeback:
         wanted = ranges.bytes + ranges.segments * limits.DIRTY_PART_SPACE_BYTES
         if wanted < file.reserved:
             self._store.release(file.reserved - wanted)
+            self._reserved_bytes -= file.reserved - wanted
             file.reserved = wanted
 
     def _forget(self, file: DirtyFile, length: int) -> None:

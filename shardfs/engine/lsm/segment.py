@@ -345,7 +345,7 @@ class SegmentWriter:
             for start in range(0, len(keys), _FILTER_STEP):
                 some = keys[start : start + _FILTER_STEP]
                 key_filter.add(some)
-                await self.slices.spend(len(some) // 2)
+                await self.slices.spend(len(some) * 3 // 4)
         first_key = self._blocks[0][0]
         payload = encode_index(self.run_id, count, self._references, key_filter.encode())
         locator = self._put(Kind.RUN_INDEX, first_key, payload)
