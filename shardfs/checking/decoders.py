@@ -24,7 +24,7 @@ from functools import cache
 from typing import Any, Final
 
 from shardfs.checking.mending import mend_frame, mend_recording
-from shardfs.engine.extents import Usage
+from shardfs.engine.extent import Usage
 from shardfs.engine.framing import (
     Frame,
     decode_frame,

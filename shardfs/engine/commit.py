@@ -29,7 +29,8 @@ import trio
 from shardfs import limits
 from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.dependency import PERSISTENT, Dependency, all_of
-from shardfs.engine.extents import Extents, Usage
+from shardfs.engine.extent import Usage
+from shardfs.engine.extents import Extents
 from shardfs.engine.framing import frame_bytes
 from shardfs.engine.health import Health
 from shardfs.engine.layout import Kind, Stream

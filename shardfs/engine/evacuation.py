@@ -31,7 +31,8 @@ from typing import NamedTuple
 from shardfs import limits
 from shardfs.engine.batch import Batch
 from shardfs.engine.chunks import ChunkStore
-from shardfs.engine.extents import Extent, Extents
+from shardfs.engine.extent import Extent
+from shardfs.engine.extents import Extents
 from shardfs.engine.framing import Frame, decode_head, head_bytes
 from shardfs.engine.layout import FRAME_MAGIC, INCARNATION_SHIFT, Kind, Stream
 from shardfs.engine.lsm.entry import decode_value

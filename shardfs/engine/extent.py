@@ -1,7 +1,7 @@
 """One extent as it is known in memory, and the queue of those that are free.
 
-Role: the state that extents.py keeps for each extent. An extent that is free is handed out in the
-order in which extents became free, unless it is withheld.
+Role: the state that extent_table.py keeps for each extent. An extent that is free is handed out in
+the order in which extents became free, unless it is withheld.
 
 Invariants:
     I1. A withheld extent is not handed out: while a store is made smaller, what is free beyond

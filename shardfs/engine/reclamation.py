@@ -7,7 +7,9 @@ Invariants:
     I1. One step at a time; it may be cancelled between its parts and leaves nothing half-done.
     I2. `wait_for_space` says that nothing is to be had only when a whole step that began after
         the call has freed nothing.
-    I3. Rot and failed reads keep an extent where it is, and are no reason to fail; a failed
+    I3. A step says that it has freed something only if more is free than before: moving what the
+        tree has in two extents to two others is not gone on with.
+    I4. Rot and failed reads keep an extent where it is, and are no reason to fail; a failed
         write is.
 
 Not here: which extent of data is chosen, and how it is emptied (evacuation.py); freeing what is
@@ -25,7 +27,7 @@ from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
 from shardfs.engine.debts import Debts
 from shardfs.engine.evacuation import Evacuator
-from shardfs.engine.extents import Extents
+from shardfs.engine.extents import Extent, Extents
 from shardfs.engine.health import Health
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.reclaim import reclaim_dead
@@ -69,6 +71,8 @@ class Reclamation:
         self._steps_ended = 0
         self._freed_count = 0
         self._stuck: dict[int, int] = {}
+        self._packed_tree = (0, 0)
+        """Extents and bytes of the tree when moving a part of it has last given nothing."""
         health.on_change(self._end_step)
 
     async def reclaim(self, *, evacuate: bool = False) -> int:
@@ -138,7 +142,11 @@ class Reclamation:
         return await reclaim_dead(self._extents, self._committer, self._scheduler)
 
     async def _empty_some(self) -> int:
-        _ = await self._empty_data() or await self._empty_tree()
+        if not (await self._empty_data() or await self._empty_log()):
+            return await self._empty_runs()
+        return await self._commit_and_reclaim()
+
+    async def _commit_and_reclaim(self) -> int:
         # Also if there was nothing to move: extents may only wait for this to be dead.
         await self._committer.commit()
         return await self._reclaim_dead()
@@ -154,19 +162,33 @@ class Reclamation:
                 break
         return emptied
 
-    async def _empty_tree(self) -> bool:
-        """Make extents of the tree or of its log dead, if there is one worth it."""
-        sealed = [each for each in self._extents.all if each.state is ExtentState.SEALED]
-        log = [each for each in sealed if each.stream is Stream.META]
+    async def _empty_log(self) -> bool:
+        """Make extents of the delta log dead, if there is one worth it."""
+        log = self._sealed(Stream.META)
         if len(log) > 1:
             await self._checkpointer.checkpoint()
-            return True
+        return len(log) > 1
+
+    async def _empty_runs(self) -> int:
+        """Move what the tree has in one extent, if that is worth it; how many extents it gives."""
+        space = self._extents.space
+        held = space.held_extents(Stream.RUNS)
+        packed_held, packed_bytes = self._packed_tree
+        if held <= packed_held and space.tree_bytes >= packed_bytes:
+            return await self._commit_and_reclaim()
+        is_moved = await self._empty_emptiest_of_runs()
+        freed = await self._commit_and_reclaim()
+        if is_moved and space.held_extents(Stream.RUNS) >= held:
+            # A segment that lies in two extents is moved as a whole, and may lie in two again.
+            self._packed_tree = held, space.tree_bytes
+            return 0
+        return freed
+
+    async def _empty_emptiest_of_runs(self) -> bool:
         runs = [
             each
-            for each in sealed
-            if each.stream is Stream.RUNS
-            and each.live_bytes
-            and self._stuck.get(each.index) != each.epoch
+            for each in self._sealed(Stream.RUNS)
+            if each.live_bytes and self._stuck.get(each.index) != each.epoch
         ]
         emptiest = min(runs, key=lambda each: each.live_bytes, default=None)
         if emptiest is None or 2 * emptiest.live_bytes > self._extents.extent_bytes:
@@ -179,6 +201,13 @@ class Reclamation:
             self._stuck[emptiest.index] = epoch
             _log.warning("extent %d of the tree can not be emptied: %s", emptiest.index, error)
             return False
+
+    def _sealed(self, stream: Stream) -> list[Extent]:
+        return [
+            extent
+            for extent in self._extents.all
+            if extent.state is ExtentState.SEALED and extent.stream is stream
+        ]
 
 
 def require_read_trouble(error: CorruptionError | DeviceError) -> None:

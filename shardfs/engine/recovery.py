@@ -34,7 +34,8 @@ from shardfs.engine.cache import Cache
 from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.delta_log import LoggedDelta, log_chain, log_start, read_log
 from shardfs.engine.device import Device
-from shardfs.engine.extents import Extent, Extents, Usage
+from shardfs.engine.extent import Extent, Usage
+from shardfs.engine.extents import Extents
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.lsm.delta import DeltaPart
 from shardfs.engine.lsm.manifest import decode_manifest

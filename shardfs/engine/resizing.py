@@ -37,7 +37,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from shardfs import limits
-from shardfs.engine.extents import Extent
+from shardfs.engine.extent import Extent
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.opening import reserve_extents
 from shardfs.engine.space import DATA_STREAMS

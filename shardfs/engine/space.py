@@ -69,6 +69,10 @@ class SpaceAccount:
         if stream is Stream.HOT:
             self.hot_lives.append(life)
 
+    def held_extents(self, stream: Stream) -> int:
+        """Extents that a stream holds."""
+        return self._held[stream]
+
     def live_changed(self, stream: Stream, change_bytes: int) -> None:
         """So many more bytes are live in an extent of the stream, or fewer."""
         if stream in DATA_STREAMS:

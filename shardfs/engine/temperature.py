@@ -28,7 +28,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shardfs import limits
-from shardfs.engine.extents import Extent, Extents
+from shardfs.engine.extent import Extent
+from shardfs.engine.extents import Extents
 from shardfs.engine.framing import head_bytes
 from shardfs.engine.layout import Stream
 from shardfs.engine.pieces import Piece

@@ -27,7 +27,7 @@ from shardfs.checking.decoders import (
     check,
     decoders,
 )
-from shardfs.engine.extents import Usage
+from shardfs.engine.extent import Usage
 from shardfs.engine.layout import FORMAT_VERSION, Stream
 from shardfs.engine.lsm.delta import Rider, Tail, decode_delta, encode_delta
 from shardfs.engine.lsm.entry import decode_block, encode_block

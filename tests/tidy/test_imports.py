@@ -48,6 +48,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("superblock_record",),
     ("superblock", "space"),
     ("extent",),
+    ("extent_table",),
     ("extents",),
     ("cache", "temperature"),
     ("chunks",),

@@ -14,7 +14,7 @@ from typing import Any
 from shardfs.checking.conformance.case import Coverage
 from shardfs.checking.conformance.store_checks import Entries
 from shardfs.checking.models.space_model import Figures, Held, SpaceModel
-from shardfs.engine.extents import Extent
+from shardfs.engine.extent import Extent
 from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX
 from shardfs.engine.pieces import Shard, locators
 from shardfs.engine.space import DATA_STREAMS
