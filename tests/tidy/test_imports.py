@@ -34,7 +34,7 @@ EXCEPTIONS: dict[str, frozenset[str]] = {
 
 # Inside the engine a module may import what stands in a row above its own, never beside or below.
 ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
-    ("layout", "health", "stats", "pacing", "options"),
+    ("layout", "health", "stats", "pacing", "options", "findings"),
     ("pieces", "recording"),
     # Frames as bytes, no I/O: superblock records are frames as well, so it stands this early.
     ("framing",),
@@ -47,6 +47,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("scheduler", "recorder"),
     ("superblock_record",),
     ("superblock", "space"),
+    ("superblock_check",),
     ("extent",),
     ("extent_table",),
     ("extents",),
