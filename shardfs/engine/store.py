@@ -83,15 +83,7 @@ class Store:
             parts.extents, parts.tree, self._shards, self._applier.batch, self._applier.apply
         )
         self._maintenance = Maintenance(
-            parts.committer,
-            parts.checkpointer,
-            parts.extents,
-            parts.scheduler,
-            parts.health,
-            parts.tree,
-            self._evacuator,
-            self._gatherer,
-            options.commit_interval_s,
+            parts, self._evacuator, self._gatherer, options.commit_interval_s
         )
 
     @classmethod

@@ -231,7 +231,7 @@ def _bind(path: Path) -> trio.socket.SocketType:
         path.chmod(0o600)
         listener.listen(CONNECTIONS_MAX)
         return trio.socket.from_stdlib_socket(listener)
-    except BaseException:
+    except BaseException:  # whatever ended it, nobody else knows the socket
         listener.close()
         raise
 

@@ -71,6 +71,15 @@ def fuse_is_usable(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sockets and logs of this test's mounts are under its own directory."""
+    directory = tmp_path / "run"
+    directory.mkdir(mode=0o700)
+    monkeypatch.setenv("SHARDFS_RUNTIME_DIR", str(directory))
+    return directory
+
+
+@pytest.fixture
 def kernel_resources() -> Iterator[ExitStack]:
     """Loop devices and mounts of one test, released newest first: mounts before their devices."""
     with ExitStack() as stack:
