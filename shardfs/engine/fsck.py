@@ -15,7 +15,8 @@ Invariants checked (each finding names its number):
     E6.  Every referenced chunk lies in an extent that is in use, by the stream of its kind, of
          the same epoch, and below its write pointer.
     E7.  No two referenced chunks overlap.
-    E8.  The live bytes counted for an extent are the bytes of its referenced frames.
+    E8.  The live bytes counted for an extent are those of the pieces of data (liveness.py), or of
+         the other frames, that are referenced in it.
     E9.  Nothing refers to a free extent, and it counts no live bytes.
     E10. The frame on the device is the one the locator means: kind, owner, epoch, sequence,
          length, checksums.
@@ -42,6 +43,7 @@ from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.findings import Finding, Report
 from shardfs.engine.framing import Frame, decode_head, head_bytes
 from shardfs.engine.layout import ExtentState, Kind, Stream
+from shardfs.engine.liveness import live_bytes
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_block
 from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.segment import Segment
@@ -192,6 +194,8 @@ class _StoreCheck:
 
     async def _check_shard(self, key: bytes, shard: Shard) -> None:
         self.report.count("shards")
+        for (extent, _), live in live_bytes(shard.pieces).items():
+            self._live[extent] = self._live.get(extent, 0) + live
         for locator in locators(shard.pieces).values():
             await self._check_chunk(locator, Kind.DATA, key, None, f"key {key[:48].hex()}")
             if self._data:
@@ -265,7 +269,8 @@ class _StoreCheck:
             trouble = f"beyond the extent's write pointer {extent.write_pointer}"
         if trouble:
             self._find("E6", f"it refers to a chunk {trouble}", where, key, locator)
-        self._live[locator.extent] = self._live.get(locator.extent, 0) + size
+        if kind is not Kind.DATA:
+            self._live[locator.extent] = self._live.get(locator.extent, 0) + size
         places = self._places.setdefault(locator.extent, array("Q"))
         places.append(locator.offset << _OFFSET_BITS | size)
         if self._extents.unwritten(locator.extent, locator.offset) is not None:

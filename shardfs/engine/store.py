@@ -41,7 +41,7 @@ from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, enc
 from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.opening import Parts, open_parts
 from shardfs.engine.options import StoreOptions
-from shardfs.engine.pieces import Entry, Locator, Piece, Shard, locators
+from shardfs.engine.pieces import Entry, Locator, Piece, Shard
 from shardfs.engine.shards import ShardData
 from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
 from shardfs.engine.superblock_record import Identity
@@ -438,6 +438,5 @@ class Store:
     ) -> Dependency:
         """Apply a change of kind, record to shard or back, that Batch itself forbids."""
         batch.changes[key] = value
-        batch.added = locators(pieces)
-        batch.removed = locators(old.pieces) if isinstance(old, Shard) else {}
+        batch.refer(old.pieces if isinstance(old, Shard) else (), pieces)
         return self.apply(batch)

@@ -38,7 +38,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("pieces", "recording"),
     # Frames as bytes, no I/O: superblock records are frames as well, so it stands this early.
     ("framing",),
-    ("dependency",),
+    ("dependency", "liveness"),
     ("claims", "images"),
     ("probe",),
     ("device",),
