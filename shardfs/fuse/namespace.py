@@ -349,7 +349,7 @@ class Namespace:
         """Run an operation that needs space; on a full disk wait once for what is being freed."""
         await self._tables.store.admit()
         return await self._orphans.with_room(
-            partial(self._tables.run, operation), self._writeback.flush_all
+            partial(self._tables.run, operation), self._writeback.flush_steps
         )
 
     def _directory(self, change: Change, ino: int) -> Inode:

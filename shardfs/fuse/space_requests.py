@@ -87,7 +87,7 @@ class SpaceRequests:
 
     async def _plan(self, _request: Answer) -> Answer:
         await trio.lowlevel.checkpoint()
-        return asdict(collection_plan(self._store))
+        return asdict(await collection_plan(self._store))
 
     async def _begin(self, _request: Answer) -> Answer:
         await trio.lowlevel.checkpoint()
