@@ -86,8 +86,11 @@ class Admission:
         wanted = length + self._extents.extent_bytes
         if self._extents.space.user_bytes() < wanted:
             await self._merging.squeeze()
+        await self._wait_until_ready(length)
+        if self._extents.space.user_bytes() < wanted and await self._gatherer.give_back(wanted):
+            await self._wait_until_ready(length)
+
+    async def _wait_until_ready(self, length: int) -> None:
         while self._extents.ready_user_bytes() < self._debts.scarce_bytes(length):
             if not await self._reclamation.wait_for_space():
-                break
-        if self._extents.space.user_bytes() < wanted:
-            await self._gatherer.give_back(wanted)
+                return

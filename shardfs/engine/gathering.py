@@ -142,10 +142,13 @@ class Gatherer:
                 if space.user_bytes() >= wanted_bytes or not self._piece_counts:
                     break
                 key = max(self._piece_counts, key=self._piece_counts.__getitem__)
-                del self._piece_counts[key]  # it comes back when it changes
+                count = self._piece_counts.pop(key)  # it comes back when it changes
                 try:
                     length = await self._gather(key, for_space=True)
-                except (DeviceError, CorruptionError, LimitError, NoSpaceError) as error:
+                except NoSpaceError:
+                    self._piece_counts.setdefault(key, count)
+                    break
+                except (DeviceError, CorruptionError, LimitError) as error:
                     _log.info("the shard %s keeps its pieces: %s", key.hex(), error)
                     continue
                 self.gathered_shards += length > 0
@@ -182,6 +185,8 @@ class Gatherer:
         groups = groups_worth_joining(shard.pieces, self._shards.chunk_bytes_max, per_piece)
         length = sum(group[-1].end - group[0].start for group in groups)
         if not groups or not self._has_room_for(length, for_space=for_space):
+            if groups and for_space:
+                raise NoSpaceError(f"{length} bytes are not ready")
             return 0
         copies = {}
         for group in groups:

@@ -11,7 +11,7 @@ from typing import Final
 
 from shardfs.checking.canaries.canary import Canary
 from shardfs.checking.canaries.planting import Edit
-from shardfs.engine import figures
+from shardfs.engine import figures, liveness
 from shardfs.engine.admission import Admission
 from shardfs.engine.applying import Applier
 from shardfs.engine.checkpoint import Checkpointer
@@ -155,6 +155,31 @@ MOVING: Final = (
 )
 
 ACCOUNT: Final = (
+    Canary(
+        "overwritten-parts-stay-live",
+        "A chunk counts as live as a whole as long as a piece of it is referred to: overwriting "
+        "in place takes space.",
+        (
+            Edit(
+                liveness.piece_bytes,
+                "frame_bytes(piece.locator.key_bytes, piece.length)",
+                "frame_bytes(piece.locator.key_bytes, piece.locator.length)",
+            ),
+        ),
+        ("store", "files"),
+    ),
+    Canary(
+        "shortened-piece-taken-for-the-same",
+        "A piece of which the end is overwritten counts as before.",
+        (
+            Edit(
+                liveness._alike,
+                "old[start] is new[start]",
+                "old[start].start == new[start].start",
+            ),
+        ),
+        ("store", "files"),
+    ),
     Canary(
         "space-not-debited",
         "What is no longer referred to stays in the account of space.",
