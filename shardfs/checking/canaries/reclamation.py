@@ -239,7 +239,11 @@ ACCOUNT: Final = (
                 "if length > self._extents.space.user_bytes() - self.reserved_bytes:",
                 "if length > self._extents.ready_user_bytes() - self.reserved_bytes:",
             ),
-            Edit(Admission.admit, "if not await self._reclamation.wait_for_space():", "if True:"),
+            Edit(
+                Admission._wait_until_ready,
+                "if not await self._reclamation.wait_for_space():",
+                "if True:",
+            ),
         ),
         ("store",),
     ),
