@@ -217,7 +217,7 @@ class Flusher:
             shard = await self._store.get_shard(key)
             if not self._files.has_room_for(shard, _RUNS_PER_STEP):
                 await self._gather(file.ino, index, shard)
-                # What was ready has been taken for that.
+                # Gathering has taken room that was ready, whether it came to its end or not.
                 await self._store.admit(min(limits.SHARD_BYTES, file.ranges.bytes))
                 await self._tables.load(file.ino)
                 shard = await self._store.get_shard(key)

@@ -78,7 +78,7 @@ MOVING: Final = (
         "copies may still be lost.",
         (
             Edit(Evacuator.evacuate, _LEFT, f"extent.last_delta = 0\n{_LEFT}"),
-            Edit(Reclamation._empty_some, "await self._committer.commit()\n", ""),
+            Edit(Reclamation._commit_and_reclaim, "await self._committer.commit()\n", ""),
         ),
         ("store", "concurrent"),
     ),
