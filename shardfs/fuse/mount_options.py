@@ -43,6 +43,7 @@ class MountOptions:
     access_times: when reading changes a file's access time.
     directory_access_times: reading a directory may change its access time.
     xattrs: there are extended attributes.
+    access_lists: there are POSIX access lists, if root mounts.
     uid, gid: whom every file is shown to belong to; None: whom it does belong to.
     dirty_bytes_max: writers wait while more bytes are buffered.
     suid, dev, exec: what the kernel allows; None: what it does by itself.
@@ -55,6 +56,7 @@ class MountOptions:
     access_times: AccessTimes = AccessTimes.RELATIVE
     directory_access_times: bool = True
     xattrs: bool = True
+    access_lists: bool = True
     uid: int | None = None
     gid: int | None = None
     dirty_bytes_max: int = limits.DIRTY_BYTES_MAX
@@ -110,6 +112,8 @@ _FLAGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "nodiratime": {"directory_access_times": False},
     "noxattr": {"xattrs": False},
     "xattr": {"xattrs": True},
+    "noacl": {"access_lists": False},
+    "acl": {"access_lists": True},
     "suid": {"suid": True},
     "nosuid": {"suid": False},
     "dev": {"dev": True},
@@ -134,7 +138,7 @@ REMOUNTABLE: Final = frozenset(
 )
 KNOWN: Final = (
     "ro, rw, sync, async, dirsync, relatime, noatime, strictatime, nodiratime, [no]suid, [no]dev, "
-    "[no]exec, allow_other, private, uid=ID, gid=ID, noxattr, dirty=SIZE, log=FILE|journal"
+    "[no]exec, allow_other, private, uid=ID, gid=ID, noxattr, noacl, dirty=SIZE, log=FILE|journal"
 )
 
 
