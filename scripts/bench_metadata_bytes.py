@@ -33,7 +33,7 @@ import trio
 import trio.testing
 
 from shardfs import limits
-from shardfs.engine.device import BlockDevice, open_device
+from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.images import create_image
 from shardfs.engine.layout import Stream
 from shardfs.engine.mkfs import format_device, plan

@@ -35,7 +35,7 @@ from typing import Any
 
 import trio
 
-from shardfs.engine.device import BlockDevice, open_device
+from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store
 

@@ -24,7 +24,7 @@ from functools import cache
 from typing import Any, Final
 
 from shardfs.checking.mending import mend_frame, mend_recording
-from shardfs.engine.extents import Usage
+from shardfs.engine.extent import Usage
 from shardfs.engine.framing import (
     Frame,
     decode_frame,
@@ -76,8 +76,8 @@ from shardfs.engine.recording import (
 )
 from shardfs.engine.recording import Record as Event
 from shardfs.engine.recording import encode_record as encode_recorded
-from shardfs.engine.superblock import ExtentEntry, Record, Root, decode_record
-from shardfs.engine.superblock import encode_record as encode_superblock_record
+from shardfs.engine.superblock_record import ExtentEntry, Record, Root, decode_record
+from shardfs.engine.superblock_record import encode_record as encode_superblock_record
 from shardfs.errors import CorruptionError, IncompatibleError, ShardfsError
 from shardfs.fuse import promises, records
 
@@ -153,7 +153,7 @@ def check(name: str, data: bytes) -> bool:
 
 @cache
 def decoders() -> Mapping[str, Decoder]:
-    """Every decoder by module and function: `superblock.decode_record`.
+    """Every decoder by module and function: `superblock_record.decode_record`.
 
     What has checksums is there twice, the second time, "..., mended", with those put right.
     """
@@ -217,7 +217,7 @@ def _encode_frame(value: tuple[Frame, memoryview]) -> bytes:
 def _engine_decoders() -> dict[str, Decoder]:
     change = RECORD._replace(root=Root(), entries=(), snapshot=False, clean=True)
     return {
-        "superblock.decode_record": Decoder(
+        "superblock_record.decode_record": Decoder(
             decode_record,
             (
                 encode_superblock_record(IDENTITY, RECORD),

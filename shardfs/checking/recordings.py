@@ -36,8 +36,9 @@ from shardfs.checking.recorded_life import Moment, NameHistory, Names, RecordedL
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import Bytes
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.recording import RECORDING_MAGIC, RecordingReader
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import FileError, NotShardfsError, ShardfsError, UsageError
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.fsck import check_files

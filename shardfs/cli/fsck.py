@@ -18,9 +18,10 @@ import trio
 from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, printable, size_text
-from shardfs.engine.device import open_device
+from shardfs.engine.block_device import open_device
 from shardfs.engine.fsck import Finding, Report
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceBusyError, UsageError
 from shardfs.fuse.fsck import check_all
 from shardfs.fuse.mounts import mounts_of

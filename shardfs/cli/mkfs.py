@@ -24,12 +24,12 @@ import trio
 from shardfs import limits
 from shardfs.cli.options import PATH, SIZE, json_option
 from shardfs.cli.output import print_json, size_text
-from shardfs.engine.device import BlockDevice, open_device
+from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.images import create_image
 from shardfs.engine.layout import FRAME_MAGIC, Kind
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.probe import Magic, probe, users_of
-from shardfs.engine.superblock import Identity
+from shardfs.engine.superblock_record import Identity
 from shardfs.errors import DeviceBusyError, UsageError
 from shardfs.limits import EXTENT_BYTES_MAX, EXTENT_BYTES_MIN, MIB
 

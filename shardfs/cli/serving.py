@@ -34,9 +34,11 @@ import trio
 from shardfs.cli.errors import FINDING, SUCCESS, describe, exit_status, is_expected, root_cause
 from shardfs.cli.logs import JOURNAL, log_to_file, log_to_journal
 from shardfs.cli.systemd import notify
-from shardfs.engine.device import BlockDevice, Device, open_device
+from shardfs.engine.block_device import BlockDevice, open_device
+from shardfs.engine.device import Device
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.recorder import Recorder, RecordingDevice
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import DeviceBusyError, UsageError
 from shardfs.fuse.control import ControlSocket
 from shardfs.fuse.inspection import Inspection

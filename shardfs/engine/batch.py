@@ -6,7 +6,7 @@ Invariants:
     I1. A key appears in a batch at most once as a shard; a later record change of the same key
         replaces an earlier one.
 
-Not here: applying it (store.py).
+Not here: applying it (applying.py).
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ from shardfs.engine.cache import Cache
 from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.commit import Committer, Freeze
 from shardfs.engine.dependency import all_of
-from shardfs.engine.extents import Extents, Usage
+from shardfs.engine.extent import Usage
+from shardfs.engine.extents import Extents
 from shardfs.engine.layout import Kind, Stream
 from shardfs.engine.lsm.compaction import (
     GARBAGE_SHARE_MAX,

@@ -11,7 +11,7 @@ Invariants:
     I3. A reset makes what lay in the extent unreadable at once, also where the device still has
         the bytes: the epoch in a locator must be that of its extent.
 
-Not here: which chunks are referenced (lsm, store.py).
+Not here: which chunks are referenced (lsm, applying.py).
 """
 
 from __future__ import annotations

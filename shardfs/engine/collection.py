@@ -100,7 +100,7 @@ class Collection:
         """
         try:
             if self._stage == "merging":
-                with self._store._maintenance.merges_awaited():
+                with self._store._maintenance.debts.merges_awaited():
                     await self._merge()
             elif self._stage == "emptying":
                 await self._empty()

@@ -28,7 +28,8 @@ import trio
 from shardfs import limits
 from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.dependency import PERSISTENT, Dependency, all_of
-from shardfs.engine.extents import Extents, Usage
+from shardfs.engine.extent import Usage
+from shardfs.engine.extents import Extents
 from shardfs.engine.framing import frame_bytes
 from shardfs.engine.health import Health
 from shardfs.engine.layout import Kind, Stream
@@ -37,7 +38,8 @@ from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
-from shardfs.engine.superblock import Identity, Root, Superblock
+from shardfs.engine.superblock import Superblock
+from shardfs.engine.superblock_record import Identity, Root
 from shardfs.errors import ReadOnlyError, ShardfsError
 
 _RESERVE_SHARE = 32

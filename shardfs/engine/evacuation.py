@@ -19,7 +19,7 @@ Ordering: copies and batch -> commit -> the extent is dead (reclaim.py frees it)
 between leaves the shards at the old place, which is still there, or at the new one.
 
 Not here: extents of runs and deltas (checkpoint.py empties those), when to evacuate
-(maintenance.py), freeing (reclaim.py).
+(reclamation.py), freeing (reclaim.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from typing import NamedTuple
 from shardfs import limits
 from shardfs.engine.batch import Batch
 from shardfs.engine.chunks import ChunkStore
-from shardfs.engine.extents import Extent, Extents
+from shardfs.engine.extent import Extent
+from shardfs.engine.extents import Extents
 from shardfs.engine.framing import Frame, decode_head, head_bytes
 from shardfs.engine.layout import FRAME_MAGIC, INCARNATION_SHIFT, Kind, Stream
 from shardfs.engine.lsm.entry import decode_value

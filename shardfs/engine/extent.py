@@ -1,7 +1,7 @@
 """One extent as it is known in memory, and the queue of those that are free.
 
-Role: the state that extents.py keeps for each extent. An extent that is free is handed out in the
-order in which extents became free, unless it is withheld.
+Role: the state that extent_table.py keeps for each extent. An extent that is free is handed out in
+the order in which extents became free, unless it is withheld.
 
 Invariants:
     I1. A withheld extent is not handed out: while a store is made smaller, what is free beyond
@@ -21,7 +21,7 @@ from typing import NamedTuple
 from shardfs.engine.dependency import PERSISTENT, Dependency
 from shardfs.engine.device import Buffer
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.superblock import ExtentEntry
+from shardfs.engine.superblock_record import ExtentEntry
 
 
 class Usage(NamedTuple):

@@ -1,4 +1,4 @@
-"""Append-only extents: placing, soft write pointers, live bytes, reset.
+"""Append-only extents: placing, soft write pointers, reset.
 
 Role: the device is cut into extents of equal size. Each stream writes into one open extent at a
 time, at its write pointer, never before it. Frames gather in the extent's *tail* in memory,
@@ -8,9 +8,8 @@ Invariants:
     I1. An extent's bytes change only behind its write pointer, until a reset.
     I2. No referenced frame lies at or beyond the recorded write pointer (Tail and ExtentEntry
         carry it); after a crash writing goes on there.
-    I3. An extent is reset only when nothing refers to it any more *persistently*: its live
-        bytes are zero, the delta that dropped the last reference is durable, nobody reads it,
-        and nothing of it waits to be written.
+    I3. An extent is reset only when it is dead (extent_table.I1): nothing refers to it any more
+        *persistently*, nobody reads it, and nothing of it waits to be written.
     I4. A freed extent is handed out only after the superblock record that frees it, with the
         epoch raised, is persistent.
     I5. Frames of the META stream go only into extents that the superblock names (declared).
@@ -19,34 +18,30 @@ Invariants:
 
 Ordering: free: superblock record (epoch + 1) -> device reset -> discard -> allocation.
 
-Not here: what frames mean (framing.py), who is live (store.py counts), when to free
-(reclaim.py).
+Not here: what is known of each extent, and its live bytes (extent_table.py); what frames mean
+(framing.py), when to free (reclaim.py).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from shardfs import limits
 from shardfs.engine.dependency import PERSISTENT, Dependency
 from shardfs.engine.device import Buffer, Device
-from shardfs.engine.extent import Extent, FreeExtents, Tail, Usage
+from shardfs.engine.extent import Extent, Tail
+from shardfs.engine.extent_table import ExtentTable
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.scheduler import Scheduler
-from shardfs.engine.space import DATA_STREAMS, SpaceAccount
-from shardfs.engine.superblock import ExtentEntry, Identity, Superblock
-from shardfs.errors import CorruptionError, NoSpaceError
-
-__all__ = ["Extent", "Extents", "Usage"]
-
-_STATES = {int(state): state for state in ExtentState}
-_STREAMS = {int(stream): stream for stream in Stream}
+from shardfs.engine.superblock import Superblock
+from shardfs.engine.superblock_record import ExtentEntry, Identity
+from shardfs.errors import NoSpaceError
 
 
-class Extents:
-    """All extents of one store.
+class Extents(ExtentTable):
+    """All extents of one store, to be written and read.
 
     Args:
         device: for reads and resets.
@@ -67,22 +62,14 @@ class Extents:
         self._device = device
         self._scheduler = scheduler
         self._superblock = superblock
-        self._sequence = sequence
-        self.reserve = reserve
-        self.extent_bytes = superblock.identity.extent_bytes
-        self.space = SpaceAccount(self.identity.extent_count, self.extent_bytes, reserve)
-        self.all = [Extent(index) for index in range(self.identity.extent_count)]
-        for extent in self.all[: limits.SUPERBLOCK_EXTENTS]:
-            extent.state = ExtentState.SUPERBLOCK
-        self._free = FreeExtents()
+        identity = superblock.identity
+        super().__init__(identity.extent_count, identity.extent_bytes, sequence, reserve)
         self._current: dict[Stream, Extent] = {}
         self._spares: deque[Extent] = deque()
         self._declared_by: Dependency | None = None
         self._unwritten: dict[tuple[int, int], Sequence[Buffer]] = {}
-        self._changed: dict[int, None] = {}
         self.released_count = 0
         """Extents given back since the open."""
-        self._touched: dict[int, None] = {}
 
     @property
     def identity(self) -> Identity:
@@ -90,16 +77,6 @@ class Extents:
         return self._superblock.identity
 
     # --- opening ----------------------------------------------------------------------------
-
-    def restore(self, entries: Iterable[ExtentEntry]) -> None:
-        """Take over recorded states. Requires: nothing has been placed yet."""
-        for entry in entries:
-            extent = self.at(entry.extent)
-            extent.state = _STATES[entry.state]
-            extent.stream = _STREAMS[entry.stream]
-            extent.epoch = entry.epoch
-            extent.write_pointer = entry.write_pointer
-            extent.order = entry.order
 
     def begin(self) -> None:
         """Build the free list and the open extents from the restored states."""
@@ -123,16 +100,6 @@ class Extents:
             if extent.state in (ExtentState.OPEN, ExtentState.SEALED):
                 self.space.taken(extent.stream)
                 self.space.live_changed(extent.stream, extent.live_bytes)
-
-    def at(self, number: int) -> Extent:
-        """The extent of this number, as something on the device names it.
-
-        Raises:
-            CorruptionError: there is no such extent.
-        """
-        if number >= len(self.all):
-            raise CorruptionError(f"extent {number} is named, and there are {len(self.all)}")
-        return self.all[number]
 
     # --- appending --------------------------------------------------------------------------
 
@@ -261,10 +228,6 @@ class Extents:
         while len(self._spares) < limits.META_SPARE_EXTENTS and self._free:
             self._spares.append(self._allocate(Stream.META, 0))
 
-    def tick(self) -> int:
-        """A number above all sequence numbers and orders so far: the time, in frames written."""
-        return next(self._sequence)
-
     # --- reading ----------------------------------------------------------------------------
 
     def unwritten(self, extent: int, offset: int) -> Sequence[Buffer] | None:
@@ -295,47 +258,7 @@ class Extents:
         finally:
             pinned.pins -= 1
 
-    # --- accounting -------------------------------------------------------------------------
-
-    def credit(self, extent: int, length: int) -> None:
-        """`length` more bytes of the extent are referenced."""
-        state = self.at(extent)
-        state.live_bytes += length
-        state.live_change += length
-        self.space.live_changed(state.stream, length)
-        self._touched[extent] = None
-
-    def debit(self, extent: int, epoch: int, length: int, delta: int = 0) -> None:
-        """`length` bytes are referenced no more, once delta number `delta` is durable."""
-        state = self.at(extent)
-        assert state.epoch == epoch, f"extent {extent} was reset while referenced"
-        assert state.live_bytes >= length, f"extent {extent} would have negative live bytes"
-        state.live_bytes -= length
-        state.live_change -= length
-        self.space.live_changed(state.stream, -length)
-        state.last_delta = max(state.last_delta, delta)
-        self._touched[extent] = None
-
-    def take_touched(self) -> list[tuple[Extent, int]]:
-        """Extents appended to, credited or debited since the last call, with the live change."""
-        touched, self._touched = self._touched, {}
-        result = []
-        for index in touched:
-            extent = self.all[index]
-            if extent.stream in DATA_STREAMS:
-                result.append((extent, extent.live_change))
-            elif extent.stream is Stream.RUNS:
-                result.append((extent, 0))
-            extent.live_change = 0
-        return result
-
-    def usage(self) -> tuple[Usage, ...]:
-        """Live bytes of the extents that hold data."""
-        return tuple(
-            Usage(extent.index, extent.epoch, extent.live_bytes)
-            for extent in self.all
-            if extent.stream in DATA_STREAMS and extent.live_bytes
-        )
+    # --- records of the superblock ----------------------------------------------------------
 
     def take_changed(self) -> list[ExtentEntry]:
         """Entries for the next superblock record: changed extents and all open ones."""
@@ -345,49 +268,11 @@ class Extents:
         return [self.all[index].entry() for index in changed]
 
     @property
-    def has_changed(self) -> bool:
-        """True when a superblock record is due for the sake of the extents."""
-        return bool(self._changed)
-
-    @property
     def needs_declaring(self) -> bool:
         """True when an extent of the META stream waits for a record that nobody has begun."""
         return self._declared_by is self._superblock.next_record()
 
-    def entries(self) -> list[ExtentEntry]:
-        """Entries of all extents, for a snapshot."""
-        return [extent.entry() for extent in self.all]
-
     # --- freeing ----------------------------------------------------------------------------
-
-    def dead(self, durable_delta: int, checkpoint: int, log_extent: int) -> list[Extent]:
-        """Sealed extents that nothing persistent refers to (I3).
-
-        Args:
-            durable_delta: deltas up to this number are durable; what they dropped is gone.
-            checkpoint: deltas up to this number are in runs; their own frames are not needed.
-            log_extent: where reading the delta log starts; never dead.
-        """
-        return [
-            extent
-            for extent in self.all
-            if extent.state is ExtentState.SEALED
-            and extent.live_bytes == 0
-            and extent.index != log_extent
-            and extent.last_delta <= (checkpoint if extent.stream is Stream.META else durable_delta)
-            and extent.pins == 0
-            and extent.writes_pending == 0
-        ]
-
-    def mark_free(self, extent: Extent) -> None:
-        """Raise the epoch and have the next record free it; not to be reused before `release`."""
-        self.space.given_back(extent.stream, self.tick() - extent.order)
-        extent.state = ExtentState.FREE
-        extent.stream = Stream.NONE
-        extent.epoch += 1
-        extent.write_pointer = 0
-        extent.last_delta = 0
-        self._changed[extent.index] = None
 
     async def release(self, extent: Extent) -> None:
         """Reset and discard on the device, then make the extent available.
@@ -400,38 +285,10 @@ class Extents:
         self._free.append(extent)
         self.released_count += 1
 
-    @property
-    def free(self) -> FreeExtents:
-        """The extents that can be handed out (I4)."""
-        return self._free
-
-    @property
-    def free_count(self) -> int:
-        """Extents that can be handed out, the reserve included."""
-        return len(self._free)
-
-    @property
-    def free_bytes(self) -> int:
-        """Bytes of the extents that can be handed out, the reserve included."""
-        return len(self._free) * self.extent_bytes
-
     def ready_user_bytes(self) -> int:
         """Bytes that user data may take right now, before anything is reclaimed."""
         ready = self.space.ready_extents(len(self._free))
         return ready * self.extent_bytes + self.room(Stream.DATA)
-
-    def sealed_data(self) -> list[Extent]:
-        """Extents of data, partly live, to which nothing is added any more and nothing waits to
-        be written."""
-        return [
-            extent
-            for extent in self.all
-            if extent.state is ExtentState.SEALED
-            and extent.stream in DATA_STREAMS
-            and extent.live_bytes
-            and not extent.writes_pending
-            and not self._free.is_behind_end(extent)
-        ]
 
     # --- another size -----------------------------------------------------------------------
 
@@ -442,31 +299,7 @@ class Extents:
             if extent.index >= end:
                 self.seal(extent)
 
-    def lengthen(self, extent_count: int) -> list[Extent]:
-        """Have so many extents; the new ones, free, and not to be handed out before `release`.
-
-        Their epoch is one that no extent has had: what was written there before an earlier end of
-        the device means nothing.
-        """
-        epoch = 1 + max(extent.epoch for extent in self.all)
-        new = [Extent(index, epoch=epoch) for index in range(len(self.all), extent_count)]
-        self.all += new
-        return new
-
-    def shorten(self, extent_count: int) -> None:
-        """Have only so many extents.
-
-        Requires: the others are free, withheld, and named neither by the manifest nor by the delta
-        log. The first extent, whose own frames have none, keeps the highest epoch of theirs.
-        """
-        rest = self.all[extent_count:]
-        assert self._free.withheld_count == len(rest), "something is still there"
-        del self.all[extent_count:]
-        self.all[0].epoch = max(each.epoch for each in (self.all[0], *rest))
-        for extent in rest:
-            self._changed.pop(extent.index, None)
-            self._touched.pop(extent.index, None)
-        self._free.forget()
+    # --- extents to write to ----------------------------------------------------------------
 
     def _open_next(self, stream: Stream, floor: int) -> Extent:
         if stream is Stream.META and self._spares:

@@ -48,7 +48,8 @@ from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.pieces import DIGEST_BYTES, Locator, Shard, locators
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
-from shardfs.engine.superblock import CopyState, Identity, Record, read_copy
+from shardfs.engine.superblock import CopyState, read_copy
+from shardfs.engine.superblock_record import Identity, Record
 from shardfs.errors import CorruptionError, DeviceError, IncompatibleError
 
 FINDINGS_MAX: Final = 1000

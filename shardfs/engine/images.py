@@ -4,7 +4,7 @@ Role: what happens to the file itself; what is in it is the device's.
 
 Ordering: a file is longer, or shorter, durably before the caller goes on.
 
-Not here: reading and writing it (device.py).
+Not here: reading and writing it (device_calls.py).
 """
 
 from __future__ import annotations

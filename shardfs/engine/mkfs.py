@@ -25,7 +25,8 @@ from shardfs.engine.device import Device
 from shardfs.engine.health import Health
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.scheduler import Scheduler
-from shardfs.engine.superblock import ExtentEntry, Identity, Root, Superblock, extent_count_max
+from shardfs.engine.superblock import Superblock
+from shardfs.engine.superblock_record import ExtentEntry, Identity, Root, extent_count_max
 from shardfs.errors import DeviceError, DeviceTooSmallError, LimitError
 
 _ERASED_BYTES = 1 * limits.MIB

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from shardfs import limits
 from shardfs.engine.chunks import locator_bytes
-from shardfs.engine.extents import Extent
+from shardfs.engine.extent import Extent
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.pieces import Piece, Shard, locators
 from shardfs.engine.stats import ExtentFigures, Hold

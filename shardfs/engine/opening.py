@@ -41,7 +41,8 @@ from shardfs.engine.recovery import (
     replay_log,
 )
 from shardfs.engine.scheduler import Scheduler
-from shardfs.engine.superblock import Identity, Superblock, check_features
+from shardfs.engine.superblock import Superblock
+from shardfs.engine.superblock_record import Identity, check_features
 from shardfs.errors import CorruptionError
 
 _log = logging.getLogger(__name__)

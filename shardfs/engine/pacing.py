@@ -21,7 +21,7 @@ Invariants:
     I3. Delays of several writers at once follow each other, so that their number does not matter,
         as far as nobody waits longer than ADMISSION_DELAY_S_MAX.
 
-Not here: what the debts are (maintenance.py), what the work is.
+Not here: what the debts are (debts.py), what the work is.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Ordering: record with state FREE and the epoch raised -> flush -> device reset -
 allocation. A power cut in between leaves a free extent that still holds old bytes; their epoch
 tells that they mean nothing.
 
-Not here: counting what is live (store.py, checkpoint.py).
+Not here: counting what is live (applying.py, checkpoint.py).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ deltas, at most limits.RIDER_BYTES_MAX each). What is read does not grow with th
 Invariants:
     I1. The result is the state after some prefix of the applied batches that contains every
         batch that was durable.
-    I2. Nothing is written here; store.py makes the result durable before anything is served.
+    I2. Nothing is written here; opening.py makes the result durable before anything is served.
 
 Not here: reading damaged devices beyond what a crash can do (fsck.py).
 """
@@ -34,14 +34,16 @@ from shardfs.engine.cache import Cache
 from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.delta_log import LoggedDelta, log_chain, log_start, read_log
 from shardfs.engine.device import Device
-from shardfs.engine.extents import Extent, Extents, Usage
+from shardfs.engine.extent import Extent, Usage
+from shardfs.engine.extents import Extents
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.lsm.delta import DeltaPart
 from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.merge import Run
 from shardfs.engine.lsm.segment import Segment, SegmentMeta
 from shardfs.engine.lsm.tree import Tree
-from shardfs.engine.superblock import CopyState, ExtentEntry, Identity, Record, read_copy
+from shardfs.engine.superblock import CopyState, read_copy
+from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
 from shardfs.errors import CorruptionError, DeviceError, NotShardfsError
 
 _log = logging.getLogger(__name__)

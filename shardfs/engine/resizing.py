@@ -37,12 +37,12 @@ from dataclasses import dataclass, replace
 import trio
 
 from shardfs import limits
-from shardfs.engine.extents import Extent
+from shardfs.engine.extent import Extent
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.opening import reserve_extents
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
-from shardfs.engine.superblock import Identity, extent_count_max
+from shardfs.engine.superblock_record import Identity, extent_count_max
 from shardfs.errors import (
     CorruptionError,
     DeviceBusyError,
@@ -262,7 +262,7 @@ class Shrinking:
         self._attempts[index] += 1
         await store.sync()  # what is to be moved has been written
         if extent.stream in DATA_STREAMS and extent.live_bytes:
-            with store._maintenance.waited_for():
+            with store._maintenance.debts.waited_for():
                 await store._evacuator.evacuate(extent)
             if extent.live_bytes and self._attempts[index] >= _EVACUATIONS_MAX:
                 raise CorruptionError(
@@ -365,7 +365,7 @@ def _smaller(store: Store, wanted: int) -> Identity:
 def _short_bytes(store: Store, count: int) -> int:
     """What is live or promised, beyond what would fit into so many extents."""
     free = store._extents.space.user_bytes_with(count, reserve_extents(count))
-    return store._reserved_bytes - free
+    return store._applier.reserved_bytes - free
 
 
 async def trim(store: Store) -> int:
@@ -397,7 +397,7 @@ async def trim(store: Store) -> int:
 
 
 def _require_resizable(store: Store) -> None:
-    store._require_open()
+    store._applier.require_open()
     if store._extents.free.are_withheld:
         raise DeviceBusyError(f"{store._parts.device.path} is being made smaller already")
 
@@ -413,5 +413,5 @@ def _set_bounds(store: Store, extent_count: int | None = None) -> None:
 
 def _resized(store: Store, before: Identity) -> Resized:
     now = store.identity
-    free = max(0, store._extents.space.user_bytes() - store._reserved_bytes)
+    free = max(0, store._extents.space.user_bytes() - store._applier.reserved_bytes)
     return Resized(before.device_bytes, now.device_bytes, now.extent_bytes, now.extent_count, free)

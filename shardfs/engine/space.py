@@ -14,7 +14,7 @@ The shares: the reserve is for the delta log, for open extents and for reclamati
 to. The tree has twice its size, what is still in memory included: what is there, and the same
 again for its garbage or a merge.
 
-Not here: who may take the last extents (extents.py), making room (maintenance.py).
+Not here: who may take the last extents (extents.py), making room (reclamation.py, merging.py).
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ class SpaceAccount:
         self._held[stream] -= 1
         if stream is Stream.HOT:
             self.hot_lives.append(life)
+
+    def held_extents(self, stream: Stream) -> int:
+        """Extents that a stream holds."""
+        return self._held[stream]
 
     def live_changed(self, stream: Stream, change_bytes: int) -> None:
         """So many more bytes are live in an extent of the stream, or fewer."""

@@ -1,8 +1,8 @@
 """The door of the engine: one open store.
 
-Role: composes the engine's parts over one device, keeps the account of live bytes, and runs the
-background work in a nursery of its own. Keys are bytes; a value is a record (kept in the tree)
-or a shard (pieces of chunks outside it).
+Role: composes the engine's parts over one device, and runs the background work in a nursery of its
+own. Keys are bytes; a value is a record (kept in the tree) or a shard (pieces of chunks outside
+it).
 
 Invariants:
     I1. A batch is visible whole, at once; it becomes durable whole, in the order applied.
@@ -21,15 +21,15 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 
 import trio
 
 from shardfs import limits
+from shardfs.engine.applying import Applier
 from shardfs.engine.batch import Batch, check_key
-from shardfs.engine.chunks import ChunkStore, locator_bytes
+from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer, Device
 from shardfs.engine.evacuation import Evacuator
@@ -40,39 +40,15 @@ from shardfs.engine.health import Health, HealthState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
 from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.opening import Parts, open_parts
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Entry, Locator, Piece, Shard, locators
 from shardfs.engine.shards import ShardData
 from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
-from shardfs.engine.superblock import Identity
+from shardfs.engine.superblock_record import Identity
 from shardfs.engine.temperature import Temperature
-from shardfs.errors import (
-    CorruptionError,
-    LimitError,
-    NoSpaceError,
-    ShardfsError,
-    StaleError,
-    StoreClosedError,
-)
+from shardfs.errors import CorruptionError, LimitError, ShardfsError
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StoreOptions:
-    """How to open a store.
-
-    Args:
-        read_only: nothing is written, not even by recovery.
-        background: run commits, checkpoints, merges and reclamation by themselves; without it
-            the caller runs them (tests that need every step to be theirs).
-        cache_bytes: bound of the buffer cache.
-        commit_interval_s: applied batches are durable after about this long.
-    """
-
-    read_only: bool = False
-    background: bool = True
-    cache_bytes: int = limits.CACHE_BYTES_DEFAULT
-    commit_interval_s: float = limits.COMMIT_INTERVAL_S
 
 
 class Store:
@@ -89,9 +65,10 @@ class Store:
         self._tree = parts.tree
         self._committer = parts.committer
         self._checkpointer = parts.checkpointer
-        self._closed = False
-        self._reserved_bytes = 0
         self._shards = ShardData(parts.chunks, parts.extents)
+        self._applier = Applier(
+            parts.extents, parts.tree, parts.committer, parts.health, self._shards, self._applied
+        )
         self._temperature = Temperature(parts.extents)
         self._evacuator = Evacuator(
             parts.extents,
@@ -99,10 +76,12 @@ class Store:
             parts.tree,
             self._shards,
             self._temperature,
-            partial(self.batch, essential=True),
-            self.apply,
+            partial(self._applier.batch, essential=True),
+            self._applier.apply,
         )
-        self._gatherer = Gatherer(parts.extents, parts.tree, self._shards, self.batch, self.apply)
+        self._gatherer = Gatherer(
+            parts.extents, parts.tree, self._shards, self._applier.batch, self._applier.apply
+        )
         self._maintenance = Maintenance(
             parts.committer,
             parts.checkpointer,
@@ -114,7 +93,6 @@ class Store:
             self._gatherer,
             options.commit_interval_s,
         )
-        self._record_bytes_max = min(limits.RECORD_BYTES_MAX, self.identity.chunk_bytes_max // 2)
 
     @classmethod
     @asynccontextmanager
@@ -192,8 +170,7 @@ class Store:
         batch = self.batch()
         if len(value) <= limits.INLINE_VALUE_BYTES_MAX:
             return self._replace(batch, key, old, encode_record(bytes(value)), ())
-        if len(value) > self._extents.space.user_bytes() - self._reserved_bytes:
-            raise NoSpaceError(f"no room for {len(value)} bytes")
+        self._applier.require_room(len(value))
         replaced = old.pieces if isinstance(old, Shard) else ()
         pieces = self.append_pieces(key, 0, (value,), replaced=replaced)
         return self._replace(batch, key, old, encode_shard(pieces), pieces)
@@ -281,7 +258,7 @@ class Store:
     def batch(self, *, essential: bool = False) -> Batch:
         """An empty batch. `essential` batches free space or keep a promise already made: they
         may use the reserve when the device is full."""
-        return Batch(self._record_bytes_max, essential=essential)
+        return self._applier.batch(essential=essential)
 
     def apply(self, batch: Batch) -> Dependency:
         """Make a batch visible, all of it at once.
@@ -294,29 +271,7 @@ class Store:
             NoSpaceError: the device is full and the batch is not essential.
             ReadOnlyError, StoreClosedError: the store takes no changes.
         """
-        self._require_open()
-        for key, base in batch.bases:
-            generation = base.generation if base is not None else self._tree.generation
-            if not self._tree.is_current(key, base, generation):
-                raise StaleError(f"the shard {key.hex()} has changed")
-        if not batch.essential and self._extents.space.user_bytes() <= self._reserved_bytes:
-            raise NoSpaceError("the device is full")
-        number = self._committer.next_number
-        for locator in batch.removed.values():
-            self._extents.debit(locator.extent, locator.epoch, locator_bytes(locator), number)
-        riders = []
-        for locator in batch.added.values():
-            self._extents.credit(locator.extent, locator_bytes(locator))
-            persistent = self._shards.take_appended(locator)
-            if persistent is not None:
-                riders.append((locator, persistent))
-        for key, value in batch.changes.items():
-            self._tree.set(key, value)
-        self._extents.space.memory_bytes = self._tree.memory_bytes
-        self._committer.add(batch.changes, riders)
-        self._gatherer.changed(batch)
-        self._maintenance.notice()
-        return self._committer.applied()
+        return self._applier.apply(batch)
 
     def append(self, owner: bytes, offset: int, buffers: Sequence[Buffer]) -> Locator:
         """Write one chunk of data; to be referenced by a batch in the same critical section.
@@ -326,7 +281,7 @@ class Store:
         Raises:
             NoSpaceError, ReadOnlyError, StoreClosedError: nothing was written.
         """
-        self._require_open()
+        self._applier.require_open()
         return self._shards.append(owner, offset, buffers)
 
     def append_pieces(
@@ -345,7 +300,7 @@ class Store:
         Returns:
             Pieces that cover [offset, offset + total length) of the shard.
         """
-        self._require_open()
+        self._applier.require_open()
         stream = self._temperature.stream_for_new(replaced, sum(map(len, buffers)))
         return self._shards.append_pieces(owner, offset, buffers, stream=stream)
 
@@ -404,7 +359,7 @@ class Store:
         """
         if self._scheduler.queued_bytes > limits.QUEUED_BYTES_MAX:
             await self._scheduler.admit()
-        await self._maintenance.admit(length)
+        await self._maintenance.admission.admit(length)
 
     def reserve(self, length: int) -> None:
         """Set space aside for `length` bytes that will be appended later.
@@ -412,22 +367,19 @@ class Store:
         Raises:
             NoSpaceError: there is not that much left; nothing was set aside.
         """
-        if self._reserved_bytes + length > self._extents.space.user_bytes():
-            raise NoSpaceError(f"no room for {length} more bytes")
-        self._reserved_bytes += length
+        self._applier.reserve(length)
 
     def release(self, length: int) -> None:
         """Give back what `reserve` set aside."""
-        assert length <= self._reserved_bytes, "more released than reserved"
-        self._reserved_bytes -= length
+        self._applier.release(length)
 
     def space(self) -> Space:
         """How full the store is."""
-        return space_figures(self._extents, self._reserved_bytes)
+        return space_figures(self._extents, self._applier.reserved_bytes)
 
     def space_parts(self) -> SpaceParts:
         """Where the bytes of the device are: parts that add up to its size."""
-        return space_parts(self._parts, self._reserved_bytes)
+        return space_parts(self._parts, self._applier.reserved_bytes)
 
     def statistics(self) -> StoreStatistics:
         """Counts since the open, sizes as of now."""
@@ -453,16 +405,16 @@ class Store:
 
     async def reclaim_dead(self) -> int:
         """Free the extents that are wholly dead, and move nothing; how many."""
-        return await self._maintenance.reclaim()
+        return await self._maintenance.reclamation.reclaim()
 
     async def _close(self, opened_writable: bool) -> None:
-        self._closed = True
+        self._applier.is_closed = True
         if not opened_writable:
             return
         try:
             self.health.require_writable()
             await self._committer.commit()
-            await self._maintenance.checkpoint_if_due()
+            await self._maintenance.merging.checkpoint_if_due()
             await self._scheduler.settle(await self._committer.write_record(clean=True))
         except ShardfsError as error:
             self.health.make_read_only(str(error))
@@ -470,10 +422,9 @@ class Store:
 
     # --- helpers ----------------------------------------------------------------------------
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise StoreClosedError("the store is closed")
-        self.health.require_writable()
+    def _applied(self, batch: Batch) -> None:
+        self._gatherer.changed(batch)
+        self._maintenance.notice()
 
     async def _load(self, key: bytes) -> bytes | Shard | None:
         """The value of a key, current at the moment of return."""

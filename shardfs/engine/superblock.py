@@ -1,4 +1,4 @@
-"""Identity, feature flags, tree root and soft write pointers: the log that opening starts from.
+"""The superblock log that opening starts from: identity, tree root and soft write pointers.
 
 Role: two extents at fixed places, the first two of the device, hold the same log of records.
 The first record of a log is a snapshot of every extent's state; each further one names what has
@@ -15,16 +15,14 @@ Invariants:
 Ordering: a record counts once it is whole in either copy; `next_record` is persistent once it
 is flushed in both.
 
-Not here: choosing what to record (store.py), opening a damaged device (recovery.py).
+Not here: what a record says (superblock_record.py), choosing what to record (commit.py), opening a
+damaged device (recovery.py).
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import NamedTuple
 
 from shardfs import limits
 from shardfs.engine.dependency import PERSISTENT, Dependency, all_of
@@ -33,96 +31,22 @@ from shardfs.engine.framing import (
     decode_frame,
     encode_head,
     granule_digests,
-    head_bytes,
     is_cut_short,
 )
-from shardfs.engine.layout import (
-    EXTENT_ENTRY,
-    FEATURES_COMPATIBLE,
-    FEATURES_INCOMPATIBLE,
-    FEATURES_READ_ONLY_COMPATIBLE,
-    FORMAT_VERSION,
-    FRAME_MAGIC,
-    LOCATOR,
-    SUPERBLOCK_CLEAN,
-    SUPERBLOCK_RECORD,
-    USAGE,
-    Bytes,
-    ExtentState,
-    Kind,
-    RecordKind,
-    Stream,
-)
-from shardfs.engine.pieces import Locator, decode_locator, encode_locator
+from shardfs.engine.layout import FRAME_MAGIC, Kind
 from shardfs.engine.scheduler import Scheduler
-from shardfs.errors import CorruptionError, DeviceError, IncompatibleError
-
-_RECORD_KINDS = frozenset(map(int, RecordKind))
-_EXTENT_STATES = frozenset(map(int, ExtentState))
-_STREAMS = frozenset(map(int, Stream))
-_MANIFEST_LOCATOR_BYTES_MAX = LOCATOR.size + 8 * (limits.CHUNK_BYTES_MAX // limits.GRANULE_BYTES)
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What mkfs decided; the device's size and its extent count change when it is resized.
-
-    Sizes in bytes.
-    """
-
-    uuid: uuid.UUID
-    label: str
-    device_bytes: int
-    sector_bytes: int
-    extent_bytes: int
-    extent_count: int
-    chunk_bytes_max: int
-    created_ns: int
-    format_version: int = FORMAT_VERSION
-    compatible: int = FEATURES_COMPATIBLE
-    read_only_compatible: int = FEATURES_READ_ONLY_COMPATIBLE
-    incompatible: int = FEATURES_INCOMPATIBLE
-    store_id: int = field(init=False, repr=False, compare=False)
-    """The part of the uuid that every frame carries."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "store_id", int.from_bytes(self.uuid.bytes[:8], "little"))
-
-    def extent_offset(self, extent: int) -> int:
-        """First byte of an extent on the device."""
-        return extent * self.extent_bytes
-
-
-class Root(NamedTuple):
-    """Where the tree and its delta log are."""
-
-    manifest: Locator | None = None
-    log_extent: int = 0
-    log_offset: int = 0
-    checkpoint: int = 0
-    durable_delta: int = 0
-
-
-class ExtentEntry(NamedTuple):
-    """One extent's state as recorded."""
-
-    extent: int
-    state: int
-    stream: int
-    epoch: int
-    write_pointer: int
-    order: int
-
-
-class Record(NamedTuple):
-    """One superblock record, decoded."""
-
-    snapshot: bool
-    clean: bool
-    number: int
-    incarnation: int
-    root: Root
-    entries: tuple[ExtentEntry, ...]
+from shardfs.engine.superblock_record import (
+    ExtentEntry,
+    Identity,
+    Record,
+    Root,
+    decode_record,
+    encode_record,
+    log_bytes_max,
+    record_bytes_max,
+    whole_blocks,
+)
+from shardfs.errors import CorruptionError, DeviceError
 
 
 @dataclass(slots=True)
@@ -138,130 +62,6 @@ class CopyState:
     has_magic: bool = False
     """No record in it counts, but something looks like one: a store was here."""
     error: DeviceError | None = None
-
-
-def encode_record(identity: Identity, record: Record) -> bytes:
-    """The payload of a superblock frame."""
-    root = record.root
-    manifest = encode_locator(root.manifest) if root.manifest is not None else b""
-    head = SUPERBLOCK_RECORD.pack(
-        RecordKind.SNAPSHOT if record.snapshot else RecordKind.CHANGE,
-        SUPERBLOCK_CLEAN if record.clean else 0,
-        identity.format_version,
-        identity.sector_bytes,
-        identity.compatible,
-        identity.read_only_compatible,
-        identity.incompatible,
-        identity.uuid.bytes,
-        identity.label.encode(),
-        identity.device_bytes,
-        identity.extent_bytes,
-        identity.extent_count,
-        identity.chunk_bytes_max,
-        identity.created_ns,
-        record.number,
-        record.incarnation,
-        root.log_extent,
-        root.log_offset,
-        root.checkpoint,
-        root.durable_delta,
-        len(manifest),
-        len(record.entries),
-    )
-    return head + manifest + b"".join(EXTENT_ENTRY.pack(*entry) for entry in record.entries)
-
-
-def decode_record(payload: Bytes) -> tuple[Identity, Record]:
-    """Identity and record of a superblock frame's payload.
-
-    Raises:
-        IncompatibleError: a format version this build does not know.
-        CorruptionError: anything else that is not a record.
-    """
-    fields = SUPERBLOCK_RECORD.unpack(payload)
-    kind, flags, version = fields[:3]
-    number, incarnation, log_extent, log_offset, checkpoint, durable = fields[14:20]
-    manifest_bytes, entry_count = fields[20:]
-    if version != FORMAT_VERSION:
-        raise IncompatibleError(
-            f"the device has format version {version}, this build knows {FORMAT_VERSION} only; "
-            "use a shardfs that matches it"
-        )
-    at = SUPERBLOCK_RECORD.size
-    manifest = None
-    if manifest_bytes:
-        manifest, end = decode_locator(payload, at)
-        if end != at + manifest_bytes:
-            raise CorruptionError("the manifest's locator has a wrong length", "superblock")
-    at += manifest_bytes
-    if len(payload) != at + entry_count * EXTENT_ENTRY.size:
-        raise CorruptionError("the record has a wrong length", "superblock")
-    entries = tuple(map(ExtentEntry._make, EXTENT_ENTRY.unpack_many(payload, at, entry_count)))
-    identity = _decode_identity(*fields[2:14])
-    _check_record(identity, kind, entries)
-    root = Root(manifest, log_extent, log_offset, checkpoint, durable)
-    clean = bool(flags & SUPERBLOCK_CLEAN)
-    snapshot = kind == RecordKind.SNAPSHOT
-    return identity, Record(snapshot, clean, number, incarnation, root, entries)
-
-
-@lru_cache(maxsize=8)
-def _decode_identity(
-    version: int,
-    sector_bytes: int,
-    compatible: int,
-    read_only_compatible: int,
-    incompatible: int,
-    raw_uuid: bytes,
-    label: bytes,
-    device_bytes: int,
-    extent_bytes: int,
-    extent_count: int,
-    chunk_bytes_max: int,
-    created_ns: int,
-) -> Identity:
-    """The fields that every record of a store repeats, looked at once."""
-    power_of_two = extent_bytes & (extent_bytes - 1) == 0
-    if (
-        not power_of_two
-        or not limits.EXTENT_BYTES_MIN <= extent_bytes <= limits.EXTENT_BYTES_MAX
-        or not 0 < chunk_bytes_max <= limits.CHUNK_BYTES_MAX
-        or extent_count < limits.EXTENT_COUNT_MIN
-        or extent_count * extent_bytes > device_bytes
-        or sector_bytes not in limits.SECTOR_BYTES_ALLOWED
-    ):
-        raise CorruptionError("the record's geometry is impossible", "superblock")
-    try:
-        text = label.rstrip(b"\0").decode()
-    except UnicodeDecodeError as error:
-        raise CorruptionError("the label is not text", "superblock") from error
-    return Identity(
-        uuid.UUID(bytes=raw_uuid),
-        text,
-        device_bytes,
-        sector_bytes,
-        extent_bytes,
-        extent_count,
-        chunk_bytes_max,
-        created_ns,
-        version,
-        compatible,
-        read_only_compatible,
-        incompatible,
-    )
-
-
-def _check_record(identity: Identity, kind: int, entries: Sequence[ExtentEntry]) -> None:
-    if kind not in _RECORD_KINDS:
-        raise CorruptionError(f"a record of unknown kind {kind}", "superblock")
-    for extent, state, stream, _, write_pointer, _ in entries:
-        if (
-            extent >= identity.extent_count
-            or write_pointer > identity.extent_bytes
-            or state not in _EXTENT_STATES
-            or stream not in _STREAMS
-        ):
-            raise CorruptionError(f"extent entry {extent} is impossible", "superblock")
 
 
 async def read_copy(device: Device, start: int) -> CopyState:
@@ -306,60 +106,12 @@ async def read_copy(device: Device, start: int) -> CopyState:
         copy.identity, copy.last = identity, record
         copy.entries.update((entry.extent, entry) for entry in record.entries)
         sequence = frame.sequence
-        at = copy.end = _round_up(at + frame.total_bytes)
+        at = copy.end = whole_blocks(at + frame.total_bytes)
 
 
 def _has_record(data: bytes) -> bool:
     start = FRAME_MAGIC + bytes([Kind.SUPERBLOCK])
     return any(data.startswith(start, offset) for offset in range(0, len(data), limits.BLOCK_BYTES))
-
-
-def _round_up(length: int) -> int:
-    return -(-length // limits.BLOCK_BYTES) * limits.BLOCK_BYTES
-
-
-def record_bytes_max(extent_count: int) -> int:
-    """Bytes of the largest record of a store with this many extents."""
-    payload = SUPERBLOCK_RECORD.size + _MANIFEST_LOCATOR_BYTES_MAX
-    payload += extent_count * EXTENT_ENTRY.size
-    return _round_up(head_bytes(0, payload) + payload)
-
-
-def log_bytes_max(extent_bytes: int) -> int:
-    """Bytes that a superblock log may grow to."""
-    return min(limits.SUPERBLOCK_LOG_BYTES_MAX, extent_bytes)
-
-
-def extent_count_max(extent_bytes: int, chunk_bytes_max: int) -> int:
-    """The most extents of this size that a store may have.
-
-    All of them must fit into half a superblock log, their live bytes into half a manifest.
-    """
-    least, most = 0, limits.EXTENT_COUNT_MAX
-    while least < most:
-        count = (least + most + 1) // 2
-        snapshot_fits = 2 * record_bytes_max(count) <= log_bytes_max(extent_bytes)
-        if snapshot_fits and 2 * count * USAGE.size <= chunk_bytes_max:
-            least = count
-        else:
-            most = count - 1
-    return least
-
-
-def check_features(identity: Identity) -> str:
-    """Why the store may only be read (empty: it may be written).
-
-    Raises:
-        IncompatibleError: a feature bit that forbids opening at all.
-    """
-    unknown = identity.incompatible & ~FEATURES_INCOMPATIBLE
-    if unknown:
-        raise IncompatibleError(
-            f"the device uses features this build does not know (bits {unknown:#x}); "
-            "use a newer shardfs"
-        )
-    unknown = identity.read_only_compatible & ~FEATURES_READ_ONLY_COMPATIBLE
-    return f"it uses features this build cannot write (bits {unknown:#x})" if unknown else ""
 
 
 class Superblock:
@@ -472,7 +224,7 @@ class Superblock:
             len(payload),
             granule_digests(payload),
         )
-        length = _round_up(len(head) + len(payload))
+        length = whole_blocks(len(head) + len(payload))
         padding = bytes(length - len(head) - len(payload))
         offset = self.identity.extent_offset(copy) + self._ends[copy]
         self._ends[copy] += length

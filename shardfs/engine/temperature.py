@@ -20,7 +20,7 @@ Invariants:
         space HOT gets no more extents, and the one it has is filled with whatever comes.
     I2. What an earlier open has written counts as old.
 
-Not here: which extent is emptied (evacuation.py), when (maintenance.py).
+Not here: which extent is emptied (evacuation.py), when (reclamation.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shardfs import limits
-from shardfs.engine.extents import Extent, Extents
+from shardfs.engine.extent import Extent
+from shardfs.engine.extents import Extents
 from shardfs.engine.framing import head_bytes
 from shardfs.engine.layout import Stream
 from shardfs.engine.pieces import Piece

@@ -23,9 +23,10 @@ from typing import Protocol
 
 import trio
 
-from shardfs.engine.device import open_device
+from shardfs.engine.block_device import open_device
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.recovery import read_superblock
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import UsageError
 from shardfs.fuse.control import connect
 from shardfs.fuse.inspection import Answer, Inspection

@@ -12,8 +12,9 @@ from pathlib import Path
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.device import Device
 from shardfs.engine.mkfs import format_device, plan
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.recorder import Recorder, RecordingDevice
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.promises import PromiseRecorder
 from shardfs.fuse.records import ROOT_INO

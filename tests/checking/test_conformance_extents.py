@@ -18,10 +18,12 @@ from shardfs.engine.cache import Cache
 from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.commit import Committer
 from shardfs.engine.dependency import PERSISTENT
-from shardfs.engine.extents import Extent, Extents
+from shardfs.engine.extent import Extent
+from shardfs.engine.extents import Extents
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.scheduler import Scheduler
-from shardfs.engine.superblock import ExtentEntry, Superblock
+from shardfs.engine.superblock import Superblock
+from shardfs.engine.superblock_record import ExtentEntry
 
 STEPS_MAX = 200_000
 SEQUENCES = 60

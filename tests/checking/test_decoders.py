@@ -27,14 +27,14 @@ from shardfs.checking.decoders import (
     check,
     decoders,
 )
-from shardfs.engine.extents import Usage
+from shardfs.engine.extent import Usage
 from shardfs.engine.layout import FORMAT_VERSION, Stream
 from shardfs.engine.lsm.delta import Rider, Tail, decode_delta, encode_delta
 from shardfs.engine.lsm.entry import decode_block, encode_block
 from shardfs.engine.lsm.filter import Filter
 from shardfs.engine.lsm.manifest import decode_manifest, encode_manifest
 from shardfs.engine.pieces import Piece, encode_pieces
-from shardfs.engine.superblock import Root, decode_record, encode_record
+from shardfs.engine.superblock_record import Root, decode_record, encode_record
 from shardfs.errors import IncompatibleError
 
 MEMORY_FIXED_BYTES = 64 * 1024
@@ -48,7 +48,7 @@ PLACES = 200
 """So many bytes at the start of a valid input are overwritten one after the other."""
 LARGE = {
     "entry.decode_block": encode_block([(b"%d" % n, b"\1") for n in range(1000, 9999)]),
-    "superblock.decode_record": encode_record(
+    "superblock_record.decode_record": encode_record(
         IDENTITY, RECORD._replace(entries=RECORD.entries * 200)
     ),
     "delta.decode_delta": encode_delta(

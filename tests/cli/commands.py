@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pty
+import select
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from shardfs.fuse.control import server_pid
@@ -29,6 +32,28 @@ def run(
         check=False,
         cwd=cwd,
     )
+
+
+def run_on_a_terminal(
+    *arguments: str | Path, until: bytes, then: Callable[[subprocess.Popen[bytes]], None]
+) -> int:
+    """Run `shardfs` with its standard error on a terminal, call `then` as soon as it has said
+    `until` there, or has ended; its exit status."""
+    ours, theirs = pty.openpty()
+    try:
+        command = [str(SHARDFS), *map(str, arguments)]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs
+        ) as process:
+            seen = b""
+            while process.poll() is None and until not in seen:
+                if select.select([ours], [], [], 0.1)[0]:
+                    seen += os.read(ours, 65536)
+            then(process)
+            return process.wait(SECONDS_MAX)
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def output_of(*arguments: str | Path) -> str:

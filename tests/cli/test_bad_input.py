@@ -20,7 +20,7 @@ import trio
 
 from shardfs.engine import open_device
 from shardfs.engine.mkfs import format_device, plan
-from shardfs.engine.superblock import Identity
+from shardfs.engine.superblock_record import Identity
 from tests.cli.commands import image_hash, kill_server_of, output_of, refused, run
 from tests.mounted.conftest import ImageFactory, LoopDeviceFactory
 from tests.mounted.mounts import find_mount, run_command
@@ -177,7 +177,8 @@ def set_feature(image: Path, *, read_only_compatible: int) -> None:
     """Rewrite both superblock logs with another feature bit."""
     from shardfs.engine.framing import encode_head, granule_digests
     from shardfs.engine.layout import Kind
-    from shardfs.engine.superblock import encode_record, read_copy
+    from shardfs.engine.superblock import read_copy
+    from shardfs.engine.superblock_record import encode_record
 
     async def rewrite() -> None:
         device = open_device(image)

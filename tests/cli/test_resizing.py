@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from shardfs.engine.device import open_device
+from shardfs.engine.block_device import open_device
 from shardfs.engine.fsck import check_store
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from tests.cli.commands import image_hash, output_of, refused
 from tests.mounted.mounts import SHARDFS
 

@@ -37,9 +37,10 @@ from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.fsck import check_store
 from shardfs.engine.mkfs import format_device, plan
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Shard, locators
 from shardfs.engine.space import DATA_STREAMS
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import NoSpaceError
 
 KIB = 1024

@@ -20,7 +20,8 @@ from shardfs.checking.simulated_device import SimulatedDevice, SimulationError
 from shardfs.engine import chunks, framing
 from shardfs.engine.commit import Committer
 from shardfs.engine.dependency import PERSISTENT
-from shardfs.engine.extents import Extent, Extents
+from shardfs.engine.extent import Extent
+from shardfs.engine.extents import Extents
 from shardfs.engine.lsm.delta import cut_parts
 from shardfs.engine.scheduler import Scheduler
 from tests.crash import workloads

@@ -14,8 +14,9 @@ import trio
 
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.dependency import Dependency
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Piece, splice, truncate
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import NoSpaceError
 from tests.crash.harness import KIB, History, open_quietly
 

@@ -20,7 +20,8 @@ from shardfs.engine.cache import Cache
 from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.dependency import PERSISTENT, Dependency
 from shardfs.engine.device import Buffer
-from shardfs.engine.extents import Extent, Extents
+from shardfs.engine.extent import Extent
+from shardfs.engine.extents import Extents
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.mkfs import plan
 from shardfs.engine.shards import ShardData

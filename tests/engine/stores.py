@@ -8,7 +8,8 @@ from contextlib import aclosing, asynccontextmanager
 from shardfs import limits
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 
 MANUAL = StoreOptions(background=False)
 """Every commit, checkpoint, merge and reclamation is the test's own."""

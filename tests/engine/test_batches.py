@@ -8,8 +8,9 @@ import pytest
 import trio
 
 from shardfs import limits
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Shard, splice, truncate
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import LimitError, NoSpaceError, ReadOnlyError, StaleError
 from tests.engine.stores import content, formatted, opened, tidy_up
 

@@ -9,7 +9,8 @@ from shardfs import limits
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.collection import Collection, collection_plan
 from shardfs.engine.fsck import check_store
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import DeviceError, ReadOnlyError
 from tests.engine.stores import content, formatted, opened
 

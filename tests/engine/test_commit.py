@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from shardfs import limits
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import DeviceError, ReadOnlyError
 from tests.engine.stores import MANUAL, content, formatted, opened, tidy_up
 

@@ -11,7 +11,8 @@ from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine import scheduler
 from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import Stream
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from tests.engine.stores import content, formatted, opened
 
 KIB = limits.KIB

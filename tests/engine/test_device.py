@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardfs.engine import claims
+from shardfs.engine.block_device import open_device
 from shardfs.engine.claims import users_of
-from shardfs.engine.device import Buffer, Device, open_device
+from shardfs.engine.device import Buffer, Device
 from shardfs.engine.images import create_image
 from shardfs.errors import DeviceBusyError, DeviceError, UsageError
 from shardfs.limits import BLOCK_BYTES
@@ -378,7 +379,7 @@ async def test_a_device_that_cannot_discard_is_asked_once(
         asked.append(length)
         raise OSError(errno.EOPNOTSUPP, "no")
 
-    monkeypatch.setattr("shardfs.engine.device._punch_hole", cannot)
+    monkeypatch.setattr("shardfs.engine.block_device.punch_hole", cannot)
     await device.discard(0, MIB)
     await device.discard(0, MIB)
     assert asked == [MIB]

@@ -7,7 +7,7 @@ import pytest
 from shardfs import limits
 from shardfs.checking.faults import FaultPlan
 from shardfs.engine.evacuation import Evacuator
-from shardfs.engine.extents import Extent
+from shardfs.engine.extent import Extent
 from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.pieces import Shard, locators

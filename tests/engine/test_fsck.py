@@ -22,8 +22,9 @@ from shardfs.engine.framing import head_bytes
 from shardfs.engine.fsck import FINDINGS_MAX, Finding, Report, check_store
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.mkfs import format_device, plan
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Locator, Piece, Shard
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.limits import KIB, MIB
 from tests.engine.stores import MANUAL, formatted, opened, tidy_up
 

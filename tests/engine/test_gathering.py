@@ -11,9 +11,10 @@ from shardfs import limits
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.fsck import check_store
 from shardfs.engine.gathering import groups_worth_joining
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Locator, Piece, Shard, splice
 from shardfs.engine.shards import ShardData
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError, StaleError
 from tests.engine.stores import content, formatted, opened
 

@@ -9,7 +9,8 @@ from shardfs import limits
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.health import HealthState
 from shardfs.engine.mkfs import format_device, plan
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import (
     CorruptionError,
     DeviceError,

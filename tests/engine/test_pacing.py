@@ -241,7 +241,7 @@ async def test_a_writer_that_is_cancelled_while_it_waits_leaves_nothing_behind()
                 await store.put(b"%05d" % (number % count), b"new" * 6000)
             cancelled += scope.cancelled_caught
             number += 1
-        assert store._maintenance._waiting == 0
+        assert store._maintenance.debts.waiting == 0
         await overwritten(store, count, 1)
         assert store.health.reason == ""
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardfs.engine.device import open_device
+from shardfs.engine.block_device import open_device
 from shardfs.engine.images import create_image
 from shardfs.engine.probe import MAGICS, Magic, Signature, probe, users_of
 

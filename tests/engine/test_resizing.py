@@ -16,10 +16,11 @@ from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.opening import reserve_extents
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.resizing import Progress, Resized, Shrinking, grow, trim
 from shardfs.engine.space import DATA_STREAMS
-from shardfs.engine.store import Store, StoreOptions
-from shardfs.engine.superblock import extent_count_max
+from shardfs.engine.store import Store
+from shardfs.engine.superblock_record import extent_count_max
 from shardfs.errors import (
     CorruptionError,
     DeviceBusyError,
@@ -233,7 +234,7 @@ async def test_what_does_not_fit_is_refused_with_the_bytes_short() -> None:
         store.reserve(store._extents.space.user_bytes())
         with pytest.raises(NoSpaceError, match="bytes short"):
             Shrinking(store, enough - EXTENT)
-        store.release(store._reserved_bytes)
+        store.release(store._applier.reserved_bytes)
 
 
 async def test_a_shrink_that_is_given_up_leaves_the_old_size() -> None:

@@ -18,9 +18,10 @@ from shardfs.checking.models.key_value_model import KeyValueModel, State
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.layout import ExtentState
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import locators
 from shardfs.engine.space import DATA_STREAMS
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError, NoSpaceError, ReadOnlyError
 from tests.engine.stores import MANUAL, content, formatted, opened, tidy_up
 

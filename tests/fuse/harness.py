@@ -17,7 +17,8 @@ from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import FileError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.filesystem import FileSystem

@@ -53,6 +53,8 @@ MIXES: dict[str, Callable[[random.Random], Iterator[int]]] = {
     "mixed": mixed_files,
 }
 
+AfterWrite = Callable[[int, str, int], None]
+
 
 @dataclass
 class Filling:
@@ -103,14 +105,14 @@ def fill(
     mix: str,
     seed: int,
     *,
-    after_each: Callable[[str, int], None] = lambda name, size: None,
+    after_write: AfterWrite = lambda file, name, taken: None,
 ) -> Filling:
     """Write files until not even a small one fits.
 
     Args:
         folder: made by this; empty, if it exists.
         mix: one of MIXES.
-        after_each: called with the name and size of each file that is done.
+        after_write: called after each write(2) with the open file, its name, and its length.
 
     Raises:
         OSError: anything other than ENOSPC from mkdir, open or write; and any error of close.
@@ -124,11 +126,10 @@ def fill(
     while not is_full:
         wanted = next(sizes)
         name = f"{len(filling.sizes) // FILES_PER_DIRECTORY}/{len(filling.sizes)}"
-        taken = _write_file(folder / name, name, wanted)
+        taken = _write_file(folder / name, name, wanted, after_write)
         if taken is not None:
             filling.sizes[name] = taken
             filling.seconds.append(time.monotonic() - started)
-            after_each(name, taken)
         is_full = taken is None or taken < min(wanted, SMALL_FILE_BYTES)
         if taken is not None and taken < wanted and not is_full:
             # The rest of the room is for smaller files.
@@ -136,7 +137,7 @@ def fill(
     return filling
 
 
-def _write_file(path: Path, name: str, wanted: int) -> int | None:
+def _write_file(path: Path, name: str, wanted: int, after_write: AfterWrite) -> int | None:
     """Write up to `wanted` bytes; how many were taken, None if not even the file could be made."""
     try:
         path.parent.mkdir(exist_ok=True)
@@ -156,6 +157,8 @@ def _write_file(path: Path, name: str, wanted: int) -> int | None:
                 if length <= SMALL_FILE_BYTES:
                     break
                 part = max(SMALL_FILE_BYTES, part // 4)
+            else:
+                after_write(file, name, taken)
     finally:
         os.close(file)  # an error here fails the test: it must have come at write(2)
     return taken
@@ -201,10 +204,11 @@ def sync(folder: Path) -> None:
             os.close(file)
 
 
-def empty(folder: Path) -> None:
+def empty(folder: Path, *, before_unlink: Callable[[Path], None] = lambda path: None) -> None:
     """Remove everything in a folder, which must work however full the disk is."""
     for directory, _, names in os.walk(folder, topdown=False):
         for name in names:
+            before_unlink(Path(directory, name))
             os.unlink(os.path.join(directory, name))
         if Path(directory) != folder:
             os.rmdir(directory)

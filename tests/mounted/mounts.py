@@ -176,6 +176,12 @@ class MountedShardfs:
         assert status == 0, f"server ended with status {status}\n{self.log_text()}"
         assert find_mount(self.path) is None, f"{self.path} is still mounted"
 
+    def strike(self) -> None:
+        """SIGKILL to the server, no more: its mount point stays and fails, until `kill`."""
+        assert self._process is not None, "not mounted"
+        self._process.kill()
+        self._process.wait(SECONDS_TO_STOP_MAX)
+
     def kill(self) -> None:
         """Take the server away as a crash would (SIGKILL); nothing is flushed."""
         if self._process is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.conftest import ImageFactory, MountFactory
+from tests.mounted.conftest import ImageFactory, LoopDeviceFactory, MountFactory
 from tests.mounted.full_load import GIB, MIB, differences, empty, fill, free_bytes, wait_for_free
 from tests.mounted.mounts import shardfs
 
@@ -47,6 +47,22 @@ def test_a_small_disk_is_filled_twenty_times(
     mix: str, make_image: ImageFactory, mount_shardfs: MountFactory
 ) -> None:
     run_cycles(mount_shardfs(make_image(64 * MIB)).path, mix, CYCLES)
+
+
+def test_a_small_block_device_is_filled_three_times(
+    loop_device: LoopDeviceFactory, mount_shardfs: MountFactory
+) -> None:
+    run_cycles(mount_shardfs(loop_device(64 * MIB)).path, "mixed", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mix", ["4K", "1G", "mixed"])
+@pytest.mark.timeout(3600)
+def test_a_small_block_device_is_filled_twenty_times(
+    mix: str, loop_device: LoopDeviceFactory, mount_shardfs: MountFactory
+) -> None:
+    mounted = mount_shardfs(loop_device(64 * MIB, sector_bytes=4096), seconds_max=3500)
+    run_cycles(mounted.path, mix, CYCLES)
 
 
 @pytest.mark.slow

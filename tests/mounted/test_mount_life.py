@@ -83,7 +83,7 @@ def test_news_for_systemd(
 
 FAILING = """
 import errno, os, sys
-from shardfs.engine.device import BlockDevice
+from shardfs.engine.block_device import BlockDevice
 from shardfs.errors import DeviceError
 
 flush = BlockDevice.flush

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import time
@@ -18,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.commands import output_of, refused, run
+from tests.cli.commands import output_of, refused, run, run_on_a_terminal
 from tests.mounted.conftest import MountFactory
 from tests.mounted.mounts import SHARDFS, MountedShardfs, run_command
 
@@ -76,25 +74,6 @@ def half_garbage(root: Path) -> dict[str, bytes]:
     return files
 
 
-def interrupted_on_a_terminal(*arguments: str | Path) -> int:
-    """Run a command, interrupt it as soon as it shows progress; its exit status."""
-    ours, theirs = pty.openpty()
-    try:
-        command = [str(SHARDFS), *map(str, arguments)]
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs
-        ) as process:
-            seen = b""
-            while process.poll() is None and b" moved, " not in seen:
-                if select.select([ours], [], [], 0.1)[0]:
-                    seen += os.read(ours, 65536)
-            process.send_signal(signal.SIGINT)
-            return process.wait(60)
-    finally:
-        os.close(ours)
-        os.close(theirs)
-
-
 def test_df_is_back_where_it_was_when_everything_is_deleted(
     mounted_shardfs: MountedShardfs,
 ) -> None:
@@ -146,7 +125,10 @@ def test_gc_on_a_mount(mounted_shardfs: MountedShardfs) -> None:
     before = space(root)
     assert before["parts"]["garbage_bytes"] > 8 * MIB
 
-    assert interrupted_on_a_terminal("gc", "--now", root) in (0, 130)
+    status = run_on_a_terminal(
+        "gc", "--now", root, until=b" moved, ", then=lambda gc: gc.send_signal(signal.SIGINT)
+    )
+    assert status in (0, 130)
     for name, data in files.items():
         assert (root / name).read_bytes() == data
 

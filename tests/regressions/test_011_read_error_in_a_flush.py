@@ -15,7 +15,8 @@ from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError
 from shardfs.fuse.filesystem import FileSystem
 from tests.fuse.harness import Caller

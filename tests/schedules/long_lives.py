@@ -12,7 +12,8 @@ from shardfs.checking.conformance.store_checks import applied_mark, check_accoun
 from shardfs.checking.schedule import Control
 from shardfs.checking.schedule.linearizability import find_violation
 from shardfs.checking.schedule.store_histories import StoreModel
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 
 CLIENTS = 3
 OPERATIONS_A_ROUND = 24

@@ -32,8 +32,9 @@ from shardfs.checking.schedule.store_histories import (
 )
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
+from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Shard
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.store import Store
 
 KIB = 1024
 KEYS = (b"a", b"b")

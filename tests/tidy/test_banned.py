@@ -32,9 +32,10 @@ class Ban:
 
 
 CLOCK = ("shardfs.clock.",)
-DEVICE = ("shardfs.engine.device.",)
+DEVICE = ("shardfs.engine.block_device.",)
 RAW_IO = (
-    "shardfs.engine.device.",
+    "shardfs.engine.block_device.",
+    "shardfs.engine.device_calls.",
     "shardfs.engine.claims.",
     "shardfs.engine.images.",
     "shardfs.engine.probe.",
@@ -62,13 +63,13 @@ BANNED_NAMES = (
         ("shardfs.engine.layout.", "shardfs.fuse.records."),
     ),
     *(
-        Ban(name, "engine/device.py, the only user of threads", DEVICE)
+        Ban(name, "engine/block_device.py, the only user of threads", DEVICE)
         for name in ("threading", "_thread", "concurrent", "trio.to_thread", "trio.from_thread")
     ),
     Ban("asyncio", "trio"),
     Ban("multiprocessing", "subprocess, for work that must leave this process"),
     *(
-        Ban(name, "engine/device.py, the only user of raw I/O", RAW_IO, "shardfs.engine.")
+        Ban(name, "engine/block_device.py, the only user of raw I/O", RAW_IO, "shardfs.engine.")
         for name in (
             "open",
             "io.open",
@@ -259,7 +260,10 @@ def test_a_banned_call_is_found(check: Callable[[Module], list[str]], source: st
         ("shardfs.clock", "import time\nnow = time.time_ns()"),
         ("shardfs.engine.layout", "import struct"),
         ("shardfs.fuse.records", "import struct"),
-        ("shardfs.engine.device", "import trio\ntrio.to_thread\nimport os\nos.pread(3, 1, 0)"),
+        (
+            "shardfs.engine.block_device",
+            "import trio\ntrio.to_thread\nimport os\nos.pread(3, 1, 0)",
+        ),
         ("shardfs.cli.info", "print('hello')\nopen('/proc/self/mounts')"),
         ("shardfs.fuse.polling", "import time\nstarted = time.perf_counter_ns()"),
         ("shardfs.engine.chunks", "import random\nchoices = random.Random(7)"),

@@ -34,7 +34,7 @@ EXCEPTIONS: dict[str, frozenset[str]] = {
 
 # Inside the engine a module may import what stands in a row above its own, never beside or below.
 ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
-    ("layout", "health", "stats", "pacing"),
+    ("layout", "health", "stats", "pacing", "options"),
     ("pieces", "recording"),
     # Frames as bytes, no I/O: superblock records are frames as well, so it stands this early.
     ("framing",),
@@ -42,9 +42,13 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("claims", "images"),
     ("probe",),
     ("device",),
+    ("device_calls",),
+    ("block_device",),
     ("scheduler", "recorder"),
+    ("superblock_record",),
     ("superblock", "space"),
     ("extent",),
+    ("extent_table",),
     ("extents",),
     ("cache", "temperature"),
     ("chunks",),
@@ -55,7 +59,12 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("lsm.compaction", "lsm.tree"),
     ("batch", "shards"),
     ("commit",),
+    ("applying",),
     ("checkpoint", "reclaim", "evacuation", "gathering", "scrub"),
+    ("debts",),
+    ("reclamation",),
+    ("merging",),
+    ("admission",),
     ("maintenance",),
     ("delta_log",),
     ("recovery",),

@@ -12,14 +12,15 @@ from typing import Final
 from shardfs.checking.canaries.canary import Canary
 from shardfs.checking.canaries.planting import Edit
 from shardfs.engine import figures
+from shardfs.engine.admission import Admission
+from shardfs.engine.applying import Applier
 from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.evacuation import Evacuator, _HeadScan
 from shardfs.engine.extents import Extents
 from shardfs.engine.lsm import compaction
-from shardfs.engine.maintenance import Maintenance
+from shardfs.engine.reclamation import Reclamation
 from shardfs.engine.shards import ShardData
 from shardfs.engine.space import SpaceAccount
-from shardfs.engine.store import Store
 
 _READING = "data = await self._chunks.get(piece.locator, piece.skip, piece.length)"
 _LEFT = "if extent.live_bytes:\n    self._stuck[extent.index] = extent.epoch"
@@ -77,7 +78,7 @@ MOVING: Final = (
         "copies may still be lost.",
         (
             Edit(Evacuator.evacuate, _LEFT, f"extent.last_delta = 0\n{_LEFT}"),
-            Edit(Maintenance._empty_some, "await self._committer.commit()\n", ""),
+            Edit(Reclamation._empty_some, "await self._committer.commit()\n", ""),
         ),
         ("store", "concurrent"),
     ),
@@ -209,11 +210,11 @@ ACCOUNT: Final = (
         "Data that would fit once garbage is reclaimed are refused at the door.",
         (
             Edit(
-                Store.put,
-                "if len(value) > self._extents.space.user_bytes() - self._reserved_bytes:",
-                "if len(value) > self._extents.ready_user_bytes() - self._reserved_bytes:",
+                Applier.require_room,
+                "if length > self._extents.space.user_bytes() - self.reserved_bytes:",
+                "if length > self._extents.ready_user_bytes() - self.reserved_bytes:",
             ),
-            Edit(Maintenance.admit, "if not await self._wait_for_space():", "if True:"),
+            Edit(Admission.admit, "if not await self._reclamation.wait_for_space():", "if True:"),
         ),
         ("store",),
     ),

@@ -26,7 +26,7 @@ CANARIES: Final = (
             Edit(
                 Store._close,
                 "await self._committer.commit()",
-                "if not self._device.counts.discards:\n    await self._committer.commit()",
+                "if not self._parts.device.counts.discards:\n    await self._committer.commit()",
             ),
         ),
         ("store",),

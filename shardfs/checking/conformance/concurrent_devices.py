@@ -29,7 +29,8 @@ from shardfs.checking.conformance.concurrent_clients import (
 from shardfs.checking.schedule import Control, Replay, run_once
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 
 EXTENT_BYTES: Final = 64 * limits.KIB
 FIRST_TOKEN: Final = 1000

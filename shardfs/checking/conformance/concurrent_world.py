@@ -56,7 +56,8 @@ from shardfs.checking.schedule import Control, Program
 from shardfs.checking.schedule.linearizability import find_violation
 from shardfs.checking.schedule.store_histories import StoreModel, after_a_cut
 from shardfs.checking.simulated_device import SimulatedDevice
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, ShardfsError
 
 CLIENTS_MAX: Final = 4

@@ -29,7 +29,8 @@ from shardfs.checking.power_cuts import Choice, Operation, PowerCutPoint
 from shardfs.checking.schedule import Control, Replay, run_once
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
-from shardfs.engine.store import Store, StoreOptions
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.store import Store
 from shardfs.errors import DeviceError
 from shardfs.fuse.door import StoreDoor
 

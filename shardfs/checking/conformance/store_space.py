@@ -14,7 +14,7 @@ from typing import Any
 from shardfs.checking.conformance.case import Coverage
 from shardfs.checking.conformance.store_checks import Entries
 from shardfs.checking.models.space_model import Figures, Held, SpaceModel
-from shardfs.engine.extents import Extent
+from shardfs.engine.extent import Extent
 from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX
 from shardfs.engine.pieces import Shard, locators
 from shardfs.engine.space import DATA_STREAMS
@@ -59,11 +59,11 @@ class ReclamationWatch:
         self._may_be_stuck = may_be_stuck
         self._counts = coverage.counts
         self._is_moving = False
-        evacuator, checkpointer = store._maintenance._evacuator, store._checkpointer
+        evacuator, checkpointer = store._evacuator, store._checkpointer
         self._wrap(evacuator, "evacuate", self._evacuated)
         self._wrap(checkpointer, "compact", self._compacted)
         self._wrap(checkpointer, "empty", self._emptied)
-        self._wrap(store._maintenance, "_reclaim_step", self._reclaimed)
+        self._wrap(store._maintenance.reclamation, "step", self._reclaimed)
         append = evacuator._append
 
         def appended(*arguments: Any) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shardfs import limits
-from shardfs.engine.extents import Usage
+from shardfs.engine.extent import Usage
 from shardfs.engine.layout import MANIFEST_HEADER, SEGMENT, USAGE, Bytes
 from shardfs.engine.lsm.segment import SegmentMeta
 from shardfs.engine.pieces import decode_locator, encode_locator

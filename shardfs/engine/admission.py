@@ -1,0 +1,87 @@
+"""Lets writers in: at once, a little later, or when there is room again.
+
+Role: the only place where a writer waits for background work. How long follows from the debts
+(debts.py), along the curve of pacing.py.
+
+Invariants:
+    I1. The memtable and the delta log do not outgrow their bounds for long: who adds to them
+        is slowed, and then waits for the checkpoint that empties them.
+    I2. Nobody is told that the device is full before a step of reclamation that began after he
+        asked has freed nothing.
+    I3. A writer that is cancelled while it waits leaves nothing behind.
+
+Who waits for whom, each only for what stands to the right of it, so that nobody waits in a circle:
+    writer in `admit` -> reclamation, checkpoint -> the lock of merges -> the lock of installing
+    -> commit -> scheduler -> device.
+No background task admits itself. A checkpoint or merge that has no room gives up (NoSpaceError)
+rather than wait for reclamation. Files hold their own locks while they wait in `admit`; nothing
+to the right takes those.
+
+Not here: the work that is waited for (reclamation.py, merging.py), space promised to buffered data
+(store.Store.reserve).
+"""
+
+from __future__ import annotations
+
+from shardfs.engine.commit import Committer
+from shardfs.engine.debts import Debts
+from shardfs.engine.extents import Extents
+from shardfs.engine.health import Health
+from shardfs.engine.merging import Merging
+from shardfs.engine.pacing import Throttle
+from shardfs.engine.reclamation import Reclamation
+
+
+class Admission:
+    """The door for the writers of one open store.
+
+    Args:
+        committer, extents, health: of the store.
+        debts, reclamation, merging: what a writer may have to wait for.
+    """
+
+    def __init__(
+        self,
+        committer: Committer,
+        extents: Extents,
+        health: Health,
+        debts: Debts,
+        reclamation: Reclamation,
+        merging: Merging,
+    ) -> None:
+        self._committer = committer
+        self._extents = extents
+        self._health = health
+        self._debts = debts
+        self._reclamation = reclamation
+        self._merging = merging
+        self._throttle = Throttle()
+
+    async def admit(self, length: int) -> None:
+        """Let a writer in: the more slowly the further the background is behind, and not at all
+        while far too much is behind the last checkpoint (I1), or garbage is in the way of `length`
+        bytes of new data.
+
+        The slowing takes limits.ADMISSION_DELAY_S_MAX at most. May be cancelled.
+
+        Checkpoints: only then.
+
+        Raises:
+            DeviceError, ReadOnlyError: what is waited for has failed.
+        """
+        if not self._health.is_writable:
+            return
+        if not self._debts.by_hand:
+            space_debt = self._debts.space()
+            if space_debt:
+                self._reclamation.want()
+            others = self._debts.log(), self._debts.merges(), self._debts.queue()
+            await self._throttle.delay(max(space_debt, *others), length)
+            if self._committer.is_overdue:
+                await self._merging.checkpoint_if_due()
+        # Nobody shall be told that the device is full while garbage can be reclaimed (I2).
+        if self._extents.space.user_bytes() < length + self._extents.extent_bytes:
+            await self._merging.squeeze()
+        while self._extents.ready_user_bytes() < self._debts.scarce_bytes(length):
+            if not await self._reclamation.wait_for_space():
+                break

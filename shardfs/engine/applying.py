@@ -1,0 +1,128 @@
+"""Applies batches: the tree, the account of live bytes, and the delta that makes them durable.
+
+Role: the one place where the content of a store changes. A batch is looked at whole; then the
+chunks it lets go of are debited and those it begins to refer to credited, its changes go into the
+memtable, and into the next delta. Also keeps the promises of space: what was set aside for data
+that will be appended later is not given to others.
+
+Invariants:
+    I1. A batch is applied in one critical section, or nothing of it is.
+    I2. A chunk is counted live from the batch that first refers to it until one lets go of it.
+    I3. Only essential batches, which free space or keep a promise, take what is promised.
+
+Not here: what a batch may hold (batch.py), writing the delta (commit.py), appending data
+(shards.py), who may come in (admission.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shardfs import limits
+from shardfs.engine.batch import Batch
+from shardfs.engine.chunks import locator_bytes
+from shardfs.engine.commit import Committer
+from shardfs.engine.dependency import Dependency
+from shardfs.engine.extents import Extents
+from shardfs.engine.health import Health
+from shardfs.engine.lsm.tree import Tree
+from shardfs.engine.shards import ShardData
+from shardfs.errors import NoSpaceError, StaleError, StoreClosedError
+
+
+class Applier:
+    """Changes one open store.
+
+    Args:
+        extents, tree, committer, health, shards: of the store.
+        on_applied: told of every batch that was applied.
+    """
+
+    def __init__(
+        self,
+        extents: Extents,
+        tree: Tree,
+        committer: Committer,
+        health: Health,
+        shards: ShardData,
+        on_applied: Callable[[Batch], None],
+    ) -> None:
+        self._extents = extents
+        self._tree = tree
+        self._committer = committer
+        self._health = health
+        self._shards = shards
+        self._on_applied = on_applied
+        chunk_bytes_max = extents.identity.chunk_bytes_max
+        self._record_bytes_max = min(limits.RECORD_BYTES_MAX, chunk_bytes_max // 2)
+        self.reserved_bytes = 0
+        """Set aside by `reserve`."""
+        self.is_closed = False
+        """Nothing is taken any more."""
+
+    def require_open(self) -> None:
+        """Raises:
+        StoreClosedError, ReadOnlyError: the store takes no changes.
+        """
+        if self.is_closed:
+            raise StoreClosedError("the store is closed")
+        self._health.require_writable()
+
+    def batch(self, *, essential: bool = False) -> Batch:
+        """An empty batch; see Store.batch."""
+        return Batch(self._record_bytes_max, essential=essential)
+
+    def apply(self, batch: Batch) -> Dependency:
+        """Make a batch visible, all of it at once.
+
+        Returns:
+            Persistent once the batch survives a power cut.
+
+        Raises:
+            StaleError, NoSpaceError, ReadOnlyError, StoreClosedError: nothing was changed; see
+                Store.apply.
+        """
+        self.require_open()
+        for key, base in batch.bases:
+            generation = base.generation if base is not None else self._tree.generation
+            if not self._tree.is_current(key, base, generation):
+                raise StaleError(f"the shard {key.hex()} has changed")
+        if not batch.essential and self._extents.space.user_bytes() <= self.reserved_bytes:
+            raise NoSpaceError("the device is full")
+        number = self._committer.next_number
+        for locator in batch.removed.values():
+            self._extents.debit(locator.extent, locator.epoch, locator_bytes(locator), number)
+        riders = []
+        for locator in batch.added.values():
+            self._extents.credit(locator.extent, locator_bytes(locator))
+            persistent = self._shards.take_appended(locator)
+            if persistent is not None:
+                riders.append((locator, persistent))
+        for key, value in batch.changes.items():
+            self._tree.set(key, value)
+        self._extents.space.memory_bytes = self._tree.memory_bytes
+        self._committer.add(batch.changes, riders)
+        self._on_applied(batch)
+        return self._committer.applied()
+
+    def require_room(self, length: int) -> None:
+        """Raises:
+        NoSpaceError: `length` more bytes of data have no room beside what is promised.
+        """
+        if length > self._extents.space.user_bytes() - self.reserved_bytes:
+            raise NoSpaceError(f"no room for {length} bytes")
+
+    def reserve(self, length: int) -> None:
+        """Set space aside for `length` bytes that will be appended later.
+
+        Raises:
+            NoSpaceError: there is not that much left; nothing was set aside.
+        """
+        if self.reserved_bytes + length > self._extents.space.user_bytes():
+            raise NoSpaceError(f"no room for {length} more bytes")
+        self.reserved_bytes += length
+
+    def release(self, length: int) -> None:
+        """Give back what `reserve` set aside."""
+        assert length <= self.reserved_bytes, "more released than reserved"
+        self.reserved_bytes -= length

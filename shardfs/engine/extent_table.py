@@ -1,0 +1,219 @@
+"""What is known of every extent: its state, its live bytes, and which are free.
+
+Role: the table that extents.py appends by, and the account of which bytes something refers to. What
+has changed in it is kept for the records that make it durable: states for the superblock, live
+bytes for the deltas and the manifest.
+
+Invariants:
+    I1. An extent is dead only when nothing refers to it any more *persistently*: its live bytes
+        are zero, the delta that dropped the last reference is durable, nobody reads it, and
+        nothing of it waits to be written.
+    I2. An extent that is marked free has an epoch that it has never had, and is not among the
+        free ones until it is released.
+    I3. The live bytes of an extent are those of the frames in it that batches refer to: no more,
+        no fewer, and never below zero.
+
+Not here: writing to extents, resetting them (extents.py); who is live (applying.py counts); what an
+extent is (extent.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from shardfs import limits
+from shardfs.engine.extent import Extent, FreeExtents, Usage
+from shardfs.engine.layout import ExtentState, Stream
+from shardfs.engine.space import DATA_STREAMS, SpaceAccount
+from shardfs.engine.superblock_record import ExtentEntry
+from shardfs.errors import CorruptionError
+
+_STATES = {int(state): state for state in ExtentState}
+_STREAMS = {int(stream): stream for stream in Stream}
+
+
+class ExtentTable:
+    """All extents of one store, as they are known in memory.
+
+    Args:
+        extent_count: extents there are.
+        extent_bytes: size of each.
+        sequence: gives rising numbers.
+        reserve: free extents that user data may not take.
+    """
+
+    def __init__(
+        self, extent_count: int, extent_bytes: int, sequence: Iterator[int], reserve: int
+    ) -> None:
+        self._sequence = sequence
+        self.reserve = reserve
+        self.extent_bytes = extent_bytes
+        self.space = SpaceAccount(extent_count, extent_bytes, reserve)
+        self.all = [Extent(index) for index in range(extent_count)]
+        for extent in self.all[: limits.SUPERBLOCK_EXTENTS]:
+            extent.state = ExtentState.SUPERBLOCK
+        self._free = FreeExtents()
+        self._changed: dict[int, None] = {}
+        self._touched: dict[int, None] = {}
+
+    def restore(self, entries: Iterable[ExtentEntry]) -> None:
+        """Take over recorded states. Requires: nothing has been placed yet."""
+        for entry in entries:
+            extent = self.at(entry.extent)
+            extent.state = _STATES[entry.state]
+            extent.stream = _STREAMS[entry.stream]
+            extent.epoch = entry.epoch
+            extent.write_pointer = entry.write_pointer
+            extent.order = entry.order
+
+    def at(self, number: int) -> Extent:
+        """The extent of this number, as something on the device names it.
+
+        Raises:
+            CorruptionError: there is no such extent.
+        """
+        if number >= len(self.all):
+            raise CorruptionError(f"extent {number} is named, and there are {len(self.all)}")
+        return self.all[number]
+
+    def tick(self) -> int:
+        """A number above all sequence numbers and orders so far: the time, in frames written."""
+        return next(self._sequence)
+
+    # --- live bytes -------------------------------------------------------------------------
+
+    def credit(self, extent: int, length: int) -> None:
+        """`length` more bytes of the extent are referenced."""
+        state = self.at(extent)
+        state.live_bytes += length
+        state.live_change += length
+        self.space.live_changed(state.stream, length)
+        self._touched[extent] = None
+
+    def debit(self, extent: int, epoch: int, length: int, delta: int = 0) -> None:
+        """`length` bytes are referenced no more, once delta number `delta` is durable."""
+        state = self.at(extent)
+        assert state.epoch == epoch, f"extent {extent} was reset while referenced"
+        assert state.live_bytes >= length, f"extent {extent} would have negative live bytes"
+        state.live_bytes -= length
+        state.live_change -= length
+        self.space.live_changed(state.stream, -length)
+        state.last_delta = max(state.last_delta, delta)
+        self._touched[extent] = None
+
+    def take_touched(self) -> list[tuple[Extent, int]]:
+        """Extents appended to, credited or debited since the last call, with the live change."""
+        touched, self._touched = self._touched, {}
+        result = []
+        for index in touched:
+            extent = self.all[index]
+            if extent.stream in DATA_STREAMS:
+                result.append((extent, extent.live_change))
+            elif extent.stream is Stream.RUNS:
+                result.append((extent, 0))
+            extent.live_change = 0
+        return result
+
+    def usage(self) -> tuple[Usage, ...]:
+        """Live bytes of the extents that hold data."""
+        return tuple(
+            Usage(extent.index, extent.epoch, extent.live_bytes)
+            for extent in self.all
+            if extent.stream in DATA_STREAMS and extent.live_bytes
+        )
+
+    # --- states -----------------------------------------------------------------------------
+
+    @property
+    def has_changed(self) -> bool:
+        """True when a superblock record is due for the sake of the extents."""
+        return bool(self._changed)
+
+    def entries(self) -> list[ExtentEntry]:
+        """Entries of all extents, for a snapshot."""
+        return [extent.entry() for extent in self.all]
+
+    def dead(self, durable_delta: int, checkpoint: int, log_extent: int) -> list[Extent]:
+        """Sealed extents that nothing persistent refers to (I1).
+
+        Args:
+            durable_delta: deltas up to this number are durable; what they dropped is gone.
+            checkpoint: deltas up to this number are in runs; their own frames are not needed.
+            log_extent: where reading the delta log starts; never dead.
+        """
+        return [
+            extent
+            for extent in self.all
+            if extent.state is ExtentState.SEALED
+            and extent.live_bytes == 0
+            and extent.index != log_extent
+            and extent.last_delta <= (checkpoint if extent.stream is Stream.META else durable_delta)
+            and extent.pins == 0
+            and extent.writes_pending == 0
+        ]
+
+    def mark_free(self, extent: Extent) -> None:
+        """Raise the epoch and have the next record free it; not to be reused before `release`."""
+        self.space.given_back(extent.stream, self.tick() - extent.order)
+        extent.state = ExtentState.FREE
+        extent.stream = Stream.NONE
+        extent.epoch += 1
+        extent.write_pointer = 0
+        extent.last_delta = 0
+        self._changed[extent.index] = None
+
+    @property
+    def free(self) -> FreeExtents:
+        """The extents that can be handed out (extents.I4)."""
+        return self._free
+
+    @property
+    def free_count(self) -> int:
+        """Extents that can be handed out, the reserve included."""
+        return len(self._free)
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the extents that can be handed out, the reserve included."""
+        return len(self._free) * self.extent_bytes
+
+    def sealed_data(self) -> list[Extent]:
+        """Extents of data, partly live, to which nothing is added any more and nothing waits to
+        be written."""
+        return [
+            extent
+            for extent in self.all
+            if extent.state is ExtentState.SEALED
+            and extent.stream in DATA_STREAMS
+            and extent.live_bytes
+            and not extent.writes_pending
+            and not self._free.is_behind_end(extent)
+        ]
+
+    # --- another size -----------------------------------------------------------------------
+
+    def lengthen(self, extent_count: int) -> list[Extent]:
+        """Have so many extents; the new ones, free, and not to be handed out before `release`.
+
+        Their epoch is one that no extent has had: what was written there before an earlier end of
+        the device means nothing.
+        """
+        epoch = 1 + max(extent.epoch for extent in self.all)
+        new = [Extent(index, epoch=epoch) for index in range(len(self.all), extent_count)]
+        self.all += new
+        return new
+
+    def shorten(self, extent_count: int) -> None:
+        """Have only so many extents.
+
+        Requires: the others are free, withheld, and named neither by the manifest nor by the delta
+        log. The first extent, whose own frames have none, keeps the highest epoch of theirs.
+        """
+        rest = self.all[extent_count:]
+        assert self._free.withheld_count == len(rest), "something is still there"
+        del self.all[extent_count:]
+        self.all[0].epoch = max(each.epoch for each in (self.all[0], *rest))
+        for extent in rest:
+            self._changed.pop(extent.index, None)
+            self._touched.pop(extent.index, None)
+        self._free.forget()
