@@ -182,7 +182,7 @@ async def test_each_change_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> None
         def counting(batch: object) -> object:
             nonlocal batches
             batches += 1
-            return apply(batch)  # type: ignore[arg-type]  # it is handed on as it came
+            return apply(batch)
 
         monkeypatch.setattr(store, "apply", counting)
         await put(file_system, parent, ACCESS, named(7, 6, 0, 6, 0))

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from shardfs.checking.models.store_model import ModelStore
-from shardfs.engine.fsck import Finding, Report
+from shardfs.engine.findings import Finding, Report
 from shardfs.fuse import fsck
 from shardfs.fuse.access_lists import ACCESS, DEFAULT, GROUP_OWNER, MASK, OTHERS, OWNER
 from shardfs.fuse.door import BatchDoor
