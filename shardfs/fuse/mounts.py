@@ -33,7 +33,7 @@ _UMOUNT_NOFOLLOW: Final = 8
 _REMOUNT: Final = 32
 _BIND: Final = 4096
 _ANY_ATIME: Final = frozenset({"noatime", "relatime", "strictatime"})
-FLAGS: Final = {
+_FLAGS: Final = {
     "ro": 1,
     "nosuid": 2,
     "nodev": 4,
@@ -248,13 +248,13 @@ def change_flags(mountpoint: str, words: Collection[str], *, whole: bool) -> Non
     entry = find_mount(mountpoint)
     if entry is None:
         raise UsageError(f"nothing is mounted at {mountpoint}")
-    names = {each for each in entry.options if each in FLAGS}
+    names = {each for each in entry.options if each in _FLAGS}
     for word in words:
         if word in _ANY_ATIME:
             names -= _ANY_ATIME
         names.discard(_OPPOSITES.get(word, ""))
-        names |= {word} & FLAGS.keys()
-    flags = _REMOUNT | (0 if whole else _BIND) | sum(FLAGS[name] for name in names)
+        names |= {word} & _FLAGS.keys()
+    flags = _REMOUNT | (0 if whole else _BIND) | sum(_FLAGS[name] for name in names)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(None, os.fsencode(mountpoint), None, ctypes.c_ulong(flags), None) == 0:
         return

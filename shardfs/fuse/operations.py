@@ -23,6 +23,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
@@ -52,18 +53,16 @@ class Operations(pyfuse3.Operations):
     Args:
         file_system: what is mounted.
         options: of the mount.
-        enforced: the kernel is to enforce access lists.
     """
 
     supports_dot_lookup = True
     enable_writeback_cache = False
+    enable_acl = False
 
-    def __init__(
-        self, file_system: FileSystem, options: MountOptions, *, enforced: bool = False
-    ) -> None:
+    def __init__(self, file_system: FileSystem, options: MountOptions) -> None:
         super().__init__()
-        self.enable_acl = enforced
-        file_system.namespace.access_lists = file_system.xattrs.access_lists = enforced
+        self.requests: dict[str, int] = defaultdict(int)
+        """How often each handler was called."""
         self._file_system = file_system
         self._namespace = file_system.namespace
         self._writeback = file_system.writeback
@@ -72,6 +71,11 @@ class Operations(pyfuse3.Operations):
         self._reading = file_system.reading
         self._generation = file_system.store.identity.uuid.int & 0xFFFFFFFF
         self.obey(options)
+
+    def have_access_lists(self) -> None:
+        """Have the kernel enforce access lists. Requires: it offers to, and no requests yet."""
+        self.enable_acl = True
+        self._namespace.access_lists = self._xattrs.access_lists = True
 
     def obey(self, options: MountOptions) -> None:
         """From now on do as these options say; also when a living mount is remounted."""

@@ -24,21 +24,19 @@ import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyfuse3
 import trio
 
-from shardfs.fuse.attachment import (
-    Attachment,
-    mount_as_root,
-    serve_descriptor,
-    serve_through_libfuse,
-)
+from shardfs.errors import UsageError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.handshake import Handshake, fuse_descriptor
 from shardfs.fuse.mount_options import MountOptions
+from shardfs.fuse.mounts import change_flags
 from shardfs.fuse.operations import Operations
+from shardfs.fuse.polling import Polling, standing_in
 from shardfs.fuse.promises import Observer
 
 _log = logging.getLogger(__name__)
@@ -59,6 +57,7 @@ class Mount:
     options: MountOptions
     operations: Operations
     file_system: FileSystem
+    polling: Polling
     unmount_requested: trio.Event
     detached: trio.Event
     """Set when nothing is left at the mountpoint, though open files may still be served."""
@@ -74,8 +73,19 @@ class Mount:
 
     def obey(self, options: MountOptions) -> None:
         """Serve with these options from now on; what the kernel does is the caller's business."""
+        if options.poll_us != self.options.poll_us:
+            self.polling.obey(options.poll_us)
         self.options = options
         self.operations.obey(options)
+
+    def request_figures(self) -> dict[str, Any]:
+        """How many requests the kernel has sent, by kind, and how they were waited for."""
+        return {
+            "requests": dict(sorted(self.operations.requests.items())),
+            "requests_read": self.polling.waits,
+            "requests_that_woke": self.polling.sleeps,
+            "poll_window_us": self.polling.window.window_ns // 1000,
+        }
 
     async def sync(self) -> None:
         """Make everything durable, buffered data included.
@@ -120,45 +130,29 @@ async def serve_store(
         dirty_bytes_max=options.dirty_bytes_max,
         observer=observer,
     )
-    operations, attachment = attach(file_system, source, mountpoint, options)
-    mount = Mount(source, mountpoint, options, operations, file_system, trio.Event(), trio.Event())
+    operations = Operations(file_system, options)
     try:
-        await _answer_requests(mount, attachment, ready, services)
+        pyfuse3.init(operations, mountpoint, fuse_options(source, options))
+        handshake = Handshake.begin(fuse_descriptor())
+    except (RuntimeError, OSError) as error:
+        raise UsageError(f"cannot mount at {mountpoint}: {error}") from error
+    if options.access_lists and options.xattrs and handshake.offers_access_lists:
+        operations.have_access_lists()
+    polling = Polling(options.poll_us, handshake)
+    events = (trio.Event(), trio.Event())
+    mount = Mount(source, mountpoint, options, operations, file_system, polling, *events)
+    try:
+        with standing_in(polling):
+            await _answer_requests(mount, ready, services)
     finally:
+        handshake.close()
         # Whatever has happened, and even if this task is cancelled: nothing is lost.
         with trio.CancelScope(shield=True):
             await file_system.end()
 
 
-def attach(
-    file_system: FileSystem, source: str, mountpoint: str, options: MountOptions
-) -> tuple[Operations, Attachment]:
-    """Make the mount in the kernel, with access lists if this process can have them.
-
-    Raises:
-        UsageError: it cannot be mounted there.
-    """
-    wants_lists = options.access_lists and options.xattrs
-    descriptor = mount_as_root(
-        source,
-        mountpoint,
-        options.kernel_words(),
-        allow_other=_allows_others(options),
-        access_lists=wants_lists,
-    )
-    if descriptor is None:
-        operations = Operations(file_system, options)
-        chosen = fuse_options(source, options)
-        return operations, serve_through_libfuse(operations, source, mountpoint, chosen)
-    operations = Operations(file_system, options, enforced=wants_lists)
-    return operations, serve_descriptor(operations, source, mountpoint, descriptor)
-
-
 async def _answer_requests(
-    mount: Mount,
-    attachment: Attachment,
-    ready: Callable[[], None] | None,
-    services: Sequence[Service],
+    mount: Mount, ready: Callable[[], None] | None, services: Sequence[Service]
 ) -> None:
     """Be there for the kernel until it lets go of the mount, with everything that runs beside."""
     try:
@@ -173,20 +167,17 @@ async def _answer_requests(
             _log.info("the mount at %s has ended", mount.mountpoint)
             nursery.cancel_scope.cancel()
     finally:
-        attachment.close(detached=mount.detached.is_set())
-
-
-def _allows_others(options: MountOptions) -> bool:
-    return os.getuid() == 0 if options.allow_other is None else options.allow_other
+        pyfuse3.close(unmount=not mount.detached.is_set())
 
 
 def fuse_options(source: str, options: MountOptions) -> set[str]:
     """Mount options in the words of libfuse."""
+    allow_other = os.getuid() == 0 if options.allow_other is None else options.allow_other
     # A comma separates options; libfuse takes it literally behind a backslash.
     escaped = source.replace("\\", "\\\\").replace(",", "\\,")
     chosen = {f"fsname={escaped}", "subtype=shardfs", "default_permissions"}
     chosen |= options.kernel_words() - _UNKNOWN_TO_LIBFUSE
-    if _allows_others(options):
+    if allow_other:
         chosen.add("allow_other")
     return chosen
 
@@ -196,8 +187,22 @@ async def _announce(mount: Mount, ready: Callable[[], None] | None) -> None:
     await mount.file_system.started.wait()
     await trio.lowlevel.checkpoint()  # the reply to the kernel's first message goes out first
     _raise_read_ahead(mount.mountpoint)
+    _show_flags(mount)
     if ready is not None:
         ready()
+
+
+def _show_flags(mount: Mount) -> None:
+    """Have the kernel's table show what libfuse cannot ask for; only root may, others do without.
+
+    This asks the mount itself for nothing, so it may be done here.
+    """
+    words = mount.options.kernel_words() & {"strictatime", "nodiratime"}
+    if words and os.getuid() == 0:
+        try:
+            change_flags(mount.mountpoint, words, whole=False)
+        except UsageError as error:
+            _log.info("the kernel does not show %s: %s", " and ".join(sorted(words)), error)
 
 
 def _raise_read_ahead(mountpoint: str) -> None:

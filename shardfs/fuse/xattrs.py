@@ -179,7 +179,7 @@ class Xattrs:
         run = partial(self._tables.run, operation)
         if value is None:
             return await run()
-        return await self._orphans.with_room(run, self._writeback.flush_all)
+        return await self._orphans.with_room(run, self._writeback.flush_steps)
 
     def _change_now(
         self, ino: int, seen: Inode, key: bytes, value: bytes | None, after: Inode

@@ -72,9 +72,6 @@ def test_who_sees_what(folder: Path) -> None:
     for name in ("user.u", "trusted.t", "security.s"):
         os.setxattr(path, name, b"value")
     assert sorted(os.listxattr(path)) == ["security.s", "trusted.t", "user.u"]
-    for parent in path.parents:
-        if parent.stat().st_uid == 0 and not parent.stat().st_mode & 1:
-            parent.chmod(parent.stat().st_mode | 0o111)
     seen = "assert sorted(os.listxattr(path)) == ['security.s', 'user.u']"
     assert as_user(ALICE, seen, path) == 0
     assert as_user(ALICE, "os.getxattr(path, 'user.u')", path) == 0
