@@ -194,7 +194,7 @@ class Evacuator:
         try:
             value = await self._tree.get(key)
             shard = None if value is None else decode_value(value, self._tree.generation)
-            if not isinstance(shard, Shard):
+            if value is None or not isinstance(shard, Shard):
                 return None
             wanted = [piece for piece in shard.pieces if _lies_in(piece, extent)]
             copies: dict[int, bytes] = {}

@@ -27,7 +27,8 @@ from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
 from shardfs.engine.debts import Debts
 from shardfs.engine.evacuation import Evacuator
-from shardfs.engine.extents import Extent, Extents
+from shardfs.engine.extent import Extent
+from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.reclaim import reclaim_dead

@@ -121,7 +121,7 @@ async def test_moving_pieces_of_shards_with_long_entries_keeps_the_log_short() -
 
         def watched(batch: object) -> object:
             held.append(store._extents.space.held_extents(Stream.META))
-            return apply(batch)  # type: ignore[arg-type]  # it is a batch
+            return apply(batch)
 
         store._evacuator._apply = watched  # type: ignore[method-assign]  # its own attribute
         moved = 0
