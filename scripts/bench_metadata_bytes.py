@@ -156,9 +156,9 @@ async def measure_shardfs(
     create_image(image, size_bytes)
     device = TalliedDevice(open_device(image))
     try:
-        await format_device(device, plan(device.size_bytes, device.sector_bytes))  # type: ignore[arg-type]
+        await format_device(device, plan(device.size_bytes, device.sector_bytes))  # type: ignore[arg-type]  # it stands in for one
         device.written.clear()
-        async with Store.open(device) as store:  # type: ignore[arg-type]
+        async with Store.open(device) as store:  # type: ignore[arg-type]  # it stands in for one
             device.attribute_to(store)
             file_system = await FileSystem.open(store)
             async with trio.open_nursery() as nursery:

@@ -68,7 +68,7 @@ def log_flushes(path: str) -> None:
         finally:
             log.write(f"{started} {time.monotonic()}\n")
 
-    BlockDevice.flush = flush  # type: ignore[method-assign]
+    BlockDevice.flush = flush  # type: ignore[method-assign]  # for the whole process
 
 
 def read_flushes(path: Path) -> list[Interval]:

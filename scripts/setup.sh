@@ -4,7 +4,7 @@
 # Installs the Debian packages that are missing (and only then talks to apt), makes .venv at the
 # top of the tree and installs shardfs into it with its development tools. Asks nothing; running
 # it again costs well under a second. Leaves: $root (top of the tree, also the current directory),
-# $bin ($root/.venv/bin), say() and fail().
+# $bin ($root/.venv/bin), say() and fail(), and install_test_packages() for those who run tests.
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 bin=$root/.venv/bin
@@ -39,7 +39,6 @@ missing_packages() {
     command -v losetup >/dev/null || echo mount
     command -v mountpoint >/dev/null || echo util-linux
     command -v git >/dev/null || echo git
-    command -v stress-ng >/dev/null || echo stress-ng
     if ! command -v "$python" >/dev/null; then
         printf '%s\n' python3 python3-dev python3-venv
         return
@@ -52,6 +51,39 @@ missing_packages() {
         [ -e "$include/Python.h" ] || echo "python$version-dev"
         "$python" -c 'import ensurepip, venv' 2>/dev/null || echo "python$version-venv"
     fi
+}
+
+# Prints the Debian packages of programs that only tests run on a mount.
+missing_test_packages() {
+    local pair
+    for pair in ccache:ccache fio:fio make:make rclone:rclone rsync:rsync setpriv:util-linux \
+        stress-ng:stress-ng unzip:unzip zip:zip; do
+        command -v "${pair%:*}" >/dev/null || echo "${pair#*:}"
+    done
+    compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || echo postgresql
+    [ -x /usr/bin/python3 ] || return 0
+    /usr/bin/python3 -c 'import lmdb' 2>/dev/null || echo python3-lmdb
+    /usr/bin/python3 -c 'import dbm.gnu' 2>/dev/null || echo python3-gdbm
+}
+
+# Installs them where that can be done. Where not, tests are skipped and name what they lack.
+install_test_packages() {
+    local packages=() no_server=/etc/postgresql-common/createcluster.d/shardfs-tests.conf
+    mapfile -t packages < <(missing_test_packages)
+    [ "${#packages[@]}" -gt 0 ] || return 0
+    if ! command -v apt-get >/dev/null || { [ "$(id -u)" -ne 0 ] && ! sudo -n true 2>/dev/null; }; then
+        say "not installed, tests that need them are skipped: ${packages[*]}"
+        return 0
+    fi
+    say "installing what tests run on a mount: ${packages[*]}"
+    # The tests start servers of their own; Debian's package would start one for the machine.
+    as_root mkdir -p "${no_server%/*}"
+    echo 'create_main_cluster = false' | as_root tee "$no_server" >/dev/null
+    { as_root apt-get -q -o DPkg::Lock::Timeout=300 update &&
+        as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a apt-get -q -y \
+            -o DPkg::Lock::Timeout=300 --no-install-recommends install "${packages[@]}"; } ||
+        say "apt-get failed; tests that need these are skipped: ${packages[*]}"
+    as_root rm -f "$no_server"
 }
 
 install_packages() {

@@ -157,7 +157,7 @@ def _run_campaign(task: Task, as_json: bool) -> int:
                 show(done, _progress_text(totals))
 
             run_campaign(task, totals, changed=changed)
-    except BaseException as error:
+    except BaseException as error:  # KeyboardInterrupt is one: what was done is told
         if isinstance(root_cause(error), KeyboardInterrupt):
             _print_totals(task, totals, as_json)
         raise

@@ -19,7 +19,7 @@ from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, printable, size_text
 from shardfs.engine.block_device import open_device
-from shardfs.engine.fsck import Finding, Report
+from shardfs.engine.findings import Finding, Report
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceBusyError, UsageError

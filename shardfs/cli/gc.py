@@ -60,7 +60,7 @@ def gc(target: str | None, now: bool, as_json: bool) -> int:
     done: dict[str, Any] = {}
     try:
         trio.run(partial(_collect, name, done))
-    except BaseException as error:
+    except BaseException as error:  # KeyboardInterrupt is one: what was done is told
         if isinstance(root_cause(error), KeyboardInterrupt) and "stage" in done:
             _print_done(done, as_json)
         raise

@@ -14,7 +14,7 @@ import click
 import trio
 
 from shardfs.cli.options import PATH, SIZE, json_option
-from shardfs.cli.output import print_json, size_text
+from shardfs.cli.output import print_resized
 from shardfs.fuse.targets import open_target
 
 
@@ -27,14 +27,7 @@ def grow(target: str, size: int | None, as_json: bool) -> None:
 
     TARGET is a block device or image file, or the mount point of a mount, which goes on meanwhile.
     """
-    facts = trio.run(partial(_grow, target, size))
-    if as_json:
-        print_json(facts)
-    else:
-        click.echo(
-            f"{target}: {size_text(facts['before_bytes'])} -> {size_text(facts['device_bytes'])}, "
-            f"{facts['extent_count']} extents; {size_text(facts['free_bytes'])} free"
-        )
+    print_resized(target, trio.run(partial(_grow, target, size)), as_json=as_json)
 
 
 async def _grow(target: str, size: int | None) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class JournalHandler(logging.Handler):
         try:
             self._socket.setblocking(False)
             self._socket.connect(os.fspath(path))
-        except BaseException:
+        except BaseException:  # whatever ended it, nobody else knows the socket
             self._socket.close()
             raise
         self.dropped = 0

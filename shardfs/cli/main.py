@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return error.exit_code
-    except BaseException as error:
+    except BaseException as error:  # the end of the process: every error becomes a line
         if isinstance(root_cause(error), BrokenPipeError):
             return _end_quietly()
         return report(error, verbose=any(each.startswith("-v") for each in arguments))

@@ -101,7 +101,7 @@ def _format_new(path: str, size: int, label: str, extent_size: int | None) -> Id
             return _format(device, label, extent_size)
         finally:
             device.close()
-    except BaseException:
+    except BaseException:  # interrupted too: the file was made for this alone
         os.unlink(path)
         raise
 

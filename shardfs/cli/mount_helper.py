@@ -19,9 +19,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import click
 import trio
@@ -45,7 +45,17 @@ BUG: Final = 4
 INTERRUPTED_BY_USER: Final = 8
 FAILED: Final = 32
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def _without_effect(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
+    """An option that mount(8) may pass on, and that changes nothing here."""
+    return click.option(*names, expose_value=False, help="Without effect.", **attributes)
+
+
+_NAMESPACE: Final = click.option("-N", "namespace", help="Not supported.")
+_KIND: Final = _without_effect("-t", "kind")
 
 
 @click.command(context_settings=_SETTINGS)
@@ -54,10 +64,10 @@ _SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 
 @click.option("-o", "options", multiple=True, help="Mount options, as in: shardfs mount -o.")
 @click.option("-s", "sloppy", is_flag=True, help="Pass over unknown options.")
 @click.option("-f", "fake", is_flag=True, help="Only check; mount nothing.")
-@click.option("-n", "without_table", is_flag=True, help="Without effect.")
 @click.option("-v", "verbose", is_flag=True, help="Say more.")
-@click.option("-N", "namespace", help="Not supported.")
-@click.option("-t", "kind", help="Type of file system; without effect.")
+@_without_effect("-n", "without_table", is_flag=True)
+@_KIND
+@_NAMESPACE
 @click.version_option(__version__, "-V", "--version", message="shardfs %(version)s")
 def mount_device(
     device: str,
@@ -65,10 +75,8 @@ def mount_device(
     options: tuple[str, ...],
     sloppy: bool,
     fake: bool,
-    without_table: bool,
     verbose: bool,
     namespace: str | None,
-    kind: str | None,
 ) -> int:
     """Mount the shardfs on DEVICE at the empty directory MOUNTPOINT, for mount(8)."""
     wishes = _parse(options, sloppy, namespace)
@@ -107,22 +115,13 @@ def _parse(options: tuple[str, ...], sloppy: bool, namespace: str | None) -> Wis
 @click.command(context_settings=_SETTINGS)
 @click.argument("mountpoint", type=PATH)
 @click.option("-l", "lazily", is_flag=True, help="Now, although it is in use; do not wait.")
-@click.option("-f", "force", is_flag=True, help="Without effect.")
-@click.option("-n", "without_table", is_flag=True, help="Without effect.")
-@click.option("-r", "to_read_only", is_flag=True, help="Without effect.")
-@click.option("-v", "verbose", is_flag=True, help="Without effect.")
-@click.option("-N", "namespace", help="Not supported.")
-@click.option("-t", "kind", help="Type of file system; without effect.")
-def unmount_mountpoint(
-    mountpoint: str,
-    lazily: bool,
-    force: bool,
-    without_table: bool,
-    to_read_only: bool,
-    verbose: bool,
-    namespace: str | None,
-    kind: str | None,
-) -> int:
+@_without_effect("-f", "force", is_flag=True)
+@_without_effect("-n", "without_table", is_flag=True)
+@_without_effect("-r", "to_read_only", is_flag=True)
+@_without_effect("-v", "verbose", is_flag=True)
+@_KIND
+@_NAMESPACE
+def unmount_mountpoint(mountpoint: str, lazily: bool, namespace: str | None) -> int:
     """Unmount the shardfs at MOUNTPOINT, for umount(8); returns when everything is durable."""
     if namespace is not None:
         raise click.UsageError("-N: another namespace is not supported; use nsenter")
@@ -157,7 +156,7 @@ def run_helper(command: click.Command, name: str, arguments: Sequence[str]) -> i
             outcome = command.invoke(context)
     except click.exceptions.Exit as error:
         return error.exit_code
-    except BaseException as error:
+    except BaseException as error:  # the end of the process: every error becomes a line
         click.echo(f"{name}: {describe(error)}", err=True)
         return helper_status(error)
     return _status_of_mount(outcome) if isinstance(outcome, int) else SUCCESS

@@ -16,7 +16,7 @@ _SIZE: Final = re.compile(r"(\d+)\s*(?:([kKmMgGtTpP])(?:i?[bB])?|[bB])?")
 _POWERS: Final = "kmgtp"
 
 
-class Size(click.ParamType):  # type: ignore[type-arg]
+class Size(click.ParamType[int]):
     """A number of bytes, with K, M, G, T or P for powers of 1024: 512M, 4GiB, 1048576."""
 
     name = "size"

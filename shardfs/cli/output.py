@@ -38,6 +38,18 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
         click.echo(f"{name:<{width}}  {value}".rstrip())
 
 
+def print_resized(target: str, facts: dict[str, Any], *, as_json: bool) -> None:
+    """The size of a store before and after it was changed, as a mount or device answers it."""
+    if as_json:
+        print_json(facts)
+        return
+    moved = f"{size_text(facts['moved_bytes'])} moved, " if "moved_bytes" in facts else ""
+    click.echo(
+        f"{target}: {size_text(facts['before_bytes'])} -> {size_text(facts['device_bytes'])}, "
+        f"{facts['extent_count']} extents; {moved}{size_text(facts['free_bytes'])} free"
+    )
+
+
 def print_row(cells: Sequence[str], widths: Sequence[int]) -> None:
     """One line of a table; a negative width means right-aligned, the last cell is as it is."""
     *first, last = cells

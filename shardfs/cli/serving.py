@@ -89,7 +89,7 @@ class Server:
         try:
             control = ControlSocket()
             trio.run(self._open_and_begin, control, ready)
-        except BaseException as error:
+        except BaseException as error:  # whoever looks for the mount later is told its end
             if control is not None:
                 control.write_ending(exit_status(error), describe(error))
             raise
@@ -246,7 +246,7 @@ def _be_background(server: Server, log: str, level: int, sending: int) -> NoRetu
         _begin_log(log, level)
         logs = True
         status = server.run(lambda notes: relay.say(SUCCESS, [f"note: {note}" for note in notes]))
-    except BaseException as error:
+    except BaseException as error:  # the end of the process: whoever waits for it is told
         status = exit_status(error)
         if logs:
             shown = None if is_expected(root_cause(error)) else error

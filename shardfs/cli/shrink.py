@@ -19,7 +19,7 @@ import click
 import trio
 
 from shardfs.cli.options import PATH, SIZE, json_option
-from shardfs.cli.output import print_json, size_text
+from shardfs.cli.output import print_resized, size_text
 from shardfs.fuse.targets import open_target
 
 _PLAIN_PROGRESS_SECONDS: Final = 10.0
@@ -36,15 +36,7 @@ def shrink(target: str, size: int, as_json: bool) -> None:
     An image file is cut off at its new end; a block device can be made smaller afterwards. Nothing
     is changed if what is stored would not fit. When it is interrupted, the store keeps its size.
     """
-    facts = trio.run(partial(_shrink, target, size))
-    if as_json:
-        print_json(facts)
-    else:
-        click.echo(
-            f"{target}: {size_text(facts['before_bytes'])} -> {size_text(facts['device_bytes'])}, "
-            f"{facts['extent_count']} extents; {size_text(facts['moved_bytes'])} moved, "
-            f"{size_text(facts['free_bytes'])} free"
-        )
+    print_resized(target, trio.run(partial(_shrink, target, size)), as_json=as_json)
 
 
 async def _shrink(target: str, size: int) -> dict[str, Any]:

@@ -152,8 +152,8 @@ def _print_path(answer: dict[str, Any]) -> None:
         ),
         (
             "on device",
-            f"{size_text(answer['device_bytes'])}, of which "
-            f"{size_text(answer['overwritten_bytes'])} were overwritten or cut off since",
+            f"{size_text(answer['device_bytes'])}; its chunks also hold "
+            f"{size_text(answer['overwritten_bytes'])} that were overwritten or cut off since",
         ),
         (
             "extents",

@@ -1,13 +1,14 @@
 """Applies batches: the tree, the account of live bytes, and the delta that makes them durable.
 
-Role: the one place where the content of a store changes. A batch is looked at whole; then the
-chunks it lets go of are debited and those it begins to refer to credited, its changes go into the
+Role: the one place where the content of a store changes. A batch is looked at whole; then what it
+makes live is credited and what it lets go of debited (liveness.py), its changes go into the
 memtable, and into the next delta. Also keeps the promises of space: what was set aside for data
 that will be appended later is not given to others.
 
 Invariants:
     I1. A batch is applied in one critical section, or nothing of it is.
-    I2. A chunk is counted live from the batch that first refers to it until one lets go of it.
+    I2. A piece of a chunk is counted live from the batch that first refers to it until one lets
+        go of it.
     I3. Only essential batches, which free space or keep a promise, take what is promised.
 
 Not here: what a batch may hold (batch.py), writing the delta (commit.py), appending data
@@ -19,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shardfs.engine.batch import Batch
-from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.commit import Committer
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.extents import Extents
@@ -90,11 +90,13 @@ class Applier:
         if not batch.essential and self._extents.space.user_bytes() <= self.reserved_bytes:
             raise NoSpaceError("the device is full")
         number = self._committer.next_number
-        for locator in batch.removed.values():
-            self._extents.debit(locator.extent, locator.epoch, locator_bytes(locator), number)
+        for (extent, epoch), change in batch.live_changes.items():
+            if change < 0:
+                self._extents.debit(extent, epoch, -change, number)
+            else:
+                self._extents.credit(extent, change)
         riders = []
         for locator in batch.added.values():
-            self._extents.credit(locator.extent, locator_bytes(locator))
             persistent = self._shards.take_appended(locator)
             if persistent is not None:
                 riders.append((locator, persistent))

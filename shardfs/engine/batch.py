@@ -1,6 +1,7 @@
 """A batch: changes that count together or not at all.
 
-Role: gathers encoded values by key, and which chunks they begin and cease to refer to.
+Role: gathers encoded values by key, which chunks they begin to refer to, and by how much that
+changes what is live in each extent.
 
 Invariants:
     I1. A key appears in a batch at most once as a shard; a later record change of the same key
@@ -12,6 +13,7 @@ Not here: applying it (applying.py).
 from __future__ import annotations
 
 from shardfs import limits
+from shardfs.engine.liveness import ExtentLife, live_changes
 from shardfs.engine.lsm.entry import TOMBSTONE, encode_record, encode_shard
 from shardfs.engine.pieces import Locator, Piece, Shard, locators
 from shardfs.errors import LimitError
@@ -39,7 +41,9 @@ class Batch:
         self.changes: dict[bytes, bytes] = {}
         self.bases: list[tuple[bytes, Shard | None]] = []
         self.added: dict[int, Locator] = {}
-        self.removed: dict[int, Locator] = {}
+        """Chunks that were not referred to before, by sequence number."""
+        self.live_changes: dict[ExtentLife, int] = {}
+        """By how much the live bytes of extents change."""
         self.piece_counts: dict[bytes, int] = {}
         """Pieces of each shard that changes; 0 for one that goes."""
 
@@ -78,20 +82,27 @@ class Batch:
         value = encode_shard(pieces)
         if len(value) > self._record_bytes_max:
             raise LimitError(f"a shard of {len(pieces)} pieces is too fragmented")
-        self._rebase(key, locators(pieces), base)
+        self._rebase(key, pieces, base)
         self.piece_counts[key] = len(pieces)
         self.changes[key] = value
 
     def delete_shard(self, key: bytes, base: Shard) -> None:
         """Remove a shard and drop its chunks."""
-        self._rebase(key, {}, base)
+        self._rebase(key, (), base)
         self.piece_counts[key] = 0
         self.changes[key] = TOMBSTONE
 
-    def _rebase(self, key: bytes, new: dict[int, Locator], base: Shard | None) -> None:
+    def refer(self, old: tuple[Piece, ...], new: tuple[Piece, ...]) -> None:
+        """One of the keys refers to the new pieces in place of the old ones."""
+        known = locators(old)
+        for number, locator in locators(new).items():
+            if number not in known:
+                self.added[number] = locator
+        for life, change in live_changes(old, new):
+            self.live_changes[life] = self.live_changes.get(life, 0) + change
+
+    def _rebase(self, key: bytes, new: tuple[Piece, ...], base: Shard | None) -> None:
         check_key(key)
         assert key not in self.changes, "a shard changes once in a batch"
-        old = locators(base.pieces) if base is not None else {}
-        self.added.update((number, new[number]) for number in new.keys() - old.keys())
-        self.removed.update((number, old[number]) for number in old.keys() - new.keys())
+        self.refer(base.pieces if base is not None else (), new)
         self.bases.append((key, base))

@@ -134,7 +134,7 @@ class Checkpointer:
                 await write_memtable(frozen, writer, self._tree.runs)
                 runs = (*self._tree.runs, *_as_run(writer.run_id, 0, writer.segments))
                 await self._install(runs, writer, freeze)
-            except BaseException:
+            except BaseException:  # cancelled too: what was written is garbage
                 self._abandon(writer)
                 raise
             self._committer.frozen = None
@@ -240,7 +240,7 @@ class Checkpointer:
                 newer = before[before.index(sources[-1]) + 1 :]
                 result = self._result(merge, writer, newer, is_finished=not left)
                 await self._install((*older, *result, *left, *newer), writer, None)
-        except BaseException:
+        except BaseException:  # cancelled too: what was written is garbage
             self._abandon(writer)
             raise
         if not left:
@@ -296,7 +296,7 @@ class Checkpointer:
                     await self._install(
                         _replaced(self._tree.runs, run, doomed, writer), writer, None
                     )
-            except BaseException:
+            except BaseException:  # cancelled too: what was written is garbage
                 self._abandon(writer)
                 raise
             await self._give_up(doomed)

@@ -39,7 +39,7 @@ def claim(name: str, *, read_only: bool, exclusive: bool) -> tuple[list[int], bo
     descriptor, read_only = _open(name, mode, read_only, exclusive)
     try:
         locks = _lock_files(descriptor, name, mode) if exclusive else []
-    except BaseException:
+    except BaseException:  # whatever ended it, nobody else knows the descriptor
         os.close(descriptor)
         raise
     return [descriptor, *locks], read_only
@@ -139,7 +139,7 @@ def _lock_files(descriptor: int, name: str, mode: int) -> list[int]:
         return []  # deleted, or out of this process's reach: nobody can open it by name
     try:
         _lock(backing, name)
-    except BaseException:
+    except BaseException:  # likewise
         os.close(backing)
         raise
     return [backing]

@@ -15,7 +15,8 @@ Invariants checked (each finding names its number):
     E6.  Every referenced chunk lies in an extent that is in use, by the stream of its kind, of
          the same epoch, and below its write pointer.
     E7.  No two referenced chunks overlap.
-    E8.  The live bytes counted for an extent are the bytes of its referenced frames.
+    E8.  The live bytes counted for an extent are those of the pieces of data (liveness.py), or of
+         the other frames, that are referenced in it.
     E9.  Nothing refers to a free extent, and it counts no live bytes.
     E10. The frame on the device is the one the locator means: kind, owner, epoch, sequence,
          length, checksums.
@@ -23,7 +24,7 @@ Invariants checked (each finding names its number):
     E12. Extents' own figures are possible; the device has as much of a zone as is referenced.
 
 Invariants:
-    I1. Memory: some 16 bytes for each chunk. Findings are kept up to FINDINGS_MAX, all counted.
+    I1. Memory: some 16 bytes for each chunk, and what is kept of the findings (findings.I1).
 
 Not here: what files need (fuse/fsck.py), opening (recovery.py), guessing what damage meant.
 """
@@ -32,7 +33,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final
 
@@ -40,19 +40,18 @@ import trio
 
 from shardfs import limits
 from shardfs.engine.chunks import locator_bytes
+from shardfs.engine.findings import Finding, Report
 from shardfs.engine.framing import Frame, decode_head, head_bytes
 from shardfs.engine.layout import ExtentState, Kind, Stream
+from shardfs.engine.liveness import live_bytes
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_block
 from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.pieces import DIGEST_BYTES, Locator, Shard, locators
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
-from shardfs.engine.superblock import CopyState, read_copy
-from shardfs.engine.superblock_record import Identity, Record
-from shardfs.errors import CorruptionError, DeviceError, IncompatibleError
-
-FINDINGS_MAX: Final = 1000
+from shardfs.engine.superblock_check import check_superblock
+from shardfs.errors import CorruptionError, DeviceError
 
 _KEY_END: Final = b"\xff" * (limits.KEY_BYTES_MAX + 1)
 _STREAMS: Final = {
@@ -62,63 +61,7 @@ _STREAMS: Final = {
     Kind.MANIFEST: frozenset({Stream.RUNS}),
 }
 _OFFSET_BITS: Final = 32
-_RECORDS_UNFLUSHED_MAX: Final = 2
-"""Superblock records that may be on their way at a crash; one copy may lack them."""
 _UNREADABLE: Final = (CorruptionError, DeviceError)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that does not hold.
-
-    invariant: its number, such as "E8".
-    message: one line.
-    where: the structure, in words; a path, where files are known.
-    key: of the entry it is about, if it is about one.
-    start, length: the bytes of the key's shard that are hit, if it is about data.
-    extent, offset: where on the device, if known; the offset is within the extent.
-    """
-
-    invariant: str
-    message: str
-    where: str = ""
-    key: bytes | None = None
-    start: int | None = None
-    length: int | None = None
-    extent: int | None = None
-    offset: int | None = None
-
-    def __str__(self) -> str:
-        place = "" if self.extent is None else f" (extent {self.extent}"
-        if place:
-            place += ")" if self.offset is None else f" byte {self.offset})"
-        where = f"{self.where}: " if self.where else ""
-        return f"{self.invariant} {where}{self.message}{place}"
-
-
-@dataclass(slots=True)
-class Report:
-    """What a check has found. `counts` says how much was looked at."""
-
-    findings: list[Finding] = field(default_factory=list)
-    finding_count: int = 0
-    notes: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def is_clean(self) -> bool:
-        """Nothing was found."""
-        return self.finding_count == 0
-
-    def add(self, finding: Finding) -> None:
-        """Take in a finding; beyond FINDINGS_MAX it is only counted."""
-        self.finding_count += 1
-        if len(self.findings) < FINDINGS_MAX:
-            self.findings.append(finding)
-
-    def count(self, name: str, number: int = 1) -> None:
-        """So much more was looked at."""
-        self.counts[name] = self.counts.get(name, 0) + number
 
 
 async def check_store(store: Store, *, data: bool = False, report: Report | None = None) -> Report:
@@ -156,7 +99,8 @@ class _StoreCheck:
 
     async def run(self) -> None:
         """Every check, in the order of opening."""
-        await self._check_superblock()
+        store = self._store
+        await check_superblock(store._parts.device, store.identity, self.report)
         if self._store.damage:
             self._find("E5", self._store.damage, where="delta log")
         await self._check_manifest()
@@ -168,51 +112,7 @@ class _StoreCheck:
         self._check_extents()
         self.report.count("extents", len(self._extents.all))
 
-    # --- superblock and manifest --------------------------------------------------------------
-
-    async def _check_superblock(self) -> None:
-        """E1."""
-        identity = self._store.identity
-        copies = []
-        for number, start in enumerate((0, identity.extent_bytes)):
-            try:
-                copies.append(await read_copy(self._store._parts.device, start))
-            except (*_UNREADABLE, IncompatibleError) as error:
-                copies.append(CopyState(start, trouble=str(error)))
-            described = copies[-1].identity
-            if described is not None and not _are_of_one_store(described, identity):
-                self._find("E1", "it describes another store", where=_copy_name(number))
-        newest = max(copies, key=lambda copy: copy.last.number if copy.last is not None else -1)
-        last = newest.last
-        for number, copy in enumerate(copies):
-            if last is None or copy is newest:
-                continue
-            name = _copy_name(number)
-            if copy.last is None:
-                if await self._was_being_written(copy, last):
-                    self.report.notes.append(f"{name} was cut off by a crash")
-                else:
-                    self._find("E1", f"it is damaged: {copy.trouble}", where=name)
-            elif last.number - copy.last.number > _RECORDS_UNFLUSHED_MAX:
-                self._find("E1", f"it ends {last.number - copy.last.number} records early", name)
-            elif last.clean and copy.last.number != last.number:
-                self.report.notes.append(f"{name} was cut off by a crash")
-
-    async def _was_being_written(self, copy: CopyState, newest: Record) -> bool:
-        """Whether a crash explains that a copy is not whole: its log was being started afresh.
-
-        (When only later sectors of the new log's first record have reached the medium, there is
-        no telling; that is taken for damage.)
-        """
-        device = self._store._parts.device
-        if device.write_pointer(copy.start) == 0:
-            return True
-        try:
-            data = await device.read(copy.start, limits.BLOCK_BYTES)
-            head = decode_head(data, store_id=self._store.identity.store_id)
-        except _UNREADABLE:
-            return False
-        return newest.snapshot or head.owner_offset > newest.number
+    # --- manifest -----------------------------------------------------------------------------
 
     async def _check_manifest(self) -> None:
         """E2, and the manifest's own chunk."""
@@ -294,6 +194,8 @@ class _StoreCheck:
 
     async def _check_shard(self, key: bytes, shard: Shard) -> None:
         self.report.count("shards")
+        for (extent, _), live in live_bytes(shard.pieces).items():
+            self._live[extent] = self._live.get(extent, 0) + live
         for locator in locators(shard.pieces).values():
             await self._check_chunk(locator, Kind.DATA, key, None, f"key {key[:48].hex()}")
             if self._data:
@@ -367,7 +269,8 @@ class _StoreCheck:
             trouble = f"beyond the extent's write pointer {extent.write_pointer}"
         if trouble:
             self._find("E6", f"it refers to a chunk {trouble}", where, key, locator)
-        self._live[locator.extent] = self._live.get(locator.extent, 0) + size
+        if kind is not Kind.DATA:
+            self._live[locator.extent] = self._live.get(locator.extent, 0) + size
         places = self._places.setdefault(locator.extent, array("Q"))
         places.append(locator.offset << _OFFSET_BITS | size)
         if self._extents.unwritten(locator.extent, locator.offset) is not None:
@@ -439,16 +342,6 @@ def _is_meant(
         and frame.checksums == locator.checksums
         and len(frame.checksums) % DIGEST_BYTES == 0
     )
-
-
-def _are_of_one_store(copy: Identity, identity: Identity) -> bool:
-    """Whether both may stand in copies of one superblock: a crash may leave two sizes."""
-    size_bytes, extent_count = identity.device_bytes, identity.extent_count
-    return replace(copy, device_bytes=size_bytes, extent_count=extent_count) == identity
-
-
-def _copy_name(number: int) -> str:
-    return f"the {('first', 'second')[number]} superblock copy"
 
 
 def _without(ranges: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:

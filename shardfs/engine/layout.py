@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from shardfs.errors import CorruptionError
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 
 FRAME_MAGIC: Final = b"SHF1"
 INCARNATION_SHIFT: Final = 40
@@ -221,7 +221,7 @@ USAGE: Final = Table(
     (
         ("extent", "I", "extent number"),
         ("epoch", "I", "epoch the figure holds for"),
-        ("live_bytes", "Q", "bytes of referenced frames at the checkpoint"),
+        ("live_bytes", "Q", "what the pieces in it made live at the checkpoint"),
     ),
 )
 

@@ -25,18 +25,13 @@ import trio
 
 from shardfs import limits
 from shardfs.engine.admission import Admission
-from shardfs.engine.checkpoint import Checkpointer
-from shardfs.engine.commit import Committer
 from shardfs.engine.debts import Debts
 from shardfs.engine.evacuation import Evacuator
-from shardfs.engine.extents import Extents
 from shardfs.engine.gathering import Gatherer
-from shardfs.engine.health import Health
-from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.merging import Merging
+from shardfs.engine.opening import Parts
 from shardfs.engine.pacing import Slices
 from shardfs.engine.reclamation import Reclamation
-from shardfs.engine.scheduler import Scheduler
 from shardfs.errors import NoSpaceError, ShardfsError
 
 _log = logging.getLogger(__name__)
@@ -46,23 +41,16 @@ class Maintenance:
     """The background work of one open store.
 
     Args:
-        committer, checkpointer, extents, scheduler, health, tree, evacuator, gatherer: of the
-            store.
+        parts: of the store, as it was opened.
+        evacuator, gatherer: likewise, made for it.
         interval_s: applied batches are committed after this long.
     """
 
     def __init__(
-        self,
-        committer: Committer,
-        checkpointer: Checkpointer,
-        extents: Extents,
-        scheduler: Scheduler,
-        health: Health,
-        tree: Tree,
-        evacuator: Evacuator,
-        gatherer: Gatherer,
-        interval_s: float,
+        self, parts: Parts, evacuator: Evacuator, gatherer: Gatherer, interval_s: float
     ) -> None:
+        committer, checkpointer = parts.committer, parts.checkpointer
+        extents, scheduler, health = parts.extents, parts.scheduler, parts.health
         self._committer = committer
         self._checkpointer = checkpointer
         self._extents = extents
@@ -72,7 +60,7 @@ class Maintenance:
         self._commit_due = trio.Event()
         self._checkpoint_due = trio.Event()
         self._merge_due = trio.Event()
-        self.debts = Debts(committer, extents, scheduler, tree, interval_s)
+        self.debts = Debts(committer, extents, scheduler, parts.tree, interval_s)
         self.reclamation = Reclamation(
             committer, checkpointer, extents, scheduler, health, evacuator, self.debts
         )

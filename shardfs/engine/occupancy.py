@@ -20,7 +20,8 @@ from shardfs import limits
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.extent import Extent
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.pieces import Piece, Shard, locators
+from shardfs.engine.liveness import piece_bytes
+from shardfs.engine.pieces import Piece, Shard
 from shardfs.engine.stats import ExtentFigures, Hold
 from shardfs.engine.store import Store
 from shardfs.errors import UsageError
@@ -53,7 +54,7 @@ def extent_figures(store: Store, number: int) -> ExtentFigures:
         epoch=extent.epoch,
         write_pointer=extent.write_pointer,
         live_bytes=live,
-        garbage_bytes=used - live,
+        garbage_bytes=max(0, used - live),
         order=extent.order,
         last_delta=extent.last_delta,
         holds=tuple(_holds(store, extent)),
@@ -185,4 +186,4 @@ def _lying_in(value: bytes | Shard | None, extent: Extent) -> tuple[list[Piece],
     ]
     if not pieces:
         return None
-    return pieces, sum(locator_bytes(each) for each in locators(pieces).values())
+    return pieces, sum(map(piece_bytes, pieces))

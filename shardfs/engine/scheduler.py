@@ -175,7 +175,7 @@ class Scheduler:
         except DeviceError as error:
             failure = error
             self._health.make_read_only(str(error))
-        except BaseException:
+        except BaseException:  # cancelled: these are as unflushed as before
             self._written = batch + self._written
             raise
         finally:

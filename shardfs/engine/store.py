@@ -41,7 +41,7 @@ from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, enc
 from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.opening import Parts, open_parts
 from shardfs.engine.options import StoreOptions
-from shardfs.engine.pieces import Entry, Locator, Piece, Shard, locators
+from shardfs.engine.pieces import Entry, Locator, Piece, Shard
 from shardfs.engine.shards import ShardData
 from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
 from shardfs.engine.superblock_record import Identity
@@ -83,15 +83,7 @@ class Store:
             parts.extents, parts.tree, self._shards, self._applier.batch, self._applier.apply
         )
         self._maintenance = Maintenance(
-            parts.committer,
-            parts.checkpointer,
-            parts.extents,
-            parts.scheduler,
-            parts.health,
-            parts.tree,
-            self._evacuator,
-            self._gatherer,
-            options.commit_interval_s,
+            parts, self._evacuator, self._gatherer, options.commit_interval_s
         )
 
     @classmethod
@@ -446,6 +438,5 @@ class Store:
     ) -> Dependency:
         """Apply a change of kind, record to shard or back, that Batch itself forbids."""
         batch.changes[key] = value
-        batch.added = locators(pieces)
-        batch.removed = locators(old.pieces) if isinstance(old, Shard) else {}
+        batch.refer(old.pieces if isinstance(old, Shard) else (), pieces)
         return self.apply(batch)

@@ -11,21 +11,22 @@ Invariants:
     I1. No request ends the mount or waits for one that does not come: errors are answered,
         bugs are answered and logged, silent connections are dropped.
     I2. Everything is bounded: connections, the length of a request, the time between requests.
-    I3. A socket whose server is dead is replaced, one whose server lives never.
+    I3. A mount's socket takes the place of one that is there already, and is removed by its own
+        server only: living mounts have different numbers, so the other's mount has ended, though
+        its server may still be storing what it has.
 
 Not here: what the answers say (inspection.py), unmounting (mounts.py).
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
@@ -34,7 +35,13 @@ import trio
 from shardfs import limits
 from shardfs.errors import ShardfsError, UsageError
 from shardfs.fuse.mounts import MountEntry, find_mount
-from shardfs.fuse.runtime import ending_name, find_file, runtime_directory, socket_name
+from shardfs.fuse.runtime import (
+    ending_name,
+    find_file,
+    forget_endings,
+    runtime_directory,
+    socket_name,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +49,8 @@ REQUEST_BYTES_MAX: Final = 64 * limits.KIB
 ANSWER_BYTES_MAX: Final = 16 * limits.MIB
 CONNECTIONS_MAX: Final = 16
 SILENCE_S_MAX: Final = 600.0
+ENDINGS_KEPT_S: Final = 3600.0
+"""For how long a mount's last word waits for an umount command that wants to read it."""
 _RECEIVE_BYTES: Final = 64 * limits.KIB
 _PEER_CREDENTIALS_BYTES: Final = 12
 
@@ -96,8 +105,9 @@ class ControlSocket:
             raise UsageError(f"nothing is mounted at {mountpoint}")
         self._device_number = entry.device_number
         path = self._directory / socket_name(entry.device_number)
-        (self._directory / ending_name(entry.device_number)).unlink(missing_ok=True)
+        forget_endings(self._directory, older_than_s=ENDINGS_KEPT_S)
         listener = _bind(path)
+        own = path.lstat().st_ino
         try:
             async with trio.open_nursery() as nursery:
                 while True:
@@ -106,7 +116,9 @@ class ControlSocket:
                     nursery.start_soon(self._converse, connection, begin)
         finally:
             listener.close()
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if path.lstat().st_ino == own:
+                    path.unlink()
 
     def write_ending(self, status: int, message: str) -> None:
         """Leave word of how the mount ended, for the umount command that waits for it.
@@ -117,8 +129,8 @@ class ControlSocket:
         """
         if not self._device_number:
             return
-        path = self._directory / ending_name(self._device_number)
-        text = json.dumps({"pid": os.getpid(), "status": status, "message": message})
+        path = self._directory / ending_name(self._device_number, os.getpid())
+        text = json.dumps({"status": status, "message": message})
         try:
             path.write_text(text, encoding="ascii")
         except OSError as error:
@@ -210,28 +222,18 @@ class LineReader:
 
 
 def _bind(path: Path) -> trio.socket.SocketType:
-    """A listening socket at the path; takes the place of a dead server's (I3).
-
-    Raises:
-        UsageError: a living server has it.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except OSError as error:
-            if error.errno == errno.ECONNREFUSED:
-                path.unlink(missing_ok=True)
-            elif error.errno != errno.ENOENT:
-                raise
-        else:
-            raise UsageError(f"another mount serves {path}")
+    """A listening socket at the path, in place of one that is there (I3)."""
+    # A shorter name than the other: the path of a socket may have 107 bytes only.
+    temporary = path.with_name(f"{os.getpid()}.new")
+    temporary.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        listener.bind(os.fspath(path))
-        path.chmod(0o600)
+        listener.bind(os.fspath(temporary))
+        temporary.chmod(0o600)
         listener.listen(CONNECTIONS_MAX)
+        temporary.rename(path)
         return trio.socket.from_stdlib_socket(listener)
-    except BaseException:
+    except BaseException:  # whatever ended it, nobody else knows the socket
         listener.close()
         raise
 
@@ -261,14 +263,12 @@ def read_ending(entry: MountEntry, pid: int) -> tuple[int, str] | None:
         entry: the mount, as it was.
         pid: the process that served it.
     """
-    path = find_file(entry.owner_uid, ending_name(entry.device_number))
+    path = find_file(entry.owner_uid, ending_name(entry.device_number, pid))
     if path is None:
         return None
     try:
         ending = json.loads(path.read_text(encoding="ascii"))
         path.unlink(missing_ok=True)
-        if ending["pid"] != pid:
-            return None
         return int(ending["status"]), str(ending["message"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

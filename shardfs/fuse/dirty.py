@@ -11,7 +11,7 @@ Invariants:
         copied out of it.
     I4. `bytes` is the sum of the segments' lengths, `segments` their number.
 
-Not here: when to flush (writeback.py) and what a chunk is (files.py).
+Not here: when to flush (flusher.py) and what a chunk is (files.py).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import Any, Final
 import trio
 
 from shardfs import limits
-from shardfs.engine.chunks import locator_bytes
+from shardfs.engine.liveness import live_bytes
 from shardfs.engine.occupancy import extent_figures, references, tree_contents
 from shardfs.engine.pieces import Piece, Shard, locators
 from shardfs.engine.store import Store
@@ -68,10 +68,9 @@ class _Usage:
         self.chunks += len(chunks)
         self.stored_bytes += stored
         self.overwritten_bytes += sum(each.length for each in chunks.values()) - stored
-        for locator in chunks.values():
-            size = locator_bytes(locator)
+        for (extent, _), size in live_bytes(shard.pieces).items():
             self.device_bytes += size
-            self.extents[locator.extent] = self.extents.get(locator.extent, 0) + size
+            self.extents[extent] = self.extents.get(extent, 0) + size
 
 
 class Explanations:

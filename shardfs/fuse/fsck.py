@@ -33,7 +33,8 @@ from dataclasses import dataclass, replace
 import trio
 
 from shardfs import limits
-from shardfs.engine.fsck import Finding, Report, check_store
+from shardfs.engine.findings import Finding, Report
+from shardfs.engine.fsck import check_store
 from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, ShardfsError

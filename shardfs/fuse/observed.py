@@ -24,11 +24,11 @@ from shardfs.fuse.orphans import Orphans
 from shardfs.fuse.promises import Expectation, Observer
 from shardfs.fuse.records import Inode
 from shardfs.fuse.tables import Tables
-from shardfs.fuse.writeback import DirtyFile, Writeback
+from shardfs.fuse.writeback import Writeback
 
 
 class ObservedWriteback(Writeback):
-    """The dirty data of one mount, watched. A friend of Writeback: it overrides inner steps.
+    """The dirty data of one mount, watched. A friend of Writeback: it overrides an inner step.
 
     Args:
         observer: is told.
@@ -44,7 +44,14 @@ class ObservedWriteback(Writeback):
         dirty_bytes_max: int,
         observer: Observer,
     ) -> None:
-        super().__init__(store, tables, files, orphans, dirty_bytes_max=dirty_bytes_max)
+        super().__init__(
+            store,
+            tables,
+            files,
+            orphans,
+            dirty_bytes_max=dirty_bytes_max,
+            content_changed=observer.content_changed,
+        )
         self._observer = observer
 
     async def truncate(self, ino: int, length: int, amend: Callable[[Inode], Inode]) -> None:
@@ -69,14 +76,6 @@ class ObservedWriteback(Writeback):
     def _write_now(self, ino: int, offset: int, data: bytes, privileged: bool) -> None:
         super()._write_now(ino, offset, data, privileged)
         self._observer.content_changed(ino)
-
-    def _forget(self, file: DirtyFile, length: int) -> None:
-        super()._forget(file, length)
-        self._observer.content_changed(file.ino)
-
-    def _lose(self, file: DirtyFile, index: int) -> None:
-        super()._lose(file, index)
-        self._observer.content_changed(file.ino)
 
 
 class ObservedNamespace(Namespace):

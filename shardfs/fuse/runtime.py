@@ -1,7 +1,9 @@
 """Where running mounts keep what others find them by: sockets, endings, logs.
 
 Role: one directory per user, for files named after the mount's device number, which is unique
-among the living mounts of a machine, in whatever namespace they are.
+among the living mounts of a machine, in whatever namespace they are. The kernel gives the number
+of a mount that has ended to the next one at once, while the server of the first may still be
+storing what it has: so what outlives a mount has the server's process in its name as well.
 
 Invariants:
     I1. The directory belongs to its user and nobody else may enter (mode 0700); one that looks
@@ -17,8 +19,10 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
+from shardfs.clock import now_ns
 from shardfs.errors import UsageError
 
 
@@ -73,9 +77,18 @@ def socket_name(device_number: str) -> str:
     return f"mount-{device_number.replace(':', '-')}.socket"
 
 
-def ending_name(device_number: str) -> str:
-    """Name of the file in which a mount says how it ended."""
-    return f"mount-{device_number.replace(':', '-')}.ended"
+def ending_name(device_number: str, pid: int) -> str:
+    """Name of the file in which the server of a mount says how it ended."""
+    return f"mount-{device_number.replace(':', '-')}-{pid}.ended"
+
+
+def forget_endings(directory: Path, *, older_than_s: float) -> None:
+    """Remove what mounts have left that nobody waited for."""
+    oldest_ns = now_ns() - round(older_than_s * 1e9)
+    for path in directory.glob("mount-*.ended"):
+        with suppress(FileNotFoundError):  # another mount does the same
+            if path.stat().st_mtime_ns < oldest_ns:
+                path.unlink()
 
 
 def log_name(mountpoint: str) -> str:

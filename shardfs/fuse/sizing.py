@@ -72,7 +72,7 @@ class Sizing:
             raise UsageError("no shrink has been begun")
         try:
             progress = await self._shrinking.step()
-        except BaseException:
+        except BaseException:  # cancelled too: what was withheld must be handed back
             self._shrinking.abandon()
             self._shrinking = None
             raise

@@ -16,6 +16,7 @@ from shardfs.checking.conformance.running import Case, run_case
 from shardfs.checking.conformance.store_world import StoreWorld
 from shardfs.checking.conformance.telling import tell
 from shardfs.engine.extents import Extents
+from shardfs.engine.pieces import Shard
 from shardfs.engine.shards import ShardData
 from shardfs.engine.store import Store
 from tests.checking.cases import Plant, check_found_and_shrunk
@@ -62,8 +63,8 @@ def a_part_ends_a_byte_early() -> AbstractContextManager[object]:
     """Partial reads lose their last byte when they end where the value ends."""
     read_shard = Store.read_shard
 
-    async def short(self: Store, shard: object, start: int, length: int) -> bytes:
-        found = await read_shard(self, shard, start, length)  # type: ignore[arg-type]
+    async def short(self: Store, shard: Shard, start: int, length: int) -> bytes:
+        found = await read_shard(self, shard, start, length)
         return found[:-1] if start and found else found
 
     return mock.patch.object(Store, "read_shard", short)

@@ -20,6 +20,7 @@ from shardfs.engine.recording import (
     Content,
     Header,
     Mark,
+    Record,
     RecordingReader,
     Request,
     RequestKind,
@@ -159,8 +160,9 @@ def test_a_device_that_forgets_a_flush_is_found(tmp_path: Path) -> None:
     for each in reader.records():
         if isinstance(each, Request) and each.kind is RequestKind.FLUSH:
             flushes.append(each.step)
-        is_forgotten = isinstance(each, Answer) and each.step in flushes[3::2]
-        recorder.add(each._replace(is_done=False) if is_forgotten else each)  # type: ignore[call-arg]
+        if isinstance(each, Answer) and each.step in flushes[3::2]:
+            each = each._replace(is_done=False)
+        recorder.add(each)
     recorder.close()
     assert not check_crashes(str(lying)).is_clean
 
@@ -195,12 +197,12 @@ def test_what_is_read_and_what_is_not(tmp_path: Path) -> None:
 BLOCK = 4096
 
 
-def life_of(path: Path, *records: object) -> RecordedLife:
+def life_of(path: Path, *records: Record) -> RecordedLife:
     """The life that these records tell."""
     recorder = Recorder.create(str(path))
     recorder.begin(Header(16 * BLOCK, 512))
     for each in records:
-        recorder.add(each)  # type: ignore[arg-type]
+        recorder.add(each)
     recorder.close()
     return RecordedLife(RecordingReader(path.read_bytes()), NameHistory({}))
 

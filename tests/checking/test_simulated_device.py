@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -334,14 +334,14 @@ async def test_after_a_failed_flush_nothing_is_written_or_flushed() -> None:
     device = SimulatedDevice(SIZE_BYTES)
     await device.write(0, [block("a")])
     device.fail("flush")
-    calls: list[Callable[[], object]] = [
+    calls: list[Callable[[], Awaitable[None]]] = [
         device.flush,
         device.flush,
         lambda: device.write(0, [block("b")]),
     ]
     for call in calls:
         with pytest.raises(DeviceError):
-            await call()  # type: ignore[misc]
+            await call()
     assert await device.read(0, 1) == b"a"
     assert await device.power_cut().read(0, 1) == b"\0"
 

@@ -18,18 +18,16 @@ from tests.mounted.conftest import (  # noqa: F401 (fixtures)
     kernel_resources,
     loop_device,
     make_image,
+    runtime,
 )
 
 IMAGE_BYTES = 64 * 1024 * 1024
 
 
 @pytest.fixture(autouse=True)
-def own_runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Sockets and logs of this test's mounts are under its own directory."""
-    directory = tmp_path / "run"
-    directory.mkdir(mode=0o700)
-    monkeypatch.setenv("SHARDFS_RUNTIME_DIR", str(directory))
-    return directory
+def own_runtime_directory(runtime: Path) -> Path:  # noqa: F811
+    """No command here finds a mount of anybody else."""
+    return runtime
 
 
 @pytest.fixture

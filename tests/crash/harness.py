@@ -33,12 +33,12 @@ import trio.testing
 
 from shardfs.checking.power_cuts import Choice, Operation, PowerCutPoint
 from shardfs.checking.simulated_device import SimulatedDevice
-from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.fsck import check_store
+from shardfs.engine.liveness import live_bytes
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.options import StoreOptions
-from shardfs.engine.pieces import Shard, locators
+from shardfs.engine.pieces import Shard
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.errors import NoSpaceError
@@ -193,8 +193,8 @@ async def check_account(store: Store) -> None:
     live: dict[int, int] = {}
     for _, value in await read_entries(store):
         if isinstance(value, Shard):
-            for locator in locators(value.pieces).values():
-                live[locator.extent] = live.get(locator.extent, 0) + locator_bytes(locator)
+            for (number, _), length in live_bytes(value.pieces).items():
+                live[number] = live.get(number, 0) + length
     for extent in store._extents.all:
         if extent.stream in DATA_STREAMS:
             expected = live.pop(extent.index, 0)

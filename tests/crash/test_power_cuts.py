@@ -32,6 +32,7 @@ WORKLOADS: dict[str, Workload] = {
     "large_batches": workloads.large_batches,
     "merges": workloads.merges,
     "full_device": workloads.full_device,
+    "parts_overwritten": workloads.parts_overwritten,
     "in_the_background": workloads.in_the_background,
 }
 ZONED = pytest.mark.parametrize("zoned", [False, True], ids=["conventional", "zoned"])
@@ -65,7 +66,7 @@ def cut_everywhere(
 @ZONED
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_cut_at_every_step(name: str, zoned: bool) -> None:
-    states = 3 if name == "full_device" else 6
+    states = {"full_device": 3, "parts_overwritten": 2}.get(name, 6)
     cut_everywhere(empty_device(zoned=zoned, seed=1), WORKLOADS[name], states=states, seed=1)
 
 

@@ -171,6 +171,34 @@ async def _fill(client: Client, life: int) -> None:
     raise AssertionError("the device never fills up")
 
 
+async def parts_overwritten(device: SimulatedDevice, history: History) -> None:
+    """On a device that is three quarters full, parts of large chunks are overwritten, and extents
+    in which parts are left are emptied meanwhile."""
+    rng = random.Random(14)
+    async with open_quietly(device) as store:
+        client = Client(store, history)
+        fresh = store.space().free_bytes
+        keys: list[bytes] = []
+        while 4 * store.space().free_bytes > fresh:
+            keys.append(b"parts %d" % len(keys))
+            await client.put(keys[-1], value_of(len(keys), 14 * KIB))
+        await store.sync()
+        for number in range(len(keys)):
+            await store.admit(3 * KIB)
+            length = rng.randrange(1, 3 * KIB)
+            start = rng.randrange(14 * KIB - length)
+            data = value_of(number, length)
+            await client.write_shard(rng.choice(keys), start, data, (b"last", b"%d" % number))
+            if number % 9 == 0:
+                await store.sync()
+            if number % 20 == 0:
+                await store.reclaim()
+        assert 8 * store.space().free_bytes > fresh, "what was overwritten takes space"
+        await client.delete(keys[0])
+        await store.sync()
+    history.all_persistent()
+
+
 async def in_the_background(device: SimulatedDevice, history: History) -> None:
     """The store's own tasks commit, checkpoint, merge and reclaim."""
     async with Store.open(device, options=StoreOptions(commit_interval_s=1.0)) as store:

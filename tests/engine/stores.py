@@ -61,6 +61,14 @@ async def content(store: Store) -> dict[bytes, bytes]:
     return found
 
 
+async def fill_a_level(store: Store) -> None:
+    """As many runs as are merged into one, each with the same 500 keys, the newest value last."""
+    for version in range(limits.RUNS_PER_LEVEL_MAX):
+        for number in range(500):
+            await store.put(b"%05d" % number, b"%d" % version * 50)
+        await store.checkpoint()
+
+
 async def tidy_up(store: Store) -> None:
     """What the background tasks do."""
     await store.checkpoint()

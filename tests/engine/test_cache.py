@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -13,7 +14,9 @@ from shardfs.engine.cache import Cache
 KEY = (1, 1, 0)
 
 
-def loader_of(value: object, size: int, log: list[object] | None = None):  # type: ignore[no-untyped-def]
+def loader_of(
+    value: object, size: int, log: list[object] | None = None
+) -> Callable[[], Awaitable[tuple[object, int]]]:
     async def load() -> tuple[object, int]:
         if log is not None:
             log.append(value)

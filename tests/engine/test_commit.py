@@ -11,7 +11,7 @@ from shardfs import limits
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.store import Store
 from shardfs.errors import DeviceError, ReadOnlyError
-from tests.engine.stores import MANUAL, content, formatted, opened, tidy_up
+from tests.engine.stores import MANUAL, content, fill_a_level, formatted, opened, tidy_up
 
 
 @pytest.mark.parametrize("size", [0, 100, 4096, 100_000])
@@ -170,10 +170,7 @@ async def test_a_cancelled_checkpoint_leaves_no_garbage_counted_as_live() -> Non
 async def test_merging_drops_tombstones_and_old_versions() -> None:
     device = await formatted(64)
     async with opened(device) as store:
-        for version in range(limits.RUNS_PER_LEVEL_MAX):
-            for number in range(500):
-                await store.put(b"%05d" % number, b"%d" % version * 50)
-            await store.checkpoint()
+        await fill_a_level(store)
         assert store.statistics().runs == limits.RUNS_PER_LEVEL_MAX
         assert await store.compact()
         assert not await store.compact()
@@ -233,10 +230,7 @@ async def test_a_device_error_in_a_checkpoint_loses_nothing_durable(kind: str, s
 async def test_a_failed_read_in_the_background_puts_merging_off() -> None:
     device = await formatted(64)
     async with opened(device) as store:
-        for version in range(limits.RUNS_PER_LEVEL_MAX):
-            for number in range(500):
-                await store.put(b"%05d" % number, b"%d" % version * 50)
-            await store.checkpoint()
+        await fill_a_level(store)
     async with Store.open(device) as store:
         device.fail("read", times=1)
         await trio.sleep(20)

@@ -8,11 +8,11 @@ from dataclasses import asdict
 import pytest
 
 from shardfs import limits
-from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.collection import Collection, collection_plan
 from shardfs.engine.layout import ExtentState
+from shardfs.engine.liveness import live_bytes
 from shardfs.engine.occupancy import extent_figures, references, tree_contents
-from shardfs.engine.pieces import Shard, locators
+from shardfs.engine.pieces import Shard
 from shardfs.engine.stats import SpaceParts
 from shardfs.engine.store import Store
 from shardfs.errors import NoSpaceError, UsageError
@@ -52,8 +52,8 @@ async def live_bytes_by_extent(store: Store) -> dict[int, int]:
     counted: dict[int, int] = {}
     async for _, value in store.scan(b"\0", b"\xff"):
         if isinstance(value, Shard):
-            for locator in locators(value.pieces).values():
-                counted[locator.extent] = counted.get(locator.extent, 0) + locator_bytes(locator)
+            for (number, _), length in live_bytes(value.pieces).items():
+                counted[number] = counted.get(number, 0) + length
     return counted
 
 

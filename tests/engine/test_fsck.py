@@ -18,8 +18,9 @@ from shardfs.checking.power_cuts import PowerCutPoint
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine import fsck as engine_fsck
 from shardfs.engine.chunks import locator_bytes
+from shardfs.engine.findings import FINDINGS_MAX, Finding, Report
 from shardfs.engine.framing import head_bytes
-from shardfs.engine.fsck import FINDINGS_MAX, Finding, Report, check_store
+from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.options import StoreOptions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import trio
@@ -141,8 +142,8 @@ async def test_a_writer_who_comes_meanwhile_wins(monkeypatch: pytest.MonkeyPatch
         expected = bytearray(await scattered(store))
         real_read = ShardData.read
 
-        async def read(self: ShardData, *arguments: object) -> bytes:
-            data = await real_read(self, *arguments)  # type: ignore[arg-type]
+        async def read(self: ShardData, *arguments: Any) -> bytes:
+            data = await real_read(self, *arguments)
             expected[5 * PIECE : 6 * PIECE] = b"w" * PIECE
             await patch(store, 5 * PIECE, b"w" * PIECE)
             return data
@@ -162,8 +163,8 @@ async def test_deleted_and_moved_meanwhile(monkeypatch: pytest.MonkeyPatch) -> N
         expected = await scattered(store)
         real_read = ShardData.read
 
-        async def read(self: ShardData, *arguments: object) -> bytes:
-            data = await real_read(self, *arguments)  # type: ignore[arg-type]
+        async def read(self: ShardData, *arguments: Any) -> bytes:
+            data = await real_read(self, *arguments)
             for extent in store._extents.sealed_data():
                 await store._evacuator.evacuate(extent)
             return data
@@ -173,8 +174,8 @@ async def test_deleted_and_moved_meanwhile(monkeypatch: pytest.MonkeyPatch) -> N
         assert await store.gather() > 0, "nothing was left to be moved"
         assert (await read_all(device, store))[0] == expected
 
-        async def read_and_delete(self: ShardData, *arguments: object) -> bytes:
-            data = await real_read(self, *arguments)  # type: ignore[arg-type]
+        async def read_and_delete(self: ShardData, *arguments: Any) -> bytes:
+            data = await real_read(self, *arguments)
             await store.delete(KEY)
             return data
 

@@ -16,7 +16,7 @@ from shardfs.engine.lsm import segment
 from shardfs.engine.lsm.filter import Filter
 from shardfs.engine.pacing import Slices, Throttle, delay_s, rest_s, share_between
 from shardfs.engine.store import Store
-from tests.engine.stores import content, formatted, opened
+from tests.engine.stores import content, fill_a_level, formatted, opened
 
 KIB = limits.KIB
 SHARES = [number / 50 for number in range(51)]
@@ -250,10 +250,7 @@ async def test_a_writer_that_is_cancelled_while_it_waits_leaves_nothing_behind()
 async def test_rot_in_the_tree_does_not_make_a_store_read_only() -> None:
     device = await formatted(64)
     async with opened(device) as store:
-        for version in range(limits.RUNS_PER_LEVEL_MAX):
-            for number in range(500):
-                await store.put(b"%05d" % number, b"%d" % version * 50)
-            await store.checkpoint()
+        await fill_a_level(store)
         rotten = store._tree.runs[0].segments[0].index.blocks[0]
         device.rot(store.identity.extent_offset(rotten.extent) + rotten.offset + 300, 1)
     async with Store.open(device) as store:

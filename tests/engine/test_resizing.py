@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from shardfs import limits
+from shardfs import errors, limits
 from shardfs.checking.power_cuts import Operation, PowerCutPoint
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.fsck import check_store
@@ -21,14 +21,6 @@ from shardfs.engine.resizing import Progress, Resized, Shrinking, grow, trim
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import extent_count_max
-from shardfs.errors import (
-    CorruptionError,
-    DeviceBusyError,
-    DeviceTooSmallError,
-    LimitError,
-    NoSpaceError,
-    UsageError,
-)
 from tests.engine.stores import content, formatted, opened, tidy_up
 
 EXTENT = 64 * limits.KIB
@@ -130,7 +122,7 @@ async def test_a_larger_device_that_is_not_grown_mounts_as_before() -> None:
 async def test_growing_by_a_part_of_a_device_and_an_image_file() -> None:
     device = await formatted(4, extent_bytes=EXTENT)
     async with opened(device) as store:
-        with pytest.raises(UsageError, match="enlarge the device first"):
+        with pytest.raises(errors.UsageError, match="enlarge the device first"):
             await grow(store, 6 * limits.MIB)
         assert device.size_bytes == 4 * limits.MIB
         device.medium_bytes = 8 * limits.MIB
@@ -145,14 +137,14 @@ async def test_growing_is_refused_where_nothing_is_gained() -> None:
     device = await formatted(4, extent_bytes=EXTENT)
     device.is_image = True
     async with opened(device) as store:
-        with pytest.raises(UsageError, match="nothing to gain"):
+        with pytest.raises(errors.UsageError, match="nothing to gain"):
             await grow(store)
-        with pytest.raises(UsageError, match="nothing to gain"):
+        with pytest.raises(errors.UsageError, match="nothing to gain"):
             await grow(store, device.size_bytes + EXTENT - 1)
-        with pytest.raises(UsageError, match="shardfs shrink"):
+        with pytest.raises(errors.UsageError, match="shardfs shrink"):
             await grow(store, 2 * limits.MIB)
         most = extent_count_max(EXTENT, store.identity.chunk_bytes_max)
-        with pytest.raises(LimitError, match=f"{most * EXTENT} bytes can be used"):
+        with pytest.raises(errors.LimitError, match=f"{most * EXTENT} bytes can be used"):
             await grow(store, (most + 1) * EXTENT)
         assert device.size_bytes == 4 * limits.MIB
         assert (await grow(store, most * EXTENT)).extent_count == most
@@ -216,23 +208,23 @@ async def test_what_does_not_fit_is_refused_with_the_bytes_short() -> None:
     device.is_image = True
     async with opened(device) as store:
         expected = await fill(store, 600)
-        with pytest.raises(NoSpaceError) as refusal:
+        with pytest.raises(errors.NoSpaceError) as refusal:
             Shrinking(store, 40 * EXTENT)
         words = str(refusal.value).split()
         short, enough = int(words[0]), int(words[words.index("would") - 1])
         free = store._extents.space.user_bytes_with(40, reserve_extents(40))
         assert short == -free > 0
-        with pytest.raises(NoSpaceError):
+        with pytest.raises(errors.NoSpaceError):
             Shrinking(store, enough - EXTENT)
-        with pytest.raises(DeviceTooSmallError):
+        with pytest.raises(errors.DeviceTooSmallError):
             Shrinking(store, 23 * EXTENT)
-        with pytest.raises(UsageError, match="shardfs grow"):
+        with pytest.raises(errors.UsageError, match="shardfs grow"):
             Shrinking(store, 8 * limits.MIB)
         assert not store._extents.free.are_withheld
         assert (await shrink(store, enough)).device_bytes == enough
         await require_sound(store, expected)
         store.reserve(store._extents.space.user_bytes())
-        with pytest.raises(NoSpaceError, match="bytes short"):
+        with pytest.raises(errors.NoSpaceError, match="bytes short"):
             Shrinking(store, enough - EXTENT)
         store.release(store._applier.reserved_bytes)
 
@@ -243,9 +235,9 @@ async def test_a_shrink_that_is_given_up_leaves_the_old_size() -> None:
         expected = await fill(store, 600, keep_every=3)
         user_bytes = store._extents.space.user_bytes()
         shrinking = Shrinking(store, 60 * EXTENT)
-        with pytest.raises(DeviceBusyError):
+        with pytest.raises(errors.DeviceBusyError):
             Shrinking(store, 60 * EXTENT)
-        with pytest.raises(DeviceBusyError):
+        with pytest.raises(errors.DeviceBusyError):
             await grow(store)
         assert store._extents.space.user_bytes() < user_bytes
         await shrinking.step()
@@ -308,13 +300,13 @@ async def test_what_cannot_be_read_is_named_and_stays() -> None:
             if not isinstance(value, bytes):
                 try:
                     await store.read_shard(value, 0, value.length)
-                except CorruptionError:
+                except errors.CorruptionError:
                     del expected[key]
         for key in list(expected)[::2]:
             del expected[key]
             await store.delete(key)
         shrinking = Shrinking(store, (tail.index - 1) * EXTENT)
-        with pytest.raises(CorruptionError, match=f"extent {tail.index}"):
+        with pytest.raises(errors.CorruptionError, match=f"extent {tail.index}"):
             while (await shrinking.step()).result is None:
                 pass
         shrinking.abandon()

@@ -16,10 +16,9 @@ import trio
 from shardfs import limits
 from shardfs.checking.models.key_value_model import KeyValueModel, State
 from shardfs.checking.simulated_device import SimulatedDevice
-from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.layout import ExtentState
+from shardfs.engine.liveness import live_bytes
 from shardfs.engine.options import StoreOptions
-from shardfs.engine.pieces import locators
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError, NoSpaceError, ReadOnlyError
@@ -35,8 +34,8 @@ async def check_accounts(store: Store) -> None:
     live: dict[int, int] = {}
     async for _, value in store.scan(b"\0", b"\xff" * 1025):
         if not isinstance(value, bytes):
-            for locator in locators(value.pieces).values():
-                live[locator.extent] = live.get(locator.extent, 0) + locator_bytes(locator)
+            for (number, _), length in live_bytes(value.pieces).items():
+                live[number] = live.get(number, 0) + length
     for extent in store._extents.all:
         if extent.stream in DATA_STREAMS:
             assert extent.live_bytes == live.pop(extent.index, 0), f"extent {extent.index}"

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from shardfs.checking.models.store_model import ModelStore
-from shardfs.engine.fsck import Finding, Report
+from shardfs.engine.findings import Finding, Report
 from shardfs.fuse import fsck
 from shardfs.fuse.door import BatchDoor
 from shardfs.fuse.fsck import check_files, name_files

@@ -10,6 +10,7 @@ from shardfs import limits
 from shardfs.errors import CorruptionError
 from shardfs.fuse import records
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.listing import Item
 from shardfs.fuse.records import ROOT_INO, inode_key
 from tests.fuse.harness import Caller, mounted
 
@@ -34,10 +35,10 @@ async def test_every_entry_once_and_the_dots_first(kind: str, count: int) -> Non
         assert all(item.inode is not None and item.type == item.inode.mode >> 12 for item in items)
 
 
-async def list_all(file_system: FileSystem, take: int, directory: int = ROOT_INO) -> list:  # type: ignore[type-arg]
+async def list_all(file_system: FileSystem, take: int, directory: int = ROOT_INO) -> list[Item]:
     """List as the kernel does: it takes a few items and asks again from the last it took."""
     listing = file_system.list_directory(directory)
-    found: list = []  # type: ignore[type-arg]
+    found: list[Item] = []
     while items := await listing.read(found[-1].next if found else 0):
         found += items[:take]
     return found

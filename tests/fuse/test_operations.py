@@ -84,7 +84,7 @@ async def test_a_lost_write_is_told_to_each_handle_once() -> None:
         operations = Operations(file_system, MountOptions())
         ino = await Caller(file_system).create("a")
         handles = [await operations.open(ino, 0, CONTEXT) for _ in range(2)]
-        file_system.writeback._error_counts[ino] = 1
+        file_system.writeback._dirty._error_counts[ino] = 1
         later = await operations.open(ino, 0, CONTEXT)
         for info in handles:
             with pytest.raises(pyfuse3.FUSEError) as raised:

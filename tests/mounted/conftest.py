@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -68,6 +69,15 @@ def fuse_is_usable(tmp_path_factory: pytest.TempPathFactory) -> None:
     obstacle = fuse_obstacle(tmp_path_factory.getbasetemp())
     if obstacle is not None:
         pytest.skip(obstacle)
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sockets and logs of this test's mounts are under its own directory."""
+    directory = tmp_path / "run"
+    directory.mkdir(mode=0o700)
+    monkeypatch.setenv("SHARDFS_RUNTIME_DIR", str(directory))
+    return directory
 
 
 @pytest.fixture
@@ -149,6 +159,7 @@ class MountFactory(Protocol):
         *,
         arguments: Sequence[str | Path] = (),
         format_arguments: Sequence[str] | None = (),
+        for_everybody: bool = False,
         seconds_max: float = 120.0,
     ) -> MountedShardfs: ...
 
@@ -157,7 +168,11 @@ class MountFactory(Protocol):
 def mount_shardfs(
     fuse_is_usable: None, tmp_path: Path, kernel_resources: ExitStack
 ) -> MountFactory:
-    """A factory of mounts: formats the device (unless format_arguments is None), mounts it."""
+    """A factory of mounts: formats the device (unless format_arguments is None), mounts it.
+
+    `for_everybody`: the mount point is where every user can get to. pytest closes its own folders
+    to others whenever it starts.
+    """
     made: list[MountedShardfs] = []
 
     def mount(
@@ -166,11 +181,19 @@ def mount_shardfs(
         *,
         arguments: Sequence[str | Path] = (),
         format_arguments: Sequence[str] | None = (),
+        for_everybody: bool = False,
         seconds_max: float = 120.0,
     ) -> MountedShardfs:
         if format_arguments is not None:
             shardfs("mkfs", device, *format_arguments)
-        path = tmp_path / f"mnt-{len(made)}"
+        folder = tmp_path
+        if for_everybody:
+            folder = Path(tempfile.mkdtemp(prefix="shardfs-test-"))
+            folder.chmod(0o755)
+            # Not what is in it: an unmounted mount point, or else a mount.
+            kernel_resources.callback(os.rmdir, folder)
+            kernel_resources.callback(os.rmdir, folder / f"mnt-{len(made)}")
+        path = folder / f"mnt-{len(made)}"
         path.mkdir()
         log = tmp_path / f"server-{len(made)}.log"
         mounted = MountedShardfs(

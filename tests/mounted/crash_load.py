@@ -19,10 +19,13 @@ import random
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 _SIZES = (0, 1, 100, 4095, 4096, 4097, 20_000, 130_000, 1_200_000)
 _OUTPUT = threading.Lock()
+
+Work = Callable[[Path, random.Random], None]
 
 
 def content(name: str, version: int) -> bytes:
@@ -97,6 +100,14 @@ def make_and_remove(folder: Path, rng: random.Random) -> None:
             (folder / Path(victim).name).unlink()
 
 
+def until_the_end(work: Work, folder: Path, source: random.Random) -> None:
+    """One kind of work for as long as there is a mount."""
+    try:
+        work(folder, source)
+    except (OSError, shutil.Error):
+        return  # the mount has gone: that is what this load is for
+
+
 def main() -> None:
     """Arguments: the directory to work in, and a seed. Ends when the mount does."""
     root, seed = Path(sys.argv[1]), int(sys.argv[2])
@@ -106,14 +117,8 @@ def main() -> None:
     ):
         folder = root / work.__name__
         folder.mkdir()
-
-        def run(work=work, folder=folder, number=number) -> None:  # type: ignore[no-untyped-def]
-            try:
-                work(folder, random.Random(seed * 10 + number))
-            except (OSError, shutil.Error):
-                return  # the mount has gone: that is what this load is for
-
-        threads.append(threading.Thread(target=run))
+        source = random.Random(seed * 10 + number)
+        threads.append(threading.Thread(target=until_the_end, args=(work, folder, source)))
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -42,6 +42,7 @@ def run_command(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        errors="surrogateescape",
         timeout=seconds_max,
         check=False,
     )

@@ -24,16 +24,9 @@ from tests.cli.commands import kill_server_of, output_of, refused, run, stop_eve
 from tests.mounted.conftest import LoopDeviceFactory, MountFactory
 from tests.mounted.mounts import MountedShardfs, find_mount, run_command
 
+pytestmark = pytest.mark.usefixtures("runtime")
+
 MIB = 1024 * 1024
-
-
-@pytest.fixture(autouse=True)
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Sockets and logs of this test's mounts are under its own directory."""
-    directory = tmp_path / "run"
-    directory.mkdir(mode=0o700)
-    monkeypatch.setenv("SHARDFS_RUNTIME_DIR", str(directory))
-    return directory
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_readers_during_atomic_replacement(mounted_shardfs: MountedShardfs) -> N
         try:
             while not done.is_set():
                 assert (root / "a").read_text().isdigit()
-        except BaseException as error:
+        except BaseException as error:  # of a thread: told by the test
             failures.append(error)
 
     threads = [threading.Thread(target=read) for _ in range(3)]

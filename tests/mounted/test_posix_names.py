@@ -147,7 +147,7 @@ def test_many_threads_in_one_directory(mounted_shardfs: MountedShardfs) -> None:
                 os.rename(mine, root / f"{number}-last")
                 (root / f"dir-{step}").mkdir(exist_ok=True)
                 assert (root / f"{number}-last").read_text() == str(step)
-        except BaseException as error:
+        except BaseException as error:  # of a thread: told by the test
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]

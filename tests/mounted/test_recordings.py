@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.cli.commands import refused
+from tests.mounted.applications.programs import git as run_git
+from tests.mounted.applications.programs import need
 from tests.mounted.conftest import LoopDeviceFactory, MountFactory
 from tests.mounted.mounts import SHARDFS, MountedShardfs, run_command, shardfs
 
@@ -29,24 +31,11 @@ Work = Callable[[Path], None]
 
 def git_work(root: Path) -> None:
     """A repository with some commits, a branch that is merged, and a repacking."""
-    if shutil.which("git") is None:
-        pytest.skip("no git on this machine (Debian package git)")
+    need("git", "git")
     work = root / "repository"
-    settings = {
-        "core.fsync": "all",
-        "core.fsyncMethod": "fsync",
-        "user.name": "A",
-        "user.email": "a@example.org",
-        "gc.auto": "0",
-    }
-    surroundings = (f"PATH={os.environ['PATH']}", f"HOME={root}", "GIT_CONFIG_NOSYSTEM=1")
-    options = [word for pair in settings.items() for word in ("-c", "=".join(pair))]
-
-    def git(*arguments: str) -> None:
-        run_command("env", "-i", *surroundings, "git", *options, "-C", work, *arguments)
-
+    git = partial(run_git, work)
     work.mkdir()
-    git("init", "--quiet", "--initial-branch=main")
+    git("init", "--quiet")
     rng = random.Random(1)
     for number in range(3):
         for name in ("a", "b", f"directory-{number}/c"):

@@ -14,16 +14,9 @@ from tests.cli.commands import output_of, refused
 from tests.mounted.conftest import ImageFactory, LoopDeviceFactory, MountFactory
 from tests.mounted.mounts import run_command
 
+pytestmark = pytest.mark.usefixtures("runtime")
+
 MIB = 1024 * 1024
-
-
-@pytest.fixture(autouse=True)
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Sockets and logs of this test's mounts are under its own directory."""
-    directory = tmp_path / "run"
-    directory.mkdir(mode=0o700)
-    monkeypatch.setenv("SHARDFS_RUNTIME_DIR", str(directory))
-    return directory
 
 
 def content_of(number: int, size: int = MIB) -> bytes:
@@ -110,7 +103,7 @@ def test_an_image_grows_and_shrinks_while_it_is_used(
                 write_files(folder, range(6), 300_000)
                 require_files(folder, range(6), 300_000)
                 os.unlink(folder / "file 3")
-        except BaseException as error:
+        except BaseException as error:  # of a thread: told by the test
             failures.append(error)
             raise
 

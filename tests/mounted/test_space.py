@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,11 @@ from tests.cli.commands import output_of, refused, run, run_on_a_terminal
 from tests.mounted.conftest import MountFactory
 from tests.mounted.mounts import SHARDFS, MountedShardfs, run_command
 
+pytestmark = pytest.mark.usefixtures("runtime")
+
 KIB = 1024
 MIB = 1024 * KIB
 IDLE_SECONDS_MAX = 60.0
-
-
-@pytest.fixture(autouse=True)
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Sockets and logs of this test's mounts are under its own directory."""
-    directory = tmp_path / "run"
-    directory.mkdir(mode=0o700)
-    monkeypatch.setenv("SHARDFS_RUNTIME_DIR", str(directory))
-    yield directory
 
 
 @pytest.fixture

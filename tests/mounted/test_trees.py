@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sysconfig
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.mounted.mounts import run_command
 
 GIB = 1024 * 1024 * 1024
 FILES_MIN = 5000
-_LISTING = "%P|%y|%m|%U|%G|%n|%T@|%l|%s\\n"
+_LISTING = "%P|%y|%m|%U|%G|%n|%T@|%l|%s\\0"
 
 
 def library_sample(target: Path) -> int:
@@ -46,15 +47,17 @@ def library_sample(target: Path) -> int:
 
 
 def listing(root: Path) -> list[str]:
-    """Everything that stat says and a copy must keep, one line a file, in order."""
-    lines = run_command("find", root, "-mindepth", "1", "-printf", _LISTING).splitlines()
+    """Everything that stat says and a copy must keep, one entry a file, in order."""
+    lines = run_command("find", root, "-mindepth", "1", "-printf", _LISTING).split("\0")
     # A directory's size is the file system's own affair.
     return sorted(line.rpartition("|")[0] if "|d|" in line else line for line in lines)
 
 
 def xattrs(root: Path) -> str:
     """All user xattrs below a directory."""
-    return run_command("sh", "-c", f"cd {root} && getfattr -R -h -d -m user. . | sort")
+    return run_command(
+        "sh", "-c", f"cd {shlex.quote(str(root))} && getfattr -R -h -d -m user. . | sort"
+    )
 
 
 @pytest.mark.timeout(600)

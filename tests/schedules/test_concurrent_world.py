@@ -145,7 +145,7 @@ def _merges_and_checkpoints_together(patch: pytest.MonkeyPatch) -> None:
 
     def without(self: Checkpointer, *arguments: Any) -> None:
         init(self, *arguments)
-        self._lock = self._merging = NoLock()  # type: ignore[assignment]
+        self._lock = self._merging = NoLock()  # type: ignore[assignment]  # that is the mistake
 
     patch.setattr(Checkpointer, "__init__", without)
 

@@ -170,7 +170,7 @@ class Reader:
         )
         for frame in chosen:
             record = structure("superblock record", frame.payload, 0)
-            assert record["format_version"] == 3
+            assert record["format_version"] == 4
             assert not record["incompatible"]
             at = record.end + record["manifest_bytes"]
             for _ in range(record["entry_count"]):

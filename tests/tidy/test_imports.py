@@ -34,11 +34,11 @@ EXCEPTIONS: dict[str, frozenset[str]] = {
 
 # Inside the engine a module may import what stands in a row above its own, never beside or below.
 ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
-    ("layout", "health", "stats", "pacing", "options"),
+    ("layout", "health", "stats", "pacing", "options", "findings"),
     ("pieces", "recording", "reserve"),
     # Frames as bytes, no I/O: superblock records are frames as well, so it stands this early.
     ("framing",),
-    ("dependency",),
+    ("dependency", "liveness"),
     ("claims", "images"),
     ("probe",),
     ("device",),
@@ -47,6 +47,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("scheduler", "recorder"),
     ("superblock_record",),
     ("superblock", "space"),
+    ("superblock_check",),
     ("extent",),
     ("extent_table",),
     ("extents",),
@@ -65,10 +66,10 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("reclamation",),
     ("merging",),
     ("admission",),
-    ("maintenance",),
     ("delta_log",),
     ("recovery",),
     ("opening",),
+    ("maintenance",),
     ("figures",),
     ("store",),
     ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy", "resizing"),

@@ -50,7 +50,7 @@ CONTENT: Final = (
     Canary(
         "truncate-forgets-dirty-data",
         "Truncation leaves buffered data beyond the new end to be written later.",
-        (Edit(Writeback.truncate, "partial(self._forget, file, length)", "bool"),),
+        (Edit(Writeback.truncate, "partial(self._dirty.forget, file, length)", "bool"),),
         ("files",),
     ),
     Canary(

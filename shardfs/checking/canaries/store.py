@@ -38,20 +38,20 @@ CANARIES: Final = (
         (
             Edit(
                 Store._replace,
-                "locators(old.pieces) if isinstance(old, Shard) else {}",
-                "locators(old.pieces) if isinstance(old, Shard) and pieces else {}",
+                "old.pieces if isinstance(old, Shard) else (), pieces",
+                "old.pieces if isinstance(old, Shard) and pieces else (), pieces",
             ),
         ),
         ("store",),
     ),
     Canary(
         "credited-twice",
-        "A batch that changes a shard counts the chunks it keeps as new ones.",
+        "A batch that changes a shard counts what it keeps as new.",
         (
             Edit(
-                Batch._rebase,
-                "for number in new.keys() - old.keys()",
-                "for number in new.keys()",
+                Batch.refer,
+                "live_changes(old, new)",
+                "live_changes((), new)",
             ),
         ),
         ("store",),

@@ -42,7 +42,7 @@ from shardfs.checking.conformance.file_steps import STEPS
 from shardfs.checking.conformance.file_trees import find_trees
 from shardfs.checking.models.file_model import FileModel, Found, Promise
 from shardfs.checking.schedule import Control
-from shardfs.engine.pieces import Shard, locators
+from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
 from shardfs.errors import DeviceError, ReadOnlyError
 from shardfs.fuse.door import StoreDoor, scan_some
@@ -271,17 +271,16 @@ class FileRun:
     async def _check_space(self, store: StoreDoor) -> None:
         """C5: what df(1) tells as taken is what the files hold, and what that needs."""
         shown = 0
-        chunks: dict[int, int] = {}
+        framed = 0
         async for key, value in store.scan(b"\0", _KEYS_END):
             if isinstance(value, Shard):
                 shown += sum(piece.length for piece in value.pieces)
-                for locator in locators(value.pieces).values():
-                    chunks[locator.sequence] = locator.length + _HEAD_BYTES + len(key)
+                framed += len(value.pieces) * (_HEAD_BYTES + len(key))
         taken = self._fresh_bytes - store.space().free_bytes
         most = shown
         if isinstance(store, Store):
             tree_bytes = store.statistics().tree_bytes
-            most = sum(chunks.values()) + 2 * tree_bytes + EXTENT_BYTES
+            most = shown + framed + 2 * tree_bytes + EXTENT_BYTES
         assert shown <= taken <= most, f"{taken} bytes are taken, for {shown} to {most} in files"
 
     async def _excused(self, step: Awaitable[object]) -> bool:

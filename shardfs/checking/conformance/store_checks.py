@@ -16,7 +16,8 @@ from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.pieces import Locator, Shard, locators
+from shardfs.engine.liveness import live_bytes
+from shardfs.engine.pieces import Locator, Shard
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 
@@ -62,8 +63,8 @@ def check_account(store: Store, entries: Entries) -> None:
     checkpointing = checkpointer._lock.locked() or checkpointer._merging.locked()
     for _, value in entries:
         if isinstance(value, Shard):
-            for locator in locators(value.pieces).values():
-                live[locator.extent] = live.get(locator.extent, 0) + locator_bytes(locator)
+            for (extent_number, _), length in live_bytes(value.pieces).items():
+                live[extent_number] = live.get(extent_number, 0) + length
     for locator in _of_the_tree(store):
         live[locator.extent] = live.get(locator.extent, 0) + locator_bytes(locator)
     for extent in store._extents.all:

@@ -16,7 +16,7 @@ from shardfs.checking.conformance.store_checks import Entries
 from shardfs.checking.models.space_model import Figures, Held, SpaceModel
 from shardfs.engine.extent import Extent
 from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX
-from shardfs.engine.pieces import Shard, locators
+from shardfs.engine.pieces import Shard
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.errors import NoSpaceError
@@ -40,8 +40,7 @@ def held_by(entries: Entries) -> dict[bytes, Held]:
     for key, value in entries:
         if isinstance(value, Shard):
             shown = sum(piece.length for piece in value.pieces)
-            chunks = locators(value.pieces).values()
-            held[key] = Held(shown, sum(each.length for each in chunks), len(value.pieces))
+            held[key] = Held(shown, shown, len(value.pieces))
     return held
 
 

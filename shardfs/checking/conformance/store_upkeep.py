@@ -10,6 +10,7 @@ from __future__ import annotations
 import trio
 
 from shardfs.checking.conformance.store_system import StoreSystem
+from shardfs.engine.dependency import Dependency
 from shardfs.engine.layout import Stream
 from shardfs.errors import NoSpaceError
 
@@ -26,7 +27,8 @@ async def sync_one(system: StoreSystem, back: int) -> None:
     promises = system.model.promises
     if promises:
         promise = promises[-1 - back % len(promises)]
-        await system.store.sync(promise)  # type: ignore[arg-type]
+        assert isinstance(promise, Dependency), "the store gives no other promises"
+        await system.store.sync(promise)
         assert promise.is_persistent(), "a sync has returned and its dependency is pending"
         system.model.ask_promises()
 

@@ -17,7 +17,7 @@ Not here: owners, times beside those set by the user, device files, permissions;
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -177,11 +177,11 @@ class NamespaceModel:
 
     def set_mode(self, path: str, mode: int) -> None:
         """chmod(2)."""
-        self._amend(path, mode=mode)
+        self._amend(path, lambda before: replace(before, mode=mode))
 
     def set_mtime(self, path: str, mtime_ns: int) -> None:
         """utimensat(2)."""
-        self._amend(path, mtime_ns=mtime_ns)
+        self._amend(path, lambda before: replace(before, mtime_ns=mtime_ns))
 
     def get_xattr(self, path: str, name: str) -> bytes:
         """The value of an extended attribute."""
@@ -192,14 +192,14 @@ class NamespaceModel:
 
     def set_xattr(self, path: str, name: str, value: bytes) -> None:
         """Give an extended attribute a value."""
-        self._amend(path, xattrs={**self.attributes(path).xattrs, name: value})
+        self._amend(path, lambda before: replace(before, xattrs={**before.xattrs, name: value}))
 
     def remove_xattr(self, path: str, name: str) -> None:
         """Take an extended attribute away."""
         self.get_xattr(path, name)
         xattrs = dict(self.attributes(path).xattrs)
         del xattrs[name]
-        self._amend(path, xattrs=xattrs)
+        self._amend(path, lambda before: replace(before, xattrs=xattrs))
 
     # --- inside
 
@@ -228,10 +228,10 @@ class NamespaceModel:
             raise FileError(errno.EEXIST)
         self._change({**self.tree.names, path: node}, node)
 
-    def _amend(self, path: str, **changes: object) -> None:
+    def _amend(self, path: str, change: Callable[[Attributes], Attributes]) -> None:
         node = self.lookup(path)
         attributes = dict(self.tree.attributes)
-        attributes[node] = replace(attributes[node], **changes)  # type: ignore[arg-type]
+        attributes[node] = change(attributes[node])
         self.history.append(Tree(self.tree.names, attributes))
 
     def _change(self, names: dict[str, Node], *touched: Node) -> None:

@@ -7,8 +7,8 @@ was there before.
 Invariants:
     I1. Free is what a fresh store says, less the live data and the tree's share: exactly, as long
         as any is free. Garbage and history do not come into it.
-    I2. Live data is what the content takes (`Held`), and frames of it: a head for each chunk,
-        and not many chunks.
+    I2. Live data is what the content takes (`Held`), and frames of it: a head for each piece,
+        and not many pieces. What was overwritten does not come into it.
     I3. The tree's share is twice its bytes, for a merge, to within an extent; what is in memory
         counts as the run that it will be. Each run has no more than one entry for each key there
         ever was.
@@ -44,18 +44,18 @@ _RUN_BYTES: Final = 4 * limits.KIB
 class Held(NamedTuple):
     """Bytes of data that are live for one key, without heads of frames: at least, and at most.
 
-    They differ where only a part of what was written is still shown: a chunk is live as a whole.
-    `parts` is how often something was written to it.
+    They differ where a patch may have covered a hole. `parts` is how often something was written
+    to it.
     """
 
     least: int
     most: int
     parts: int = 1
 
-    def patched(self, length: int, *, at_end: bool) -> Held:
-        """So many bytes of it were written anew, or added at its end."""
+    def patched(self, length: int, total: int, *, at_end: bool) -> Held:
+        """So many of its now `total` bytes were written anew, or added at its end."""
         least = self.least + length if at_end else max(self.least, length)
-        return Held(least, self.most + length, self.parts + 1)
+        return Held(least, min(self.most + length, total), self.parts + 1)
 
     @property
     def chunks(self) -> int:
@@ -151,7 +151,7 @@ class SpaceModel:
 
     def patched(self, key: bytes, value: bytes, length: int, *, at_end: bool) -> None:
         """`value`, when it comes, is the old one of which `length` bytes were written anew."""
-        held = self._held.get(key, Held(0, 0)).patched(length, at_end=at_end)
+        held = self._held.get(key, Held(0, 0)).patched(length, len(value), at_end=at_end)
         self._patches[key] = value, held
 
     def scattered(self, key: bytes, value: bytes, parts: int) -> None:

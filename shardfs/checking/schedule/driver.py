@@ -111,13 +111,13 @@ class Driver:
         collecting = gc.isenabled()
         gc.disable()
         _installed = self
-        EpollIOManager.get_events = _get_events  # type: ignore[method-assign, assignment]
+        EpollIOManager.get_events = _get_events  # type: ignore[method-assign, assignment]  # undone below
         module.update(_ALLOW_DETERMINISTIC_SCHEDULING=True, _r=stand_in)
         try:
             yield
         finally:
             _installed = None
-            EpollIOManager.get_events = _ASK_KERNEL  # type: ignore[method-assign]
+            EpollIOManager.get_events = _ASK_KERNEL  # type: ignore[method-assign]  # as it was
             module.update(before)
             if collecting:
                 gc.enable()

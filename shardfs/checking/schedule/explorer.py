@@ -119,7 +119,7 @@ def run_once(
         clock = trio.testing.MockClock(autojump_threshold=0)
         try:
             value = trio.run(program, Control(driver), clock=clock)
-        except BaseException as error:
+        except BaseException as error:  # PowerCut is one, and so are groups of them
             caught = error
     if driver.error is not None:
         raise driver.error

@@ -1,0 +1,233 @@
+"""Gives buffered data to the engine: what is old, what is full, what is too much, and on demand.
+
+Role: the flusher task, and the flushing of one file, a few runs at a time. What cannot be stored is
+tried again; what never can is dropped and counted.
+
+Invariants:
+    I1. One task at a time flushes or truncates a file (its lock).
+    I2. Shards are flushed in ascending order; a shard's new bytes, its record and the inode's size
+        and times are one batch (files.store_runs).
+    I3. Bytes leave the buffer in the step that has given them to the engine, or lost them.
+
+Not here: what is buffered (dirty_files.py), what the kernel asks for (writeback.py), how bytes
+become chunks (files.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from shardfs import limits
+from shardfs.engine.health import HealthState
+from shardfs.engine.pieces import Shard
+from shardfs.errors import (
+    CorruptionError,
+    DeviceError,
+    LimitError,
+    NoSpaceError,
+    ReadOnlyError,
+    ShardfsError,
+    StaleError,
+)
+from shardfs.fuse.dirty import DirtyRanges
+from shardfs.fuse.dirty_files import DirtyFile, DirtyFiles
+from shardfs.fuse.door import StoreDoor
+from shardfs.fuse.files import SHARD_BYTES, Files
+from shardfs.fuse.orphans import Orphans
+from shardfs.fuse.records import Inode, shard_key
+from shardfs.fuse.tables import NotLoaded, Tables
+
+_log = logging.getLogger(__name__)
+_RUNS_PER_STEP: Final = 32
+
+
+class Flusher:
+    """Flushes the dirty files of one mount.
+
+    Args:
+        dirty_bytes_max: writers wait while more is buffered.
+    """
+
+    def __init__(
+        self,
+        store: StoreDoor,
+        tables: Tables,
+        files: Files,
+        orphans: Orphans,
+        dirty: DirtyFiles,
+        dirty_bytes_max: int,
+    ) -> None:
+        self._store = store
+        self._tables = tables
+        self._files = files
+        self._orphans = orphans
+        self._dirty = dirty
+        self._dirty_bytes_max = dirty_bytes_max
+        self._ready: dict[int, None] = {}
+        self._wake = trio.Event()
+
+    def notice(self, ino: int, *, is_ready: bool) -> None:
+        """Something was written: wake the task if it has to do something about it.
+
+        Args:
+            is_ready: a shard of the file has been written to its end.
+        """
+        if is_ready:
+            self._ready[ino] = None
+            self._wake.set()
+        if 2 * self._dirty.memory_bytes > self._dirty_bytes_max:
+            self._wake.set()
+
+    async def wait_for_room(self) -> None:
+        """Return when less is buffered than may be.
+
+        Raises:
+            ReadOnlyError: nothing will be flushed any more.
+        """
+        while self._dirty.memory_bytes >= self._dirty_bytes_max:
+            self._store.health.require_writable()
+            self._wake.set()
+            await self._dirty.some_gone()
+
+    async def flush(self, ino: int) -> None:
+        """Give the file's dirty data to the engine.
+
+        Durable when: the store is synced after this.
+
+        Raises:
+            DeviceError, CorruptionError, ReadOnlyError, NoSpaceError
+        """
+        await self._flush_file(ino, lambda ranges: ranges.shards())
+
+    async def flush_all(self) -> None:
+        """Give all dirty data to the engine; trouble with a file is logged and counted."""
+        for ino in self._dirty.inos():
+            await self._flush_logged(ino, lambda ranges: ranges.shards())
+
+    async def run(self) -> None:
+        """The flusher task: give to the engine what is old, ready or too much.
+
+        Returns when the store takes no more changes; what is buffered then stays readable.
+        """
+        while self._store.health.state is HealthState.HEALTHY:
+            with trio.move_on_after(limits.FLUSHER_INTERVAL_S):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            while self._ready:
+                ino = next(iter(self._ready))
+                del self._ready[ino]
+                await self._flush_logged(ino, _finished_shards)
+            await self._relieve()
+            if await self._flush_old():
+                try:
+                    await self._store.sync()
+                except ShardfsError as error:
+                    _log.error("written data could not be made durable: %s", error)
+
+    async def _relieve(self) -> None:
+        """Flush the oldest files while more than half of the cap is buffered."""
+        for ino in self._dirty.inos():
+            if 2 * self._dirty.memory_bytes <= self._dirty_bytes_max:
+                return
+            await self._flush_logged(ino, lambda ranges: ranges.shards())
+
+    async def _flush_old(self) -> bool:
+        """Flush what has been dirty for DIRTY_AGE_S; False if there was nothing."""
+        latest = trio.current_time() - limits.DIRTY_AGE_S
+        old = []
+        for file in self._dirty.files():
+            if file.since <= latest and file.ranges and not self._orphans.is_held(file.ino):
+                old.append(file.ino)
+        for ino in old:
+            await self._flush_logged(ino, lambda ranges: ranges.shards())
+        return bool(old)
+
+    async def _flush_logged(self, ino: int, choose: Callable[[DirtyRanges], list[int]]) -> None:
+        if not self._dirty.is_dirty(ino):
+            return
+        try:
+            self._store.health.require_writable()
+            await self._flush_file(ino, choose)
+        except ReadOnlyError as error:
+            _log.debug("inode %d stays buffered: %s", ino, error)  # the store has told why
+        except ShardfsError as error:
+            _log.error("writing back inode %d failed: %s", ino, error)
+        await trio.lowlevel.checkpoint()
+
+    async def _flush_file(self, ino: int, choose: Callable[[DirtyRanges], list[int]]) -> None:
+        file = self._dirty.find(ino)
+        if file is None:
+            return
+        with self._dirty.used(file):
+            async with file.lock:
+                started = trio.current_time()
+                indexes = choose(file.ranges)
+                everything = indexes == file.ranges.shards()
+                await self.flush_shards(file, indexes)
+                if everything:
+                    file.since = started  # what is dirty now came later
+
+    async def flush_shards(self, file: DirtyFile, indexes: list[int]) -> None:
+        """Flush these shards of a file. Requires: its lock. Raises: as `flush`."""
+        for index in indexes:
+            start = 0
+            while start < SHARD_BYTES:
+                try:
+                    start = await self._flush_step(file, index, start)
+                    file.failures = 0
+                except (CorruptionError, DeviceError, LimitError) as error:
+                    file.failures += 1
+                    may_pass = isinstance(error, DeviceError)
+                    is_last = file.failures >= limits.FLUSH_ATTEMPTS_MAX or not may_pass
+                    if is_last and self._store.health.state is HealthState.HEALTHY:
+                        self._dirty.lose(file, index)
+                    raise
+
+    async def _flush_step(self, file: DirtyFile, index: int, start: int) -> int:
+        """Flush some runs of a shard; returns where the next step starts."""
+        key = shard_key(file.ino, index)
+        while True:
+            await self._store.admit(min(limits.SHARD_BYTES, file.ranges.bytes))
+            await self._tables.load(file.ino)
+            shard = await self._store.get_shard(key)
+            if not self._files.has_room_for(shard, _RUNS_PER_STEP):
+                await self._gather(file.ino, index)
+                shard = await self._store.get_shard(key)
+            try:
+                return self._flush_now(file, index, start, shard)
+            except (StaleError, NotLoaded):
+                pass  # the shard has moved, or the inode left the cache: look again
+            await trio.lowlevel.checkpoint()
+
+    async def _gather(self, ino: int, index: int) -> None:
+        """Rewrite a scattered shard, if that can be done; the next runs may fit all the same."""
+        try:
+            await self._files.gather(ino, index)
+        except (CorruptionError, DeviceError, NoSpaceError) as error:
+            _log.info("shard %d of inode %d stays scattered: %s", index, ino, error)
+
+    def _flush_now(self, file: DirtyFile, index: int, start: int, shard: Shard | None) -> int:
+        runs = file.ranges.runs(index, start, _RUNS_PER_STEP)
+        if not runs:
+            return SHARD_BYTES
+
+        def amend(inode: Inode) -> Inode:
+            mtime_ns = inode.mtime_ns if file.mtime_ns is None else file.mtime_ns
+            return inode._replace(mtime_ns=mtime_ns, ctime_ns=max(inode.ctime_ns, file.ctime_ns))
+
+        try:
+            self._files.store_runs(file.ino, index, shard, runs, amend)
+        except Exception:
+            file.ranges.seal(index)  # the engine may hold some of these buffers
+            raise
+        end = runs[-1].start + runs[-1].length
+        self._dirty.remove(file, index, runs[0].start, end)
+        return end
+
+
+def _finished_shards(ranges: DirtyRanges) -> list[int]:
+    return [index for index in ranges.shards() if not ranges.is_growing(index)]
