@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from shardfs import limits
+from shardfs.engine.batch import Batch
 from shardfs.engine.layout import MANIFEST_HEADER, USAGE, Stream
 from shardfs.engine.mkfs import plan
 from shardfs.engine.pieces import Shard
@@ -119,11 +120,11 @@ async def test_moving_pieces_of_shards_with_long_entries_keeps_the_log_short() -
         held = [0]
         apply = store._evacuator._apply
 
-        def watched(batch: object) -> object:
+        def watched(batch: Batch) -> object:
             held.append(store._extents.space.held_extents(Stream.META))
             return apply(batch)
 
-        store._evacuator._apply = watched  # type: ignore[method-assign]  # its own attribute
+        store._evacuator._apply = watched
         moved = 0
         for extent in store._extents.sealed_data():
             moved += await store._evacuator.evacuate(extent)
