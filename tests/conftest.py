@@ -1,6 +1,7 @@
-"""What every test can rely on: async tests under trio, no unannounced warnings, steady hypothesis.
+"""What every test can rely on: async tests under trio, no unannounced warnings, steady hypothesis,
+and to be alone where it has to be.
 
-Role: three rules for the whole suite.
+Role: four rules for the whole suite.
 
 Invariants:
     I1. An `async def test_...` runs under trio. Its clock jumps as soon as every task waits, so a
@@ -11,18 +12,23 @@ Invariants:
         fixture `expect_warning("pattern")`; a pattern is a regular expression, searched for.
     I3. Hypothesis has no deadline (a busy machine must not fail a test) and, where the variable CI
         is set, makes the same choices on every run.
+    I4. While a test with the marker `alone` runs, no other test of this tree does, in whatever
+        process: of several workers (scripts/test), or of another run.
 
 Not here: fixtures that need a kernel; those are in tests/mounted/conftest.py.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import inspect
 import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -69,6 +75,31 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     elif inspect.iscoroutinefunction(function):
         pyfuncitem.obj = _run_under_trio(function, real_clock=real_clock)
     return (yield)
+
+
+_DOOR = Path(__file__)
+_ROOM = Path(__file__).parents[1] / "pyproject.toml"
+
+
+@contextmanager
+def _locked(path: Path, operation: int) -> Iterator[None]:
+    with path.open() as file:
+        fcntl.flock(file, operation)
+        try:
+            yield
+        finally:
+            # Closing is not enough: what the test has forked may have the file open as well.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Wait until others have made room, before the test's time limit begins (I4)."""
+    is_alone = item.get_closest_marker("alone") is not None
+    with ExitStack() as stack:
+        with _locked(_DOOR, fcntl.LOCK_EX):  # who waits for the room lets nobody in before himself
+            stack.enter_context(_locked(_ROOM, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH))
+        return (yield)
 
 
 class _WarningCollector(logging.Handler):

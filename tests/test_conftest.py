@@ -1,4 +1,4 @@
-"""The suite's own rules hold: each of the three in tests/conftest.py can fail.
+"""The suite's own rules hold: each of the four in tests/conftest.py can fail.
 
 Role: run small test files in a pytest of their own, with the real conftest beside them.
 """
@@ -15,7 +15,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 
-def run_pytest(directory: Path, body: str) -> str:
+def run_pytest(directory: Path, body: str, *arguments: str) -> str:
     """Run one test file under the suite's conftest and settings; return pytest's output."""
     tests = directory / "tests"
     tests.mkdir()
@@ -23,7 +23,16 @@ def run_pytest(directory: Path, body: str) -> str:
     shutil.copy(REPOSITORY / "tests" / "conftest.py", tests)
     (tests / "test_sample.py").write_text(body)
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations=0", "-q"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "--durations=0",
+            "-q",
+            *arguments,
+        ],
         cwd=directory,
         capture_output=True,
         text=True,
@@ -118,3 +127,41 @@ def test_warns():
 """
     output = run_pytest(tmp_path, body)
     assert "1 failed" in output, output
+
+
+def test_who_measures_is_alone(tmp_path: Path) -> None:
+    body = """
+import pathlib, pytest, time
+PLACE = pathlib.Path(__file__).parent
+@pytest.mark.parametrize("number", range(12))
+def test_some(number):
+    beside = {each.name for each in PLACE.glob("runs-*")}
+    (PLACE / f"runs-{number}").touch()
+    time.sleep(0.05)
+    (PLACE / f"runs-{number}").rename(PLACE / f"ran-{number}{'-beside' if beside else ''}")
+@pytest.mark.alone
+@pytest.mark.parametrize("number", range(4))
+def test_measuring(number):
+    assert not list(PLACE.glob("runs-*"))
+    (PLACE / f"runs-alone-{number}").touch()
+    time.sleep(0.05)
+    (PLACE / f"runs-alone-{number}").unlink()
+    assert not list(PLACE.glob("runs-*"))
+"""
+    output = run_pytest(tmp_path, body, "-n", "2", "--dist", "load")
+    assert "16 passed" in output, output
+    assert list((tmp_path / "tests").glob("ran-*-beside")), "the others run side by side"
+
+
+def test_skips_and_slowest_are_shown_with_several_workers(tmp_path: Path) -> None:
+    body = """
+import pytest
+@pytest.mark.parametrize("number", range(4))
+def test_some(number):
+    if number == 3:
+        pytest.skip("nothing to be had here")
+"""
+    output = run_pytest(tmp_path, body, "-n", "2", "--dist", "worksteal")
+    assert "3 passed, 1 skipped" in output, output
+    assert "nothing to be had here" in output
+    assert "slowest durations" in output
