@@ -218,7 +218,7 @@ class _Generator:
 
     def _choose_setup(self) -> Setup:
         rng = self._rng
-        store = rng.choices(range(STORE_KINDS), (5, 3, 1, 1, 0.3, 0.9))[0]
+        store = rng.choices(range(STORE_KINDS), (5, 3, 1, 1, 0.3, 0.3))[0]
         background = int(rng.random() < 0.35)
         clients = rng.choices((0, 1, 2), (7, 2, 1))[0]
         small_cap = background and rng.random() < 0.2
