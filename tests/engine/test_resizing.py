@@ -382,7 +382,7 @@ async def check_moments(
     for number, moment in enumerate(moments):
         for choice in list(moment.point.choices(4, rng))[: 5 if number % 5 == 0 else 2]:
             after = device.after_power_cut(moment.point, choice)
-            after.size_bytes = after.medium_bytes = moment.size_bytes
+            after.medium.size_bytes = after.medium_bytes = moment.size_bytes
             after.is_image = device.is_image
             async with opened(after) as store:
                 found.add(store.identity.extent_count)
