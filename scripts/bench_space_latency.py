@@ -35,6 +35,7 @@ from typing import Any
 
 import trio
 
+from shardfs.cli.heap import short_pauses
 from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store
@@ -324,7 +325,8 @@ async def bench_engine(folder: Path, options: argparse.Namespace) -> dict[str, A
                 values = await fill_store(store, options.share)
                 before = device.counts.write_bytes
                 calls: dict[str, list[Call]] = {"engine: get 4 KiB": [], "engine: put 4 KiB": []}
-                overwritten = await load_store(store, values, calls, options)
+                with short_pauses():  # as the process of a mount does
+                    overwritten = await load_store(store, values, calls, options)
                 written = device.counts.write_bytes - before
                 levels = store.statistics().levels
                 reason = store.health.reason

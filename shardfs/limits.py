@@ -66,7 +66,7 @@ INLINE_VALUE_BYTES_MAX: Final = 256
 """Store.put keeps values up to this size in the tree itself."""
 RIDER_BYTES_MAX: Final = 4 * MIB
 """A delta may be issued together with at most this much unflushed data; recovery verifies it."""
-DELTA_PART_BYTES: Final = 32 * KIB
+DELTA_PART_BYTES: Final = 16 * KIB
 """A large delta is cut into parts of this size, each encoded in a slice of its own."""
 MERGE_PAGE_ENTRIES: Final = 64
 """Merging takes this many entries of each run at a time."""
@@ -89,6 +89,9 @@ REST_S_MAX: Final = 0.004
 REST_S_MIN: Final = 0.0005
 ADMISSION_DELAY_S_MAX: Final = 0.02
 """Store.admit delays a writer no longer than this, unless space has run out."""
+YOUNG_OBJECTS_MAX: Final = 2000
+"""Python's search for garbage looks at about so many objects at a time while a mount is served:
+a fraction of a millisecond."""
 
 # --- superblock -----------------------------------------------------------------------------
 SUPERBLOCK_EXTENTS: Final = 2
@@ -147,6 +150,10 @@ DIRTY_PART_SPACE_BYTES: Final = 512
 """Space reserved with each separate range of buffered data, for its frame and its index entry."""
 CHANGE_BYTES_RESERVED: Final = 16 * KIB
 """Space that must be free for a change that makes the file system larger."""
+BACKGROUND_REQUESTS_MAX: Final = 64
+"""The kernel may send so many requests of its own accord (read-ahead) at once."""
+POLL_US_MAX: Final = 10_000
+"""A mount waits awake for the next request no longer than this, whatever is wished."""
 ORPHANS_QUEUED_MAX: Final = 16 * KIB
 """Unlinking waits while more than this many removed files are yet to be freed."""
 

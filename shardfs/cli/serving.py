@@ -32,6 +32,7 @@ import click
 import trio
 
 from shardfs.cli.errors import FINDING, SUCCESS, describe, exit_status, is_expected, root_cause
+from shardfs.cli.heap import keep_pauses_short
 from shardfs.cli.logs import JOURNAL, log_to_file, log_to_journal
 from shardfs.cli.systemd import notify
 from shardfs.engine.block_device import BlockDevice, open_device
@@ -163,7 +164,7 @@ class Server:
                 self.mountpoint,
                 _with_read_only(self.options, read_only or bool(store.health.reason)),
                 ready=partial(ready, store.notes),
-                services=(answer_requests, _tell_systemd, _show_read_only),
+                services=(answer_requests, _tell_systemd, _show_read_only, _keep_pauses_short),
                 observer=observer,
             )
 
@@ -185,6 +186,11 @@ async def _tell_systemd(mount: Mount) -> None:
         await mount.unmount_requested.wait()
     finally:
         notify("STOPPING=1", "STATUS=writing what is left")
+
+
+async def _keep_pauses_short(_mount: Mount) -> None:
+    """Python's search for garbage does not hold requests up."""
+    await keep_pauses_short()
 
 
 async def _show_read_only(mount: Mount) -> None:

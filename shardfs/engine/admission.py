@@ -78,7 +78,8 @@ class Admission:
             others = self._debts.log(), self._debts.merges(), self._debts.queue()
             await self._throttle.delay(max(space_debt, *others), length)
             if self._committer.is_overdue:
-                await self._merging.checkpoint_if_due()
+                with self._debts.merges_awaited():
+                    await self._merging.checkpoint_if_due()
         # Nobody shall be told that the device is full while garbage can be reclaimed (I2).
         if self._extents.space.user_bytes() < length + self._extents.extent_bytes:
             await self._merging.squeeze()

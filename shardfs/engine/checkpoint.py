@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import trio
@@ -37,10 +38,12 @@ from shardfs.engine.layout import Kind, Stream
 from shardfs.engine.lsm.compaction import (
     GARBAGE_SHARE_MAX,
     GARBAGE_SHARE_SHORT,
+    SAMPLES,
     choose_runs,
     copy_segment,
     garbage_bytes,
     hidden_bytes,
+    holds_garbage,
     merge_step,
     without,
     write_memtable,
@@ -59,6 +62,7 @@ _log = logging.getLogger(__name__)
 
 _MEMTABLE_BYTES_PER_RUN_BYTE = 4
 """A full memtable makes a run of at least this part of its size."""
+_FORGOTTEN_AT_ONCE = 64
 _TREE_BYTES_SMALL = 256 * limits.KIB
 """A tree smaller than this counts as this large: it is not rewritten for a few entries."""
 
@@ -139,6 +143,9 @@ class Checkpointer:
                 raise
             self._committer.frozen = None
             _log.debug("checkpoint at delta %d: %d entries", freeze.number, len(frozen))
+        slices = Slices()
+        while frozen.forget(_FORGOTTEN_AT_ONCE):
+            await slices.spend(_FORGOTTEN_AT_ONCE)
 
     @property
     def has_unwritten(self) -> bool:
@@ -157,16 +164,22 @@ class Checkpointer:
         """A merge is under way: some of its steps are yet to be made."""
         return bool(self._merges)
 
-    @property
-    def garbage_share(self) -> float:
-        """About how much of the tree merging all of it would save, 0 to 1; 0 if it cannot be."""
-        runs = self._tree.runs
+    async def garbage_bytes(self) -> float:
+        """About how many bytes merging all of the tree, memory included, would save; 0 if it
+        cannot be. Checkpoints: every slice."""
         if self._damaged:
             return 0.0
-        total_bytes = sum(run.total_bytes for run in runs)
-        garbage = garbage_bytes(runs) + hidden_bytes(
-            list(self._tree.memtable.entries), len(self._tree.memtable), runs
-        )
+        slices = Slices()
+        runs, memtable = self._tree.runs, self._tree.memtable
+        step = -(-len(memtable) // SAMPLES) or 1
+        keys = list(islice(memtable.entries, 0, None, step))
+        garbage = await hidden_bytes(keys, len(memtable), runs, slices)
+        return garbage + await garbage_bytes(runs, slices)
+
+    async def garbage_share(self) -> float:
+        """About how much of the tree that is, 0 to 1."""
+        garbage = await self.garbage_bytes()
+        total_bytes = sum(run.total_bytes for run in self._tree.runs)
         return min(1.0, garbage / max(total_bytes, _TREE_BYTES_SMALL))
 
     async def compact(self, *, garbage_share_max: float = GARBAGE_SHARE_MAX) -> bool:
@@ -189,12 +202,12 @@ class Checkpointer:
         async with self._merging:
             if self._extents.space.is_short:
                 garbage_share_max = min(garbage_share_max, GARBAGE_SHARE_SHORT)
-            self._choose(garbage_share_max)
+            slices = Slices(self._urgency_of_merge)
+            await self._choose(garbage_share_max, slices)
             if not self._merges:
                 return False
             # The smallest first: it is the newest, and keeps what is looked into few.
             merge = min(self._merges, key=self._bytes_left)
-            slices = Slices(self._urgency_of_merge)
             writer = self._writer(merge.level, merge.target, slices, floor=MERGE_FLOOR_EXTENTS)
             wanted = min(self._bytes_left(merge), writer.segment_bytes_max * 5 // 4)
             if not self._extents.space.has_room_for_runs(wanted, self._extents.free_count):
@@ -206,13 +219,18 @@ class Checkpointer:
                 _log.warning("a run cannot be merged, and is left as it is: %s", error)
             return True
 
-    def _choose(self, garbage_share_max: float) -> None:
+    async def _choose(self, garbage_share_max: float, slices: Slices) -> None:
         """Begin the merge that is due, if any, beside those under way."""
         runs = self._tree.runs
         busy = {run_id for merge in self._merges for run_id in (*merge.sources, merge.target)}
-        chosen = choose_runs(runs, busy=busy | self._damaged, garbage_share=garbage_share_max)
+        busy |= self._damaged
+        if not busy and await holds_garbage(runs, garbage_share_max, slices):
+            chosen = list(runs)
+        else:
+            chosen = choose_runs(runs, busy=busy)
         if not chosen:
             return
+        runs = self._tree.runs  # a checkpoint may have come meanwhile; it only adds behind
         # Levels fall along the sequence: what is merged across levels stays at the oldest's.
         level = chosen[0].level + (chosen[-1].level == chosen[0].level)
         level = min(level, limits.LEVEL_COUNT_MAX - 1)

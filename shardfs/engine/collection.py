@@ -25,10 +25,11 @@ from shardfs.errors import CorruptionError, DeviceError, NoSpaceError
 _FRUITLESS_STEPS_MAX = 3
 
 
-def collection_plan(store: Store) -> CollectionPlan:
+async def collection_plan(store: Store) -> CollectionPlan:
     """What collecting garbage would give and take as things are; nothing is changed."""
     parts = store._parts
     extents, committer = parts.extents, parts.committer
+    merges = await parts.checkpointer.garbage_share() >= GARBAGE_SHARE_SHORT
     dead = extents.dead(
         committer.durable_number, committer.persistent_checkpoint, committer.root.log_extent
     )
@@ -40,7 +41,6 @@ def collection_plan(store: Store) -> CollectionPlan:
         if extent.state in (ExtentState.OPEN, ExtentState.SEALED) and extent.index not in doomed
     )
     moved = sum(extent.live_bytes for extent in candidates)
-    merges = parts.checkpointer.garbage_share >= GARBAGE_SHARE_SHORT
     return CollectionPlan(
         dead_extents=len(dead),
         dead_bytes=len(dead) * extents.extent_bytes,
@@ -121,7 +121,7 @@ class Collection:
         try:
             if not self._has_checkpointed:
                 await self._parts.committer.commit()
-                if checkpointer.garbage_share >= GARBAGE_SHARE_SHORT:
+                if await checkpointer.garbage_share() >= GARBAGE_SHARE_SHORT:
                     await checkpointer.checkpoint()
                 self._has_checkpointed = True
                 return

@@ -19,6 +19,7 @@ Not here: writing memtables as runs (checkpoint.py), reading the log back (recov
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from shardfs.engine.extents import Extents
 from shardfs.engine.framing import frame_bytes
 from shardfs.engine.health import Health
 from shardfs.engine.layout import Kind, Stream
-from shardfs.engine.lsm.delta import Rider, Tail, cut_parts, encode_part
+from shardfs.engine.lsm.delta import PartContent, Rider, Tail, cut_parts, encode_part
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
@@ -340,24 +341,26 @@ class Committer:
         Parts that are written while others are not count for nothing (lsm.delta.I1).
         """
         slices = Slices()
-        contents = []
+        contents = deque[PartContent]()
         for content in cut_parts(
             cut.tails, cut.riders, cut.changes.items(), self._chunks.payload_bytes_max
         ):
             contents.append(content)
-            await slices.spend(len(content.entries) // 2)
+            await slices.spend(len(content.entries))
         durable = self._root.durable_delta
         written = [cut.data]
         length = 0
-        for part, content in enumerate(contents):
-            payload = encode_part(cut.number, durable, part, len(contents), content)
+        parts = len(contents)
+        for part in range(parts):
+            content = contents.popleft()  # and is let go of with its turn, not all at the end
+            payload = encode_part(cut.number, durable, part, parts, content)
             locator, persistent = self._chunks.put(
                 Kind.DELTA, Stream.META, b"", cut.number, (payload,), cut.before
             )
             self._extents.all[locator.extent].last_delta = cut.number
             written.append(persistent)
             length += frame_bytes(0, len(payload))
-            if part + 1 < len(contents):
+            if contents:
                 await slices.spend(len(content.entries))
         self._extents.cut_all()
         if cut.usage is not None:

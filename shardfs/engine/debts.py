@@ -7,7 +7,8 @@ work that cannot be done at the moment slows nobody.
 Invariants:
     I1. A debt is 0 while the work need not be done, 1 once writers must wait for it, and rises
         in between with what is left to do.
-    I2. Work that somebody waits for does not rest; nor does what is done by hand.
+    I2. While somebody waits for any of the work none of it rests: what is waited for may itself
+        wait for another kind. Nor does what is done by hand.
     I3. Nothing here awaits or changes the store: a debt can be asked for at any moment.
 
 Not here: what follows from a debt (pacing.py, admission.py), the work (reclamation.py, merging.py).
@@ -94,15 +95,19 @@ class Debts:
 
     def checkpoint_pace(self) -> float:
         """How urgent a checkpoint is, once begun: it should end before the next is due."""
-        return min(1.0, self._committer.fill)
+        return 1.0 if self._is_awaited else min(1.0, self._committer.fill)
 
     def merge_pace(self) -> float:
         """How urgent merging is."""
-        return 1.0 if self._merges_awaited or self.by_hand else self.merges()
+        return 1.0 if self._is_awaited else self.merges()
 
     def space_pace(self) -> float:
         """How urgent reclamation is."""
-        return 1.0 if self.waiting or self.by_hand else self.space()
+        return 1.0 if self._is_awaited else self.space()
+
+    @property
+    def _is_awaited(self) -> bool:
+        return bool(self.waiting or self._merges_awaited or self.by_hand)
 
     # --- space ------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ from shardfs.errors import CorruptionError, DeviceError, NoSpaceError
 _log = logging.getLogger(__name__)
 
 _HIDDEN_SHARE_WORTH_MERGING = 128
+_CERTAINTY = 0.5
+"""How much garbage there is in the tree is estimated: it may be twice as much."""
 _GARBAGE_SHARE_TIGHT = 1 / 32
 _ROT_INTERVALS = 15
 """Merging that met rot is tried again after so many commit intervals."""
@@ -136,7 +138,10 @@ class Merging:
             grown = space.tree_share_bytes - self._squeezed_bytes
             if 0 <= grown < worth or self._checkpointer.hidden_bytes_max < worth:
                 return  # it was merged a moment ago, and nothing was to be gained
-            await self._merge_memory_too(worth / max(worth, space.tree_share_bytes))
+            # A writer waits. The tree has twice its size set aside: so much comes back.
+            with self._debts.merges_awaited():
+                if 2 * await self._checkpointer.garbage_bytes() >= worth * _CERTAINTY:
+                    await self._merge_memory_too(worth / max(worth, space.tree_share_bytes))
             self._squeezed_bytes = space.tree_share_bytes
 
     async def _merge_memory_too(self, garbage_share_max: float) -> None:
@@ -158,7 +163,8 @@ class Merging:
         if idle_s < self._interval_s:
             return
         # What is written a second stays bounded.
-        if self._checkpointer.garbage_share <= GARBAGE_SHARE_SHORT * self._interval_s / idle_s:
+        worth = GARBAGE_SHARE_SHORT * self._interval_s / idle_s
+        if await self._checkpointer.garbage_share() <= worth:
             return
         try:
             with self._debts.merges_awaited():

@@ -61,6 +61,8 @@ class DirtyFiles:
     def __init__(self, store: StoreDoor, content_changed: Callable[[int], None]) -> None:
         self.memory_bytes = 0
         """Memory held by dirty data."""
+        self.reserved_bytes = 0
+        """Space set aside for it: more than it will take."""
         self._store = store
         self._content_changed = content_changed
         self._files: dict[int, DirtyFile] = {}
@@ -128,6 +130,7 @@ class DirtyFiles:
         wanted = file.ranges.bytes + added_bytes + segments * limits.DIRTY_PART_SPACE_BYTES
         if wanted > file.reserved:
             self._store.reserve(wanted - file.reserved)
+            self.reserved_bytes += wanted - file.reserved
             file.reserved = wanted
 
     def forget(self, file: DirtyFile, length: int) -> None:
@@ -174,6 +177,7 @@ class DirtyFiles:
         wanted = ranges.bytes + ranges.segments * limits.DIRTY_PART_SPACE_BYTES
         if wanted < file.reserved:
             self._store.release(file.reserved - wanted)
+            self.reserved_bytes -= file.reserved - wanted
             file.reserved = wanted
 
     def _notify(self) -> None:

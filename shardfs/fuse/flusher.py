@@ -16,7 +16,7 @@ become chunks (files.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 import trio
@@ -43,6 +43,9 @@ from shardfs.fuse.tables import NotLoaded, Tables
 
 _log = logging.getLogger(__name__)
 _RUNS_PER_STEP: Final = 32
+_FILES_PER_STEP: Final = 16
+_FILES_LOOKED_AT: Final = 256
+_RESERVED_SHARE: Final = 4
 
 
 class Flusher:
@@ -103,10 +106,16 @@ class Flusher:
         """
         await self._flush_file(ino, lambda ranges: ranges.shards())
 
-    async def flush_all(self) -> None:
-        """Give all dirty data to the engine; trouble with a file is logged and counted."""
-        for ino in self._dirty.inos():
+    async def flush_steps(self) -> AsyncGenerator[None, None]:
+        """Give all dirty data to the engine; comes back whenever some files have been flushed.
+
+        Trouble with a file is logged and counted.
+        """
+        for number, ino in enumerate(self._dirty.inos(), 1):
             await self._flush_logged(ino, lambda ranges: ranges.shards())
+            if number % _FILES_PER_STEP == 0:
+                yield
+        yield
 
     async def run(self) -> None:
         """The flusher task: give to the engine what is old, ready or too much.
@@ -129,17 +138,29 @@ class Flusher:
                     _log.error("written data could not be made durable: %s", error)
 
     async def _relieve(self) -> None:
-        """Flush the oldest files while more than half of the cap is buffered."""
+        """Flush the oldest files while too much is buffered."""
+        if not self._holds_too_much():
+            return
         for ino in self._dirty.inos():
-            if 2 * self._dirty.memory_bytes <= self._dirty_bytes_max:
+            if not self._holds_too_much():
                 return
             await self._flush_logged(ino, lambda ranges: ranges.shards())
+
+    def _holds_too_much(self) -> bool:
+        """More than half of the cap is buffered, or more is reserved for it than a part of what is
+        free: that is more than it will take, and a writer that comes when nothing else is free has
+        to wait for the difference."""
+        if 2 * self._dirty.memory_bytes > self._dirty_bytes_max:
+            return True
+        return self._dirty.reserved_bytes * _RESERVED_SHARE > self._store.space().free_bytes
 
     async def _flush_old(self) -> bool:
         """Flush what has been dirty for DIRTY_AGE_S; False if there was nothing."""
         latest = trio.current_time() - limits.DIRTY_AGE_S
         old = []
-        for file in self._dirty.files():
+        for number, file in enumerate(self._dirty.files(), 1):
+            if number % _FILES_LOOKED_AT == 0:
+                await trio.lowlevel.checkpoint()
             if file.since <= latest and file.ranges and not self._orphans.is_held(file.ino):
                 old.append(file.ino)
         for ino in old:

@@ -50,7 +50,11 @@ class Found(NamedTuple):
 
 
 class Update(NamedTuple):
-    """Attributes to set; None leaves one as it is. Times in nanoseconds, size in bytes."""
+    """Attributes to set; None leaves one as it is. Times in nanoseconds, size in bytes.
+
+    With nothing to set it takes a file's set-user-ID and set-group-ID bits away: so the kernel asks
+    for that when someone without privileges writes through a handle that root has opened.
+    """
 
     mode: int | None = None
     uid: int | None = None
@@ -58,6 +62,9 @@ class Update(NamedTuple):
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+
+
+_NOTHING: Final = Update()
 
 
 class Namespace:
@@ -342,7 +349,7 @@ class Namespace:
         """Run an operation that needs space; on a full disk wait once for what is being freed."""
         await self._tables.store.admit()
         return await self._orphans.with_room(
-            partial(self._tables.run, operation), self._writeback.flush_all
+            partial(self._tables.run, operation), self._writeback.flush_steps
         )
 
     def _directory(self, change: Change, ino: int) -> Inode:
@@ -373,7 +380,9 @@ def _amend(tables: Tables, update: Update, privileged: bool, inode: Inode) -> In
     mode, mtime_ns = inode.mode, inode.mtime_ns
     if update.mode is not None:
         mode = stat.S_IFMT(mode) | update.mode & _PERMISSION_BITS
-    elif (update.uid is not None or update.gid is not None) and not inode.is_directory:
+    elif inode.is_directory:
+        pass
+    elif update == _NOTHING or update.uid is not None or update.gid is not None:
         mode = without_set_id(mode)
     if update.size is not None:
         mtime_ns = now

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
@@ -58,6 +59,8 @@ class Operations(pyfuse3.Operations):
 
     def __init__(self, file_system: FileSystem, options: MountOptions) -> None:
         super().__init__()
+        self.requests: dict[str, int] = defaultdict(int)
+        """How often each handler was called."""
         self._file_system = file_system
         self._namespace = file_system.namespace
         self._writeback = file_system.writeback

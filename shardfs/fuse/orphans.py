@@ -16,7 +16,8 @@ Not here: who counts users (handles.py) and how an inode is freed (files.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Final, TypeVar
 
 import trio
@@ -92,25 +93,38 @@ class Orphans:
             await self._progress.wait()
 
     async def with_room(
-        self, operation: Callable[[], Awaitable[T]], flush_all: Callable[[], Awaitable[None]]
+        self,
+        operation: Callable[[], Awaitable[T]],
+        flush_steps: Callable[[], AsyncGenerator[None, None]],
     ) -> T:
         """What `operation` gives; if the disk is full, tried again when room was made.
 
         Args:
-            flush_all: gives what is buffered to the engine: it takes less than was reserved for
-                it at write(2).
+            flush_steps: gives what is buffered to the engine, some after some: it takes less than
+                was reserved for it at write(2). Nobody waits for more of it than he needs.
 
         Raises:
             NoSpaceError: there still is none.
         """
         for _ in range(_ROOM_ATTEMPTS):
-            try:
-                return await operation()
-            except NoSpaceError:
-                pass  # below, outside of the handler: it waits
-            await flush_all()
+            async with aclosing(self._attempts(flush_steps)) as attempts:
+                async for _ in attempts:
+                    try:
+                        return await operation()
+                    except NoSpaceError:
+                        continue  # when some more has been flushed
             await self.make_room()
         return await operation()
+
+    @staticmethod
+    async def _attempts(
+        flush_steps: Callable[[], AsyncGenerator[None, None]],
+    ) -> AsyncGenerator[None, None]:
+        """Comes now, and again whenever some of what is buffered has been flushed."""
+        yield
+        async with aclosing(flush_steps()) as steps:
+            async for _ in steps:
+                yield
 
     async def make_room(self) -> None:
         """Let the space of what was deleted come back, as far as it can."""

@@ -46,6 +46,9 @@ class MountedFiles(Protocol):
     async def sync(self) -> None:
         """Make everything durable."""
 
+    def request_figures(self) -> Answer:
+        """How many requests the kernel has sent, and how they were waited for."""
+
 
 class SpaceRequests:
     """The space of one open store, in one conversation.
@@ -84,7 +87,7 @@ class SpaceRequests:
 
     async def _plan(self, _request: Answer) -> Answer:
         await trio.lowlevel.checkpoint()
-        return asdict(collection_plan(self._store))
+        return asdict(await collection_plan(self._store))
 
     async def _begin(self, _request: Answer) -> Answer:
         await trio.lowlevel.checkpoint()

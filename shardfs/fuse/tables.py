@@ -47,6 +47,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
 
+_LEAVING_AT_ONCE: Final = 4
 _DIRECTORY_MODE: Final = 0o040755
 
 EntryName = tuple[int, bytes]
@@ -65,12 +66,14 @@ class RecentCache(Generic[K, V]):
     """A mapping that keeps at least the `count_max / 2` keys used last, and at most count_max.
 
     Two generations: what is used moves to the young one; when that is half full the old one goes.
+    It goes a little with each new value, because letting go of all of it takes milliseconds.
     """
 
     def __init__(self, count_max: int) -> None:
         self._half = max(1, count_max // 2)
         self._young: dict[K, V] = {}
         self._old: dict[K, V] = {}
+        self._leaving: dict[K, V] = {}
 
     def __contains__(self, key: K) -> bool:
         return key in self._young or key in self._old
@@ -89,7 +92,11 @@ class RecentCache(Generic[K, V]):
 
     def __setitem__(self, key: K, value: V) -> None:
         self._young[key] = value
+        if self._leaving:
+            for _ in range(min(_LEAVING_AT_ONCE, len(self._leaving))):
+                self._leaving.popitem()
         if len(self._young) >= self._half:
+            self._leaving = self._old
             self._old = self._young
             self._young = {}
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Final
 
@@ -157,7 +157,7 @@ class Writeback:
         if ino in self._files.truncations:
             await self._files.finish_truncation(ino)
         operation = partial(self._write_now, ino, offset, data, privileged)
-        await self._orphans.with_room(partial(self._tables.run, operation), self.flush_all)
+        await self._orphans.with_room(partial(self._tables.run, operation), self.flush_steps)
 
     def _write_now(self, ino: int, offset: int, data: bytes, privileged: bool) -> None:
         self._store.health.require_writable()
@@ -239,7 +239,12 @@ class Writeback:
 
     async def flush_all(self) -> None:
         """Give all dirty data to the engine; trouble with a file is logged and counted."""
-        await self._flusher.flush_all()
+        async for _ in self.flush_steps():
+            pass
+
+    def flush_steps(self) -> AsyncGenerator[None, None]:
+        """The same, some files after some: comes back whenever so many have been flushed."""
+        return self._flusher.flush_steps()
 
     async def fsync(self, ino: int) -> None:
         """Return when the file's data, size and names are persistent.

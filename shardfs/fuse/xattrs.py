@@ -100,7 +100,7 @@ class Xattrs:
             count = inode.xattrs + (old is None)
             operation = partial(self._change_now, ino, inode, key, value, count)
             run = partial(self._tables.run, operation)
-            if await self._orphans.with_room(run, self._writeback.flush_all):
+            if await self._orphans.with_room(run, self._writeback.flush_steps):
                 return
 
     async def remove(self, ino: int, name: bytes) -> None:

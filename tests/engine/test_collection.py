@@ -64,7 +64,7 @@ async def test_giving_up_anywhere_does_no_harm(checkpoints: int) -> None:
         async with opened(device.power_cut()) as after:
             assert await content(after) == expected
         await collect(store)
-        plan = collection_plan(store)
+        plan = await collection_plan(store)
         assert plan.dead_extents == plan.emptied_extents == 0
         assert await content(store) == expected
         assert (await check_store(store, data=True)).is_clean
@@ -104,7 +104,7 @@ async def test_what_cannot_be_read_stops_nothing() -> None:
         device.rot(store.identity.extent_offset(at.extent) + at.offset + 200, 1)
         collection = await collect(store)
         assert collection.progress().freed_extents > 0
-        assert collection_plan(store).stuck_extents == 1
+        assert (await collection_plan(store)).stuck_extents == 1
         for key, value in expected.items():
             if key != b"0004":
                 assert await store.get(key) == value
@@ -113,7 +113,7 @@ async def test_what_cannot_be_read_stops_nothing() -> None:
 async def test_a_store_that_takes_no_changes_is_not_collected() -> None:
     device, _ = await with_garbage()
     async with opened(device, StoreOptions(read_only=True, background=False)) as store:
-        plan = collection_plan(store)
+        plan = await collection_plan(store)
         assert plan.emptied_extents > 0
         with pytest.raises(ReadOnlyError):
             Collection(store)

@@ -207,7 +207,7 @@ async def test_a_plan_is_what_collecting_does() -> None:
             if number % 4:
                 await store.delete(b"%03d" % number)
         await store.sync()
-        plan = collection_plan(store)
+        plan = await collection_plan(store)
         before, expected = store.space_parts(), await content(store)
         assert plan.emptied_extents > 10 and plan.stuck_extents == 0
         collection = Collection(store)
@@ -220,7 +220,7 @@ async def test_a_plan_is_what_collecting_does() -> None:
         assert progress.freed_bytes == progress.freed_extents * 4 * EXTENT
         # Moved bytes are data, live bytes are frames: a little more.
         assert 0.9 * plan.moved_bytes <= progress.moved_bytes <= plan.moved_bytes
-        after, left = store.space_parts(), collection_plan(store)
+        after, left = store.space_parts(), await collection_plan(store)
         assert (left.dead_extents, left.emptied_extents, left.merged_bytes) == (0, 0, 0)
         assert after.garbage_bytes < before.garbage_bytes // 4
         assert before.live_bytes <= after.live_bytes <= 1.01 * before.live_bytes

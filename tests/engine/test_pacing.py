@@ -12,11 +12,12 @@ import trio
 from shardfs import limits
 from shardfs.engine import commit
 from shardfs.engine.evacuation import Evacuator, _Move
-from shardfs.engine.lsm import segment
+from shardfs.engine.lsm import compaction, segment
 from shardfs.engine.lsm.filter import Filter
+from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.pacing import Slices, Throttle, delay_s, rest_s, share_between
 from shardfs.engine.store import Store
-from tests.engine.stores import content, fill_a_level, formatted, opened
+from tests.engine.stores import MANUAL, content, fill_a_level, formatted, opened
 
 KIB = limits.KIB
 SHARES = [number / 50 for number in range(51)]
@@ -147,6 +148,8 @@ class WorkOfSteps(trio.abc.Instrument):
         self._count(segment, "decode_block", "blocks decoded", lambda _data: 1)
         self._count(Filter, "add", "keys filtered", lambda _filter, keys: len(keys))
         self._count(commit, "encode_part", "parts of a delta", lambda *_: 1)
+        self._count(compaction, "overlapping", "keys looked for below", lambda *_: 1)
+        self._count(Memtable, "forget", "entries let go of", lambda _table, count: count)
         self._count(Evacuator, "_place_now", "pieces moved", self._pieces)
         self._count(Evacuator, "_place_now", "bytes moved", self._bytes)
 
@@ -204,6 +207,8 @@ async def test_what_is_done_between_two_checkpoints_is_bounded(
     assert 0 < work.worst["blocks decoded"] <= 3
     assert 0 < work.worst["keys filtered"] <= 256
     assert 0 < work.worst["parts of a delta"] <= 2
+    assert 0 < work.worst["keys looked for below"] <= 256
+    assert 0 < work.worst["entries let go of"] <= 128
     assert 0 < work.worst["pieces moved"] <= 32
     assert 0 < work.worst["bytes moved"] <= 512 * KIB
 
@@ -228,6 +233,60 @@ async def test_overwriting_a_nearly_full_device_is_slowed_and_not_stopped() -> N
         assert store.health.reason == ""
         assert len(await content(store)) == count
     assert worst < 1.0
+
+
+async def test_no_work_rests_while_a_writer_waits_for_any_of_it() -> None:
+    """A merge that a checkpoint waits for, which reclamation waits for, and so on."""
+    device = await formatted(24)
+    async with Store.open(device) as store:
+        debts = store._maintenance.debts
+        paces = (debts.checkpoint_pace, debts.merge_pace, debts.space_pace)
+        assert all(pace() < 0.5 for pace in paces)
+        for wait in (debts.waited_for, debts.merges_awaited):
+            with wait():
+                assert all(pace() == 1.0 for pace in paces)
+        assert all(pace() < 0.5 for pace in paces)
+
+
+async def test_a_writer_does_not_wait_for_rests_of_a_merge() -> None:
+    """On a device about to be called full the tree is merged for a writer, beside a merge in the
+    background that rests: it takes a few seconds of rests, and the writer waits for none."""
+    device = await formatted(24)
+    async with Store.open(device) as store:
+        for number in range(12_000):
+            await store.put(b"%05d" % (number * 7919 % 6000), b"%d" % number * 12)
+            if number % 16 == 0:
+                await trio.sleep(0.001)
+            if number % 3000 == 2999:
+                await store.checkpoint()
+        merging = store._maintenance.merging
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(merging.merge_all)
+            await trio.sleep(0.02)
+            entries = store._checkpointer.entries_written
+            started = trio.current_time()
+            await merging.squeeze()
+            taken = trio.current_time() - started
+            entries = store._checkpointer.entries_written - entries
+        assert entries > 5000
+        assert entries / limits.SLICE_COST_MAX * limits.REST_S_MAX > 0.2
+        assert taken < 0.02
+        assert store.statistics().levels.count(0) == len(store.statistics().levels) - 1
+
+
+async def test_a_tree_that_hides_nothing_is_not_merged_for_a_writer() -> None:
+    """However large it is: sampling says that nothing would come back."""
+    device = await formatted(24)
+    async with Store.open(device, options=MANUAL) as store:
+        for number in range(9000):
+            await store.put(b"%08x" % (number * 2654435761 % 2**32), b"%d" % number * 12)
+            if number % 4500 == 4499:
+                await store.checkpoint()
+        space = store._extents.space
+        assert store._checkpointer.hidden_bytes_max > space.total_bytes // 128
+        before = store._checkpointer.entries_written
+        await store._maintenance.merging.squeeze()
+        assert store._checkpointer.entries_written == before
 
 
 async def test_a_writer_that_is_cancelled_while_it_waits_leaves_nothing_behind() -> None:

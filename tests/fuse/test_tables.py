@@ -32,6 +32,24 @@ def test_the_cache_keeps_what_is_used() -> None:
     assert cache[99] == -1
 
 
+def test_a_full_cache_lets_go_of_a_few_values_at_a_time() -> None:
+    """Dropping tens of thousands in one go would hold every request up."""
+    gone = 0
+
+    class Value:
+        def __del__(self) -> None:
+            nonlocal gone
+            gone += 1
+
+    cache: RecentCache[int, Value] = RecentCache(1000)
+    for number in range(10_000):
+        before = gone
+        cache[number] = Value()
+        assert gone - before <= 4
+        assert number + 1 - gone <= 1001
+    assert gone >= 9000
+
+
 async def test_cached_reads_do_not_checkpoint() -> None:
     store = ModelStore()
     tables = await Tables.open(store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from typing import Any
 
 import pytest
 import trio
@@ -141,6 +142,70 @@ async def test_a_full_disk_says_so_at_write_and_keeps_what_it_took() -> None:
         again = await caller.create("b")
         await file_system.writeback.write(again, 0, b"y" * written)
         await file_system.writeback.fsync(again)
+
+
+class Flushes:
+    """Counts the files that are flushed."""
+
+    def __init__(self, file_system: FileSystem, patch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        flusher = file_system.writeback._flusher
+        real = flusher._flush_file
+
+        async def counting(*arguments: Any) -> None:
+            self.count += 1
+            await real(*arguments)
+
+        patch.setattr(flusher, "_flush_file", counting)
+
+
+async def test_who_finds_the_disk_full_waits_for_a_few_files_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More is reserved for buffered files than they take: a create that finds nothing else free
+    has to flush, but not all of them."""
+    async with (
+        opened_store("engine", size_bytes=24 * MIB) as store,
+        serving(store, tasks=False) as file_system,
+    ):
+        caller = Caller(file_system)
+        count = 0
+        flushes = Flushes(file_system, monkeypatch)
+        while not flushes.count:
+            await caller.create(f"f{count}", data=b"x" * 4096)
+            count += 1
+        assert count > 500
+        assert flushes.count <= 32
+        before = flushes.count
+        for number in range(40):
+            await caller.create(f"g{number}", data=b"x" * 4096)
+        assert flushes.count - before <= 40 * 16
+
+
+async def test_the_less_is_free_the_earlier_is_flushed() -> None:
+    """Nobody who comes when the disk is nearly full shall have to wait for seconds' worth of
+    buffered files."""
+    async with (
+        opened_store("engine", size_bytes=24 * MIB) as store,
+        serving(store) as file_system,
+    ):
+        caller = Caller(file_system)
+        most, looked_at = 0.0, 0
+        for number in range(100_000):
+            try:
+                await caller.create(f"f{number}", data=b"x" * 4096)
+            except NoSpaceError:
+                break
+            if number % 10 == 0:
+                await trio.sleep(0.01)
+            space = file_system.store.space()
+            if space.free_bytes < space.total_bytes // 8 and number % 50 == 0:
+                await trio.sleep(1)
+                dirty, looked_at = file_system.writeback._dirty, looked_at + 1
+                free_bytes = file_system.store.space().free_bytes
+                most = max(most, dirty.reserved_bytes / free_bytes)
+        assert looked_at
+        assert most <= 0.25
 
 
 async def test_space_is_given_back_by_truncate_and_unlink() -> None:

@@ -121,6 +121,29 @@ def test_set_id_bits_go_when_others_write(mounted_shardfs: MountedShardfs) -> No
 
 
 @as_root
+def test_set_id_bits_go_when_others_write_through_a_handle_of_root(
+    mounted_shardfs: MountedShardfs,
+) -> None:
+    """The kernel leaves these bits to the server, which cannot see who writes (handshake.py)."""
+    path = mounted_shardfs.path / "file"
+    path.write_bytes(b"content")
+    path.chmod(0o6777)
+    with path.open("r+b", buffering=0) as file:
+        file.write(b"by root")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o6777
+        subprocess.run(
+            ["printf", "others"],
+            stdout=file,
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            check=True,
+        )
+    assert path.read_bytes() == b"by rootothers"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o777
+
+
+@as_root
 def test_permissions_are_checked(mounted_shardfs: MountedShardfs) -> None:
     root = mounted_shardfs.path
     root.chmod(0o1777)

@@ -79,7 +79,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
 CLI_SHARED = frozenset(
     f"shardfs.cli.{name}"
     for name in (
-        *("errors", "logs", "mount_preparation", "options", "output"),
+        *("errors", "heap", "logs", "mount_preparation", "options", "output"),
         *("serving", "systemd", "unmounting"),
     )
 )

@@ -34,32 +34,28 @@ from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, TOMBSTONE, Block
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.merge import Run, overlapping
 from shardfs.engine.lsm.segment import Segment, SegmentWriter
-from shardfs.engine.pacing import share_between
+from shardfs.engine.pacing import Slices, share_between
 from shardfs.errors import CorruptionError
 
 GARBAGE_SHARE_MAX = 0.5
 """Of the tree's bytes; beyond it all runs are merged."""
 GARBAGE_SHARE_SHORT = 1 / 6
 """The same where space is short, or nothing else is to be done."""
-_SAMPLES = 64
+SAMPLES = 64
+_SAMPLE_COST = 3
 _TOMBSTONE_BYTES = ENTRY_FIXED_BYTES + 1 + 18
 _INPUT_SEGMENTS_PER_STEP = 4
 _BLOCK_COST = 48
 
 
-def choose_runs(
-    runs: Sequence[Run], *, busy: Collection[int] = (), garbage_share: float = 1.0
-) -> list[Run]:
-    """The runs to merge next, oldest first; empty when the tree is in shape.
+def choose_runs(runs: Sequence[Run], *, busy: Collection[int] = ()) -> list[Run]:
+    """The runs to merge next for the sake of their number, oldest first; empty when the tree is in
+    shape.
 
     Args:
         runs: of the tree, oldest first (so levels fall along the sequence).
         busy: ids of runs that are not to be taken.
-        garbage_share: all runs are merged if this much of the tree may be garbage; above 1, or
-            while any is busy, they are not.
     """
-    if not busy and runs and garbage_share <= 1 and _is_garbage(runs, garbage_share):
-        return list(runs)
     for level in range(limits.LEVEL_COUNT_MAX):
         side_by_side: list[Run] = []
         for run in runs:
@@ -72,35 +68,55 @@ def choose_runs(
     return []
 
 
-def _is_garbage(runs: Sequence[Run], share: float) -> bool:
-    garbage = garbage_bytes(runs)
+async def holds_garbage(runs: Sequence[Run], share: float, slices: Slices) -> bool:
+    """Whether about this share of the tree, or more, is garbage. Checkpoints: as `slices` does."""
+    if not runs or share > 1:
+        return False
+    garbage = await garbage_bytes(runs, slices)
     return garbage > 0 and garbage >= share * sum(run.total_bytes for run in runs)
 
 
-def garbage_bytes(runs: Sequence[Run]) -> float:
-    """An estimate of the bytes that merging all runs would save."""
+async def garbage_bytes(runs: Sequence[Run], slices: Slices) -> float:
+    """An estimate of the bytes that merging all runs would save. Checkpoints: as `slices` does."""
     garbage = 0.0
     for number, run in enumerate(runs):
-        first_keys = [key for segment in run.segments for key in segment.first_keys()]
-        garbage += hidden_bytes(first_keys, run.entry_count, runs[:number])
+        if number:
+            keys = sampled(run)
+            garbage += await hidden_bytes(keys, run.entry_count, runs[:number], slices)
         garbage += _TOMBSTONE_BYTES * run.tombstone_count
     return garbage
 
 
-def hidden_bytes(keys: Sequence[bytes], count: int, older: Sequence[Run]) -> float:
+def sampled(run: Run) -> list[bytes]:
+    """Some keys of the run, from all over it: first keys of blocks."""
+    keys: list[bytes] = []
+    blocks = sum(segment.block_count for segment in run.segments)
+    step = -(-blocks // SAMPLES)
+    skipped = 0
+    for segment in run.segments:
+        keys += segment.first_keys(skipped, step)
+        skipped = (skipped - segment.block_count) % step
+    return keys
+
+
+async def hidden_bytes(
+    keys: Sequence[bytes], count: int, older: Sequence[Run], slices: Slices
+) -> float:
     """An estimate of the bytes in older runs that `count` entries hide.
 
     Args:
-        keys: of some of the entries; a few of them are looked for, by filters.
+        keys: of some of the entries, about SAMPLES; they are looked for by filters.
+
+    Checkpoints: as `slices` does.
     """
-    sampled = keys[:: -(-len(keys) // _SAMPLES)] if keys and older else []
     hidden = 0.0
-    for key in sampled:
+    for key in keys:
         for segment in overlapping(older, key):
             if segment.may_contain(key):
                 hidden += segment.meta.total_bytes / segment.meta.entry_count
                 break
-    return hidden * count / max(1, len(sampled))
+        await slices.spend(_SAMPLE_COST * len(older))
+    return hidden * count / max(1, len(keys))
 
 
 def merge_debt(runs: Sequence[Run]) -> float:

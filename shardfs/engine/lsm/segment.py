@@ -19,6 +19,7 @@ Not here: choosing what to merge (compaction.py), which segment to ask (tree.py)
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -148,9 +149,14 @@ class Segment:
         """Every chunk of the segment."""
         return [*self.index.blocks, self.meta.index_locator]
 
-    def first_keys(self) -> list[bytes]:
-        """The first key of each block that counts (I2)."""
-        return self.index.first_keys[self.block_number(self.meta.first_key) :]
+    @property
+    def block_count(self) -> int:
+        """Blocks that count (I2)."""
+        return len(self.index.blocks) - self.block_number(self.meta.first_key)
+
+    def first_keys(self, skipped: int, step: int) -> list[bytes]:
+        """The first key of every `step`th block that counts (I2), but for the first `skipped`."""
+        return self.index.first_keys[self.block_number(self.meta.first_key) + skipped :: step]
 
     def behind(self, key: bytes) -> Segment:
         """The segment without what is not behind `key` (I2)."""
@@ -245,7 +251,8 @@ class SegmentWriter:
         self.slices = slices or Slices()
         self._entries: list[tuple[bytes, bytes]] = []
         self._entry_bytes = 0
-        self._keys: list[bytes] = []
+        self._keys: deque[list[bytes]] = deque()
+        self._key_count = 0
         self._blocks: list[tuple[bytes, Locator]] = []
         self._references: list[bytes] = []
         self._index_bytes = 0
@@ -319,7 +326,8 @@ class SegmentWriter:
     def _end_block(self) -> None:
         first_key = self._entries[0][0]
         locator = self._put(Kind.RUN_BLOCK, first_key, encode_block(self._entries))
-        self._keys += [key for key, _ in self._entries]
+        self._keys.append([key for key, _ in self._entries])
+        self._key_count += len(self._entries)
         self._blocks.append((first_key, locator))
         self._references.append(encode_reference(first_key, locator))
         self._index_bytes += len(self._references[-1])
@@ -329,11 +337,15 @@ class SegmentWriter:
         self._entry_bytes = 0
 
     async def _end_segment(self) -> None:
-        count = len(self._keys)
+        count = self._key_count
         key_filter = Filter.of((), count)
-        for start in range(0, count, _FILTER_STEP):
-            key_filter.add(self._keys[start : start + _FILTER_STEP])
-            await self.slices.spend(_FILTER_STEP // 2)
+        while self._keys:
+            # A block's keys go with it: letting go of all of them at once takes long as well.
+            keys = self._keys.popleft()
+            for start in range(0, len(keys), _FILTER_STEP):
+                some = keys[start : start + _FILTER_STEP]
+                key_filter.add(some)
+                await self.slices.spend(len(some) * 3 // 4)
         first_key = self._blocks[0][0]
         payload = encode_index(self.run_id, count, self._references, key_filter.encode())
         locator = self._put(Kind.RUN_INDEX, first_key, payload)
@@ -355,7 +367,7 @@ class SegmentWriter:
             key_filter,
         )
         self.segments.append(Segment(meta, index, self._chunks, self._cache))
-        self._keys = []
+        self._key_count = 0
         self._blocks = []
         self._references = []
         self._index_bytes = 0
