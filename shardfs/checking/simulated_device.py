@@ -261,7 +261,7 @@ class SimulatedDevice:
     def after_power_cut(self, point: PowerCutPoint, choice: Choice = ()) -> SimulatedDevice:
         """The device as found after a power cut at an earlier moment of its life."""
         device = SimulatedDevice(
-            self.size_bytes,
+            point.size_bytes,
             self.sector_bytes,
             self.zoned_bytes,
             self._seed + 1,
@@ -269,6 +269,7 @@ class SimulatedDevice:
             checkpoints_max=self._checkpoints_max,
             path=self.path,
         )
+        device.is_image = self.is_image
         device.medium.become(point, choice)
         device.faults = self.faults.lasting()
         return device

@@ -81,6 +81,7 @@ class SimulatedMedium:
             tuple(self.unflushed if unflushed is None else unflushed),
             PAGE_BYTES if self.zoned_bytes else self.sector_bytes,
             self.zoned_bytes,
+            self.size_bytes,
         )
 
     # --- changing

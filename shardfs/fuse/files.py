@@ -183,6 +183,7 @@ class Files:
             stretches = _stretches(shard.pieces, _GAP_BYTES_FILLED)
             if 2 * len(stretches) > limits.PIECES_PER_SHARD_MAX:
                 stretches = _stretches(shard.pieces, SHARD_BYTES)
+            await self.store.admit(sum(end - start for start, end in stretches))
             runs = []
             for start, end in stretches:
                 data = await self.read(ino, index * SHARD_BYTES + start, end - start)

@@ -217,6 +217,8 @@ class Flusher:
             shard = await self._store.get_shard(key)
             if not self._files.has_room_for(shard, _RUNS_PER_STEP):
                 await self._gather(file.ino, index)
+                # Gathering has taken room that was ready, whether it came to its end or not.
+                await self._store.admit(min(limits.SHARD_BYTES, file.ranges.bytes))
                 shard = await self._store.get_shard(key)
             try:
                 return self._flush_now(file, index, start, shard)
