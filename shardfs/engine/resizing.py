@@ -39,7 +39,7 @@ import trio
 from shardfs import limits
 from shardfs.engine.extent import Extent
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.opening import reserve_extents
+from shardfs.engine.reserve import reserve_extents
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import Identity, extent_count_max

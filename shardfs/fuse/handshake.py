@@ -18,6 +18,8 @@ What is amended, and what for:
   WRITE; with it only the first after attributes were told.
 - EXPLICIT_INVAL_DATA in place of AUTO_INVAL_DATA: what the kernel has cached of a file stays
   although mtime and size have changed. Nobody but this kernel changes them, through that cache.
+- DONT_MASK with POSIX_ACL: the mode of a new file comes as the program asked for it, with the
+  umask beside, which does not count below a default access list.
 - more requests of its own accord at once (read-ahead) than the kernel's 12.
 
 Not here: libfuse's mount options (session.py).
@@ -32,7 +34,9 @@ from typing import Final
 
 from shardfs import limits
 
+DONT_MASK: Final = 1 << 6
 AUTO_INVAL_DATA: Final = 1 << 12
+POSIX_ACL: Final = 1 << 20
 EXPLICIT_INVAL_DATA: Final = 1 << 25
 HANDLE_KILLPRIV_V2: Final = 1 << 28
 
@@ -83,6 +87,12 @@ class Handshake:
         peer.send(message)
         return cls(descriptor, device, peer, message)
 
+    @property
+    def offers_access_lists(self) -> bool:
+        """The kernel can enforce access lists, and leaves the umask to us."""
+        wanted = POSIX_ACL | DONT_MASK
+        return _number(self._message, _OFFERED_AT, 4) & wanted == wanted
+
     def finish(self) -> None:
         """Put the device back and pass libfuse's answer on. Requires: libfuse has answered."""
         try:
@@ -110,6 +120,8 @@ def amended(message: bytes, reply: bytes) -> bytes:
         return reply
     offered = _number(message, _OFFERED_AT, 4)
     flags = _number(reply, _FLAGS_AT, 4) | HANDLE_KILLPRIV_V2 & offered
+    if flags & POSIX_ACL:
+        flags |= DONT_MASK & offered
     if offered & EXPLICIT_INVAL_DATA:
         flags = flags & ~AUTO_INVAL_DATA | EXPLICIT_INVAL_DATA
     answer = bytearray(reply)

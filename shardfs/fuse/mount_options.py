@@ -44,6 +44,7 @@ class MountOptions:
     access_times: when reading changes a file's access time.
     directory_access_times: reading a directory may change its access time.
     xattrs: there are extended attributes.
+    access_lists: there are POSIX access lists.
     uid, gid: whom every file is shown to belong to; None: whom it does belong to.
     dirty_bytes_max: writers wait while more bytes are buffered.
     poll_us: how long to wait awake for the next request, microseconds; POLL_ADAPTIVE: find out.
@@ -57,6 +58,7 @@ class MountOptions:
     access_times: AccessTimes = AccessTimes.RELATIVE
     directory_access_times: bool = True
     xattrs: bool = True
+    access_lists: bool = True
     uid: int | None = None
     gid: int | None = None
     dirty_bytes_max: int = limits.DIRTY_BYTES_MAX
@@ -113,6 +115,8 @@ _FLAGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "nodiratime": {"directory_access_times": False},
     "noxattr": {"xattrs": False},
     "xattr": {"xattrs": True},
+    "noacl": {"access_lists": False},
+    "acl": {"access_lists": True},
     "suid": {"suid": True},
     "nosuid": {"suid": False},
     "dev": {"dev": True},
@@ -144,7 +148,7 @@ REMOUNTABLE: Final = frozenset(
 )
 KNOWN: Final = (
     "ro, rw, sync, async, dirsync, relatime, noatime, strictatime, nodiratime, [no]suid, [no]dev, "
-    "[no]exec, allow_other, private, uid=ID, gid=ID, noxattr, dirty=SIZE, "
+    "[no]exec, allow_other, private, uid=ID, gid=ID, noxattr, noacl, dirty=SIZE, "
     "poll=adaptive|off|MICROSECONDS, log=FILE|journal"
 )
 

@@ -136,6 +136,8 @@ async def serve_store(
         handshake = Handshake.begin(fuse_descriptor())
     except (RuntimeError, OSError) as error:
         raise UsageError(f"cannot mount at {mountpoint}: {error}") from error
+    if options.access_lists and options.xattrs and handshake.offers_access_lists:
+        operations.have_access_lists()
     polling = Polling(options.poll_us, handshake)
     events = (trio.Event(), trio.Event())
     mount = Mount(source, mountpoint, options, operations, file_system, polling, *events)

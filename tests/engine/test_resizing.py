@@ -15,8 +15,8 @@ from shardfs.checking.power_cuts import Operation, PowerCutPoint
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.opening import reserve_extents
 from shardfs.engine.options import StoreOptions
+from shardfs.engine.reserve import reserve_extents
 from shardfs.engine.resizing import Progress, Resized, Shrinking, grow, trim
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store

@@ -39,6 +39,16 @@ def test_what_the_kernel_offers_is_used() -> None:
     assert answer == expected
 
 
+def test_access_lists_come_with_the_umask() -> None:
+    asked = init_answer(LIBFUSE_FLAGS | handshake.POSIX_ACL)
+    for offered, expected in ((EVERYTHING, handshake.DONT_MASK), (handshake.POSIX_ACL, 0)):
+        answer = amended(init_message(offered), asked)
+        flags = int.from_bytes(answer[28:32], sys.byteorder)
+        assert flags & handshake.POSIX_ACL and flags & handshake.DONT_MASK == expected
+    without = int.from_bytes(amended(init_message(EVERYTHING), init_answer())[28:32], sys.byteorder)
+    assert not without & handshake.DONT_MASK
+
+
 def test_nothing_is_agreed_to_that_was_not_offered() -> None:
     answer = amended(init_message(0), init_answer())
     assert answer[28:32] == fields((LIBFUSE_FLAGS, 4))

@@ -56,8 +56,8 @@ from shardfs.checking.models.space_model import SpaceModel
 from shardfs.checking.power_cuts import Operation as DeviceOperation
 from shardfs.checking.schedule import Control
 from shardfs.engine.chunks import locator_bytes
-from shardfs.engine.opening import reserve_extents
 from shardfs.engine.options import StoreOptions
+from shardfs.engine.reserve import reserve_extents
 from shardfs.engine.store import Store
 from shardfs.errors import (
     CorruptionError,
