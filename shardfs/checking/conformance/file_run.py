@@ -327,6 +327,11 @@ class FileRun:
         most = shown
         if isinstance(store, Store):
             tree_bytes = store.statistics().tree_bytes
+            live = store.space_parts().live_bytes
+            assert shown <= live <= shown + framed, (
+                f"{live} bytes of data are live, for {shown} to {shown + framed} in files: "
+                "what was overwritten or cut off must not count"
+            )
             most = shown + framed + 2 * tree_bytes + EXTENT_BYTES
         assert shown <= taken <= most, f"{taken} bytes are taken, for {shown} to {most} in files"
 
