@@ -350,7 +350,12 @@ class Files:
         start = inode_key(ino)
         end = xattrs_end(ino)
         while True:
-            items = await scan_some(self.store, start, end, limits.SHARDS_PER_BATCH_MAX)
+            if await self._has_one_shard(ino):  # a look-up costs a third of a scan
+                key = shard_key(ino, 0)
+                shard = await self.store.get_shard(key)
+                items: list[tuple[bytes, bytes | Shard]] = [(key, shard)] if shard else []
+            else:
+                items = await scan_some(self.store, start, end, limits.SHARDS_PER_BATCH_MAX)
             last = len(items) < limits.SHARDS_PER_BATCH_MAX
             try:
                 self._free_now(ino, items, last)
@@ -360,6 +365,13 @@ class Files:
                 return
             start = items[-1][0]
             await self.store.admit()
+
+    async def _has_one_shard(self, ino: int) -> bool:
+        """Besides its inode a file has at most its first shard (I2)."""
+        if ino in self.truncations:
+            return False
+        inode = await self.tables.inode(ino)
+        return inode is not None and not inode.xattrs and inode.size <= SHARD_BYTES
 
     def _free_now(self, ino: int, items: Sequence[tuple[bytes, bytes | Shard]], last: bool) -> None:
         change = self.tables.change()

@@ -257,7 +257,7 @@ class Flusher:
             raise
         end = runs[-1].start + runs[-1].length
         self._dirty.remove(file, index, runs[0].start, end)
-        return end
+        return end if len(runs) == _RUNS_PER_STEP else SHARD_BYTES  # that was all
 
 
 def _finished_shards(ranges: DirtyRanges) -> list[int]:

@@ -41,10 +41,10 @@ WINDOW_NS_MAX: Final = 150_000
 WINDOW_NS_MIN: Final = 20_000
 YIELD_REQUESTS: Final = 8
 """Requests served before other tasks have their turn, if no handler waits anyway."""
-LOOKS: Final = 16
+LOOKS: Final = 64
 """Looks at the device between two turns of other tasks."""
 LOST_NS: Final = 1_000_000
-"""LOOKS looks take some 20 microseconds; when they take this long, someone else has the core."""
+"""LOOKS looks take some 50 microseconds; when they take this long, someone else has the core."""
 PAUSE_NS_MIN: Final = 5_000_000
 PAUSE_NS_MAX: Final = 320_000_000
 

@@ -22,8 +22,8 @@ from shardfs import limits
 from shardfs.checking.conformance.store_space import figures_of
 from shardfs.checking.models.space_model import SpaceModel
 from shardfs.engine.liveness import live_bytes
-from shardfs.engine.opening import reserve_extents
 from shardfs.engine.pieces import Shard
+from shardfs.engine.reserve import reserve_extents
 from shardfs.engine.store import Store
 from shardfs.fuse.records import INODE_PREFIX, decode_file_key, decode_inode
 
