@@ -18,12 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 FILES = 4000
 DURABLE_FILES = 300
+OVERWRITES = 8000
 FILE_BYTES = 4096
 MIB = 1024 * 1024
 DEVICE_BYTES = 3 * 1024 * MIB
@@ -56,17 +58,25 @@ def mounted_ext4(device: str, path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def mounted_shardfs(device: str, path: Path) -> Iterator[None]:
+def mounted_shardfs(device: str, path: Path, options: str = "defaults") -> Iterator[None]:
     """A fresh shardfs, mounted."""
     run(SHARDFS, "mkfs", "--force", device)
-    run(SHARDFS, "mount", device, path)
+    run(SHARDFS, "mount", device, path, "-o", options)
     try:
         yield
     finally:
         run(SHARDFS, "umount", path)
 
 
-FILE_SYSTEMS = {"shardfs": mounted_shardfs, "ext4": mounted_ext4}
+FileSystems = dict[str, Callable[[str, Path], AbstractContextManager[None]]]
+
+
+def file_systems(more_options: Iterable[str]) -> FileSystems:
+    """The columns: shardfs, ext4, and shardfs with other mount options."""
+    found: FileSystems = {"shardfs": mounted_shardfs, "ext4": mounted_ext4}
+    for options in more_options:
+        found[f"shardfs -o {options}"] = partial(mounted_shardfs, options=options)
+    return found
 
 
 class Rows:
@@ -108,6 +118,14 @@ class Rows:
             os.close(handle)
         return FILES
 
+    def rename_4k(self) -> int:
+        """Rename each, and back."""
+        for path in self.paths:
+            os.rename(path, path + "-")
+        for path in self.paths:
+            os.rename(path + "-", path)
+        return 2 * FILES
+
     def unlink_4k(self) -> int:
         """Unlink each."""
         for path in self.paths:
@@ -132,6 +150,17 @@ class Rows:
         os.close(handle)
         return self.large_mib
 
+    def overwrite_4k(self) -> int:
+        """Overwrite blocks at random places of the large file, one fsync at the end."""
+        handle = os.open(self.root / "large", os.O_RDWR)
+        choose = random.Random(4)
+        for _ in range(OVERWRITES):
+            place = choose.randrange(self.large_mib * MIB // FILE_BYTES)
+            os.pwrite(handle, self.data, place * FILE_BYTES)
+        os.fsync(handle)
+        os.close(handle)
+        return OVERWRITES
+
     def large_read(self) -> int:
         """Read in 1 MiB calls."""
         handle = os.open(self.root / "large", os.O_RDONLY)
@@ -149,20 +178,22 @@ def plan(rows: Rows) -> list[tuple[str, str, Callable[[], int], bool]]:
         ("ls -l cold", "/s", rows.stat_cold, True),
         ("read 4K cold", "/s", rows.read_4k, True),
         ("read 4K hot", "/s", rows.read_4k, False),
+        ("rename", "/s", rows.rename_4k, False),
         ("unlink", "/s", rows.unlink_4k, False),
         ("durable put 4K", "/s", rows.durable_4k, False),
         ("seq write+fsync", "MiB/s", rows.large_write, False),
         ("seq read cold", "MiB/s", rows.large_read, True),
+        ("rand overwrite 4K+fsync", "/s", rows.overwrite_4k, False),
     ]
 
 
 def measure(
-    device: str, path: Path, rounds: int, large_mib: int
+    device: str, path: Path, rounds: int, large_mib: int, columns: FileSystems
 ) -> dict[str, dict[str, list[float]]]:
     """row -> file system -> rates, one a round."""
     rates: dict[str, dict[str, list[float]]] = {}
     for _ in range(rounds):
-        for name, mounted in FILE_SYSTEMS.items():
+        for name, mounted in columns.items():
             with mounted(device, path):
                 for row, unit, work, cold in plan(Rows(path, large_mib)):
                     if cold:
@@ -177,7 +208,7 @@ def measure(
 
 def print_table(rates: dict[str, dict[str, list[float]]]) -> None:
     """A Markdown table: median (lowest to highest) of each, and the ratio of the medians."""
-    names = list(FILE_SYSTEMS)
+    names = list(next(iter(rates.values())))
     print(f"| row | {' | '.join(names)} | {names[0]} / {names[1]} |")
     print("|---" * (len(names) + 2) + "|")
     for row, columns in rates.items():
@@ -195,6 +226,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--large-mib", type=int, default=1024)
     parser.add_argument("--folder", default=None, help="where the image file is made")
+    parser.add_argument(
+        "--also", action="append", default=[], metavar="OPTIONS", help="one more column: -o OPTIONS"
+    )
     options = parser.parse_args()
     if os.getuid() != 0:
         sys.exit("bench: needs root (loop devices, mounts, dropping caches)")
@@ -206,7 +240,9 @@ def main() -> None:
             file.truncate(DEVICE_BYTES)
         device = run("losetup", "--find", "--show", image)
         try:
-            rates = measure(device, path, options.rounds, options.large_mib)
+            rates = measure(
+                device, path, options.rounds, options.large_mib, file_systems(options.also)
+            )
         finally:
             run("losetup", "--detach", device)
     print(

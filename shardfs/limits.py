@@ -122,6 +122,14 @@ SCATTERED_PIECES_MIN: Final = 16
 """A shard with fewer pieces is never rewritten in the background."""
 SCATTERED_BYTES_PER_READ: Final = 64 * KIB
 """So much is rewritten in the background to save one device read of a scattered shard."""
+SCATTERED_SPACE_SHARE: Final = 32
+"""A shard is rewritten as whole chunks when what its pieces take beside their data, at
+PIECE_SPACE_BYTES each, is more than this part of it, and more than SCATTERED_PIECES_MIN take."""
+SCATTERED_BYTES_PER_PIECE: Final = 32 * KIB
+"""So much is rewritten to save one piece when writers would otherwise find the device full."""
+PIECE_SPACE_BYTES: Final = 256
+"""A piece takes no more than this beside its data: the head of a frame, and twice its entry in the
+tree, which has room to be merged."""
 SCATTERED_IDLE_S: Final = 10.0
 """Not while the shard has changed within this time: it would soon be scattered again."""
 SCATTERED_SHARDS_MAX: Final = 4 * KIB
@@ -150,6 +158,10 @@ DIRTY_PART_SPACE_BYTES: Final = 512
 """Space reserved with each separate range of buffered data, for its frame and its index entry."""
 CHANGE_BYTES_RESERVED: Final = 16 * KIB
 """Space that must be free for a change that makes the file system larger."""
+BACKGROUND_REQUESTS_MAX: Final = 64
+"""The kernel may send so many requests of its own accord (read-ahead) at once."""
+POLL_US_MAX: Final = 10_000
+"""A mount waits awake for the next request no longer than this, whatever is wished."""
 ORPHANS_QUEUED_MAX: Final = 16 * KIB
 """Unlinking waits while more than this many removed files are yet to be freed."""
 

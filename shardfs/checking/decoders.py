@@ -323,6 +323,11 @@ def _file_decoders() -> dict[str, Decoder]:
         "records.decode_facts": Decoder(
             records.decode_facts, (records.encode_facts(records.Facts(9, 3)),), records.encode_facts
         ),
+        "records.decode_access_list": Decoder(
+            records.decode_access_list,
+            (records.encode_access_list([records.AccessEntry(1, 7, 0xFFFFFFFF)] * 3),),
+            records.encode_access_list,
+        ),
         "records.decode_file_key": Decoder(
             records.decode_file_key,
             (records.inode_key(7), records.shard_key(7, 3), records.xattr_key(7, b"user.a")),

@@ -73,6 +73,7 @@ from typing import Final
 from shardfs.checking.power_cuts import PAGE_BYTES
 from shardfs.errors import DeviceError
 
+_EVERYWHERE_BYTES: Final = 1 << 62
 KINDS: Final = ("read", "write", "flush", "reset", "discard")
 
 
@@ -289,7 +290,8 @@ class FaultPlan:
         self._faults = kept
 
     def _end(self, offset: int, length: int | None) -> int:
-        return self._size_bytes if length is None else offset + length
+        # The device may have become larger by then.
+        return _EVERYWHERE_BYTES if length is None else offset + length
 
     def _fail_away(self, kind: str, offset: int, length: int) -> None:
         self.struck["vanished"] += 1

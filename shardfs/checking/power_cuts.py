@@ -99,6 +99,7 @@ class PowerCutPoint:
         unflushed: operations that no completed flush covers, in order.
         tear_bytes: the piece that is old or new as a whole.
         zone_bytes: size of a zone, or None.
+        size_bytes: of the device, which may change.
     """
 
     step: int
@@ -107,6 +108,7 @@ class PowerCutPoint:
     unflushed: tuple[Operation, ...]
     tear_bytes: int
     zone_bytes: int | None
+    size_bytes: int
 
     def everything(self) -> Choice:
         """The choice under which nothing is lost."""

@@ -179,6 +179,7 @@ class RecordedLife:
             tuple(self._unflushed.values()),
             self._reader.header.sector_bytes,
             None,
+            self._reader.header.device_bytes,
         )
         return Moment(
             self._count - 1,

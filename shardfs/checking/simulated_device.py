@@ -274,7 +274,7 @@ class SimulatedDevice:
     def after_power_cut(self, point: PowerCutPoint, choice: Choice = ()) -> SimulatedDevice:
         """The device as found after a power cut at an earlier moment of its life."""
         device = SimulatedDevice(
-            self.size_bytes,
+            point.size_bytes,
             self.sector_bytes,
             self.zoned_bytes,
             self._seed + 1,
@@ -282,6 +282,7 @@ class SimulatedDevice:
             checkpoints_max=self._checkpoints_max,
             path=self.path,
         )
+        device.is_image = self.is_image
         device._pages, device._pointers = point.after(choice)
         device._durable_pages = dict(device._pages)
         device._durable_pointers = dict(device._pointers)
@@ -466,6 +467,7 @@ class SimulatedDevice:
             tuple(unflushed),
             PAGE_BYTES if self.zoned_bytes else self.sector_bytes,
             self.zoned_bytes,
+            self.size_bytes,
         )
 
     @staticmethod

@@ -17,8 +17,8 @@ No background task admits itself. A checkpoint or merge that has no room gives u
 rather than wait for reclamation. Files hold their own locks while they wait in `admit`; nothing
 to the right takes those.
 
-Not here: the work that is waited for (reclamation.py, merging.py), space promised to buffered data
-(store.Store.reserve).
+Not here: the work that is waited for (reclamation.py, merging.py, gathering.py), space promised to
+buffered data (store.Store.reserve).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from __future__ import annotations
 from shardfs.engine.commit import Committer
 from shardfs.engine.debts import Debts
 from shardfs.engine.extents import Extents
+from shardfs.engine.gathering import Gatherer
 from shardfs.engine.health import Health
 from shardfs.engine.merging import Merging
 from shardfs.engine.pacing import Throttle
@@ -37,7 +38,7 @@ class Admission:
 
     Args:
         committer, extents, health: of the store.
-        debts, reclamation, merging: what a writer may have to wait for.
+        debts, reclamation, merging, gatherer: what a writer may have to wait for.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Admission:
         debts: Debts,
         reclamation: Reclamation,
         merging: Merging,
+        gatherer: Gatherer,
     ) -> None:
         self._committer = committer
         self._extents = extents
@@ -55,6 +57,7 @@ class Admission:
         self._debts = debts
         self._reclamation = reclamation
         self._merging = merging
+        self._gatherer = gatherer
         self._throttle = Throttle()
 
     async def admit(self, length: int) -> None:
@@ -81,8 +84,14 @@ class Admission:
                 with self._debts.merges_awaited():
                     await self._merging.checkpoint_if_due()
         # Nobody shall be told that the device is full while garbage can be reclaimed (I2).
-        if self._extents.space.user_bytes() < length + self._extents.extent_bytes:
+        wanted = length + self._extents.extent_bytes
+        if self._extents.space.user_bytes() < wanted:
             await self._merging.squeeze()
+        await self._wait_until_ready(length)
+        if self._extents.space.user_bytes() < wanted and await self._gatherer.give_back(wanted):
+            await self._wait_until_ready(length)
+
+    async def _wait_until_ready(self, length: int) -> None:
         while self._extents.ready_user_bytes() < self._debts.scarce_bytes(length):
             if not await self._reclamation.wait_for_space():
-                break
+                return

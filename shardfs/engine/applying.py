@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shardfs import limits
 from shardfs.engine.batch import Batch
 from shardfs.engine.commit import Committer
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health
 from shardfs.engine.lsm.tree import Tree
+from shardfs.engine.reserve import record_bytes_max
 from shardfs.engine.shards import ShardData
 from shardfs.errors import NoSpaceError, StaleError, StoreClosedError
 
@@ -54,7 +54,7 @@ class Applier:
         self._shards = shards
         self._on_applied = on_applied
         chunk_bytes_max = extents.identity.chunk_bytes_max
-        self._record_bytes_max = min(limits.RECORD_BYTES_MAX, chunk_bytes_max // 2)
+        self._record_bytes_max = record_bytes_max(chunk_bytes_max)
         self.reserved_bytes = 0
         """Set aside by `reserve`."""
         self.is_closed = False

@@ -33,18 +33,16 @@ from shardfs.engine.extent import UsageSnapshot
 from shardfs.engine.extents import Extents
 from shardfs.engine.framing import frame_bytes
 from shardfs.engine.health import Health
-from shardfs.engine.layout import Kind, Stream
+from shardfs.engine.layout import RIDER, Kind, Stream
 from shardfs.engine.lsm.delta import PartContent, Rider, Tail, cut_parts, encode_part
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
+from shardfs.engine.reserve import log_bytes_max, memtable_bytes_max
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import Superblock
 from shardfs.engine.superblock_record import Identity, Root
 from shardfs.errors import ReadOnlyError, ShardfsError
-
-_RESERVE_SHARE = 32
-"""The memtable, and the delta log, may each grow to this part of the reserve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +123,9 @@ class Committer:
 
     def fit_reserve(self) -> None:
         """Bound the memtable and the log: on a small device both take a part of the reserve."""
-        share = self._extents.reserve * self._extents.extent_bytes // _RESERVE_SHARE
-        self.memtable_bytes_max = min(limits.MEMTABLE_BYTES_MAX, share)
-        self._log_bytes_max = min(limits.DELTA_LOG_BYTES_MAX, share)
+        extents = self._extents
+        self.memtable_bytes_max = memtable_bytes_max(extents.reserve, extents.extent_bytes)
+        self._log_bytes_max = log_bytes_max(extents.reserve, extents.extent_bytes)
 
     @property
     def next_number(self) -> int:
@@ -151,12 +149,13 @@ class Committer:
 
     @property
     def fill(self) -> float:
-        """How full memtable and delta log are, the fuller of them; 1: a checkpoint is due."""
+        """How full memtable and delta log, what is yet to go there included, are: the fuller of
+        them; 1: a checkpoint is due."""
         memtable = self._tree.memtable
         return max(
             memtable.bytes_held / limits.MEMTABLE_BYTES_MAX,
             memtable.run_bytes / self.memtable_bytes_max,
-            self._log_bytes / self._log_bytes_max,
+            (self._log_bytes + self._pending_bytes) / self._log_bytes_max,
         )
 
     @property
@@ -176,8 +175,12 @@ class Committer:
 
     def add(self, changes: dict[bytes, bytes], riders: list[tuple[Locator, Dependency]]) -> None:
         """Take in one applied batch: encoded values, and the data they refer to anew."""
-        self._pending.update(changes)
-        self._pending_bytes += sum(len(key) + len(value) for key, value in changes.items())
+        pending, grown = self._pending, 0
+        for key, value in changes.items():
+            old = pending.get(key)
+            grown += len(value) - len(old) if old is not None else len(key) + len(value)
+            pending[key] = value
+        self._pending_bytes += grown + RIDER.size * len(riders)
         for locator, persistent in riders:
             if not persistent.is_persistent():
                 group = self._riders.get(id(persistent))

@@ -25,8 +25,10 @@ Not here: extents of runs and deltas (checkpoint.py empties those), when to evac
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple
+
+import trio
 
 from shardfs import limits
 from shardfs.engine.batch import Batch
@@ -39,6 +41,7 @@ from shardfs.engine.lsm.entry import decode_value
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Piece, Shard
+from shardfs.engine.reserve import entry_bytes_per_batch
 from shardfs.engine.shards import ShardData
 from shardfs.engine.temperature import Temperature
 from shardfs.errors import CorruptionError, DeviceError, LimitError, StaleError
@@ -62,6 +65,8 @@ class _Move(NamedTuple):
     shard: Shard
     copies: dict[int, bytes]
     is_all: bool
+    entry_bytes: int
+    """Length of its entry in the tree, which a batch writes again."""
 
     @property
     def bytes(self) -> int:
@@ -96,8 +101,11 @@ class Evacuator:
         self._new_batch = new_batch
         self._apply = apply
         self._stuck: dict[int, int] = {}
+        self._entry_bytes_max = entry_bytes_per_batch(chunks.payload_bytes_max)
         self.slices = Slices()
         """How emptying gives way to others; whoever paces it sets this."""
+        self.before_batch: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        """Awaited before each batch, for the log to take it; whoever keeps that short sets this."""
         self.moved_bytes = 0
         """Bytes of data that were written again, since the open."""
 
@@ -153,7 +161,7 @@ class Evacuator:
                         break  # the same again: it could not be moved
                     first = min(move.copies)
                     moves.append(move)
-                    if move.is_all and not _is_batch(moves):
+                    if move.is_all and not self._is_batch(moves):
                         break
                     moved += await self._place(extent, moves)
                     moves = []
@@ -186,7 +194,7 @@ class Evacuator:
         try:
             value = await self._tree.get(key)
             shard = None if value is None else decode_value(value, self._tree.generation)
-            if not isinstance(shard, Shard):
+            if value is None or not isinstance(shard, Shard):
                 return None
             wanted = [piece for piece in shard.pieces if _lies_in(piece, extent)]
             copies: dict[int, bytes] = {}
@@ -197,11 +205,22 @@ class Evacuator:
         except (DeviceError, CorruptionError) as error:
             _log.warning("a chunk of extent %d stays where it is: %s", extent.index, error)
             return None
-        return _Move(key, shard, copies, len(copies) == len(wanted)) if copies else None
+        is_all = len(copies) == len(wanted)
+        return _Move(key, shard, copies, is_all, len(key) + len(value)) if copies else None
+
+    def _is_batch(self, moves: Sequence[_Move]) -> bool:
+        """Whether it is as much as one critical section may move, or one batch may bring."""
+        return (
+            sum(len(move.copies) for move in moves) >= _BATCH_PIECES
+            or sum(move.bytes for move in moves) >= _BATCH_BYTES
+            or sum(move.entry_bytes for move in moves) >= self._entry_bytes_max
+        )
 
     async def _place(self, extent: Extent, moves: Sequence[_Move]) -> int:
         moved = 0
         waiting = list(moves)
+        if waiting:
+            await self.before_batch()
         for _ in range(_ATTEMPTS_MAX):
             changed = self._place_now(extent, waiting)
             placed = sum(move.bytes for move in waiting if move.key not in changed)
@@ -337,12 +356,6 @@ class _HeadScan:
                 self._offset = self._start + at
                 return
             at += 1
-
-
-def _is_batch(moves: Sequence[_Move]) -> bool:
-    """Whether it is as much as one critical section may move."""
-    pieces = sum(len(move.copies) for move in moves)
-    return pieces >= _BATCH_PIECES or sum(move.bytes for move in moves) >= _BATCH_BYTES
 
 
 def _lies_in(piece: Piece, extent: Extent) -> bool:

@@ -6,6 +6,9 @@ place whole. Such shards are noticed when they are written or looked up; when on
 alone for a while, its small pieces are read and appended again as large chunks. Holes stay
 holes, and pieces that are large stay where they are.
 
+Each piece takes a little space of its own, a head and an entry. So before writers are told that
+the device is full, those shards are gathered that have most pieces (`give_back`).
+
 It is done here and not by the file system, because all it needs to know is in the shard: holes
 and lengths stay as they are, so nothing else has to be changed with it, and those who use the
 engine as a library have it too. The file system joins pieces only when it must (fuse/files.py).
@@ -13,8 +16,8 @@ engine as a library have it too. The file system joins pieces only when it must 
 Invariants:
     I1. As in evacuation.py: copies are appended and referred to in one critical section in which
         the shard is still what was read; they are verified; what cannot be read stays.
-    I2. Nothing is rewritten while the device is short of space, or what it takes is not ready to
-        be written: it never makes others wait for reclamation.
+    I2. Nothing is rewritten while the device is short of space, unless that gives space back; nor
+        if what it takes is not ready to be written: it never makes others wait for reclamation.
     I3. A shard that has changed within limits.SCATTERED_IDLE_S is left alone: it would soon be
         scattered again. At most limits.GATHERED_BYTES_PER_S are written.
     I4. What is remembered is bounded (limits.SCATTERED_SHARDS_MAX), and lost without harm.
@@ -45,6 +48,7 @@ _log = logging.getLogger(__name__)
 
 _LOOK_INTERVAL_S = 1.0
 _SPARE_EXTENTS = 2
+_GIVEN_BACK_AT_ONCE = 4
 
 
 class Gatherer:
@@ -52,7 +56,7 @@ class Gatherer:
 
     Args:
         extents, tree, shards: of the store.
-        new_batch: an empty batch that may not use the reserve.
+        new_batch: an empty batch, essential or not.
         apply: makes a batch visible; Store.apply.
     """
 
@@ -61,7 +65,7 @@ class Gatherer:
         extents: Extents,
         tree: Tree,
         shards: ShardData,
-        new_batch: Callable[[], Batch],
+        new_batch: Callable[..., Batch],
         apply: Callable[[Batch], object],
     ) -> None:
         self._extents = extents
@@ -71,6 +75,8 @@ class Gatherer:
         self._apply = apply
         self._waiting: dict[bytes, float] = {}
         self._declined: dict[bytes, None] = {}
+        self._piece_counts: dict[bytes, int] = {}
+        self._giving_back = trio.Lock()
         self.gathered_shards = 0
         self.gathered_bytes = 0
 
@@ -84,8 +90,9 @@ class Gatherer:
         for key, count in batch.piece_counts.items():
             self._declined.pop(key, None)
             self._waiting.pop(key, None)
+            self._piece_counts.pop(key, None)
             if count >= limits.SCATTERED_PIECES_MIN:
-                self._note(key)
+                self._note(key, count)
 
     def seen(self, key: bytes, shard: Shard) -> None:
         """A shard has been looked up."""
@@ -94,7 +101,7 @@ class Gatherer:
             and key not in self._waiting
             and key not in self._declined
         ):
-            self._note(key)
+            self._note(key, len(shard.pieces))
 
     async def run(self) -> None:
         """Gather what has been left alone, for ever, slowly."""
@@ -122,9 +129,38 @@ class Gatherer:
             _bound(self._declined)
         return 0
 
-    def _note(self, key: bytes) -> None:
+    async def give_back(self, wanted_bytes: int) -> int:
+        """Rewrite a few of the most scattered shards until so much is free; the bytes rewritten.
+
+        Only what saves a piece for each limits.SCATTERED_BYTES_PER_PIECE is rewritten, and only
+        shards that were changed or looked up since the open are known.
+        """
+        space = self._extents.space
+        written = 0
+        async with self._giving_back:
+            for _ in range(_GIVEN_BACK_AT_ONCE):
+                if space.user_bytes() >= wanted_bytes or not self._piece_counts:
+                    break
+                key = max(self._piece_counts, key=self._piece_counts.__getitem__)
+                count = self._piece_counts.pop(key)  # it comes back when it changes
+                try:
+                    length = await self._gather(key, for_space=True)
+                except NoSpaceError:
+                    self._piece_counts.setdefault(key, count)
+                    break
+                except (DeviceError, CorruptionError, LimitError) as error:
+                    _log.info("the shard %s keeps its pieces: %s", key.hex(), error)
+                    continue
+                self.gathered_shards += length > 0
+                self.gathered_bytes += length
+                written += length
+        return written
+
+    def _note(self, key: bytes, piece_count: int) -> None:
         self._waiting[key] = trio.current_time()
+        self._piece_counts[key] = piece_count
         _bound(self._waiting)
+        _bound(self._piece_counts)
 
     def _next(self, idle_s: float) -> bytes | None:
         """The key of the shard that has been waiting longest, if that is long enough."""
@@ -132,18 +168,25 @@ class Gatherer:
             return key if since + idle_s <= trio.current_time() else None
         return None
 
-    def _has_room_for(self, length: int) -> bool:
+    def _has_room_for(self, length: int, *, for_space: bool = False) -> bool:
+        if for_space:
+            return self._extents.ready_user_bytes() >= length
         wanted = length + _SPARE_EXTENTS * self._extents.extent_bytes
         return not self._extents.space.is_short and self._extents.ready_user_bytes() >= wanted
 
-    async def _gather(self, key: bytes) -> int:
+    async def _gather(self, key: bytes, *, for_space: bool = False) -> int:
         value = await self._tree.get(key)
         shard = None if value is None else decode_value(value, self._tree.generation)
         if not isinstance(shard, Shard):
             return 0
-        groups = groups_worth_joining(shard.pieces, self._shards.chunk_bytes_max)
+        per_piece = (
+            limits.SCATTERED_BYTES_PER_PIECE if for_space else limits.SCATTERED_BYTES_PER_READ
+        )
+        groups = groups_worth_joining(shard.pieces, self._shards.chunk_bytes_max, per_piece)
         length = sum(group[-1].end - group[0].start for group in groups)
-        if not groups or not self._has_room_for(length):
+        if not groups or not self._has_room_for(length, for_space=for_space):
+            if groups and for_space:
+                raise NoSpaceError(f"{length} bytes are not ready")
             return 0
         copies = {}
         for group in groups:
@@ -151,9 +194,9 @@ class Gatherer:
             copies[start] = await self._shards.read(group, start, group[-1].end - start)
         # No await from here on (I1).
         is_current = self._tree.is_current(key, shard, shard.generation)
-        if not is_current or not self._has_room_for(length):
+        if not is_current or not self._has_room_for(length, for_space=for_space):
             return 0
-        batch = self._new_batch()
+        batch = self._new_batch(essential=for_space)
         batch.put_shard(key, tuple(self._joined(key, shard, groups, copies)), shard)
         self._apply(batch)
         return length
@@ -173,15 +216,19 @@ class Gatherer:
                 yield piece
 
 
-def groups_worth_joining(pieces: Sequence[Piece], chunk_bytes_max: int) -> list[tuple[Piece, ...]]:
+def groups_worth_joining(
+    pieces: Sequence[Piece],
+    chunk_bytes_max: int,
+    bytes_per_piece: int = limits.SCATTERED_BYTES_PER_READ,
+) -> list[tuple[Piece, ...]]:
     """Neighbours that would better be one chunk; empty if rewriting them costs more than it gives.
 
-    A device read saved is worth rewriting limits.SCATTERED_BYTES_PER_READ. At most
-    limits.SHARD_BYTES are proposed at a time.
+    At most limits.SHARD_BYTES are proposed at a time.
 
     Args:
         pieces: of one shard.
         chunk_bytes_max: larger ones cannot be made.
+        bytes_per_piece: a piece saved is worth rewriting so much.
     """
     chosen: list[tuple[Piece, ...]] = []
     saved = total = 0
@@ -191,10 +238,7 @@ def groups_worth_joining(pieces: Sequence[Piece], chunk_bytes_max: int) -> list[
         if fewer > 0 and total + length <= limits.SHARD_BYTES:
             chosen.append(group)
             saved, total = saved + fewer, total + length
-    is_worth_it = (
-        saved >= limits.SCATTERED_PIECES_MIN // 2
-        and saved * limits.SCATTERED_BYTES_PER_READ >= total
-    )
+    is_worth_it = saved >= limits.SCATTERED_PIECES_MIN // 2 and saved * bytes_per_piece >= total
     return chosen if is_worth_it else []
 
 
@@ -212,6 +256,6 @@ def _neighbours(pieces: Sequence[Piece], small_bytes_max: int) -> Iterator[tuple
         yield tuple(group)
 
 
-def _bound(remembered: dict[bytes, float] | dict[bytes, None]) -> None:
+def _bound(remembered: dict[bytes, float] | dict[bytes, int] | dict[bytes, None]) -> None:
     while len(remembered) > limits.SCATTERED_SHARDS_MAX:
         del remembered[next(iter(remembered))]

@@ -166,11 +166,18 @@ PIECE: Final = Table(
         ("start", "I", "first byte within the shard"),
         ("length", "I", "bytes taken from the chunk"),
         ("skip", "I", "first byte taken within the chunk's payload"),
+        ("chunk", "I", "which of the shard's locators names the chunk, from 0"),
     ),
 )
-"""Followed by the chunk's locator."""
 
-SHARD_HEADER: Final = Table("shard", (("piece_count", "I", "number of pieces that follow"),))
+SHARD_HEADER: Final = Table(
+    "shard",
+    (
+        ("piece_count", "I", "number of pieces"),
+        ("chunk_count", "I", "number of chunks that they are taken from"),
+    ),
+)
+"""Followed by the locators of the chunks, in the order of their first use, and the pieces."""
 
 BLOCK_HEADER: Final = Table(
     "entry block", (("entry_count", "I", "number of entries in the block"),)

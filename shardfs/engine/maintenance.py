@@ -68,7 +68,7 @@ class Maintenance:
             committer, checkpointer, extents, self.debts, self.reclamation, interval_s
         )
         self.admission = Admission(
-            committer, extents, health, self.debts, self.reclamation, self.merging
+            committer, extents, health, self.debts, self.reclamation, self.merging, gatherer
         )
         evacuator.slices = Slices(self.debts.space_pace)
         checkpointer.merge_pace = self.debts.merge_pace
@@ -96,7 +96,10 @@ class Maintenance:
         """
         if self._extents.space.is_short:
             await self.merging.squeeze()
-        return await self.reclamation.reclaim(evacuate=True)
+        freed = await self.reclamation.reclaim(evacuate=True)
+        if not freed:
+            await self._gatherer.give_back(2 * self._extents.extent_bytes)
+        return freed
 
     # --- tasks ------------------------------------------------------------------------------
 

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import trio
 
-from shardfs import limits
 from shardfs.engine.cache import Cache
 from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.chunks import ChunkStore
@@ -40,6 +39,7 @@ from shardfs.engine.recovery import (
     read_superblock,
     replay_log,
 )
+from shardfs.engine.reserve import reserve_extents
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import Superblock
 from shardfs.engine.superblock_record import Identity, check_features
@@ -65,11 +65,6 @@ class Parts:
     found: SuperblockState
     replayed: Replayed
     notes: tuple[str, ...]
-
-
-def reserve_extents(extent_count: int) -> int:
-    """Extents kept for deltas, runs and reclamation, out of this many."""
-    return max(limits.RESERVE_EXTENTS_MIN, int(extent_count * limits.RESERVE_FRACTION))
 
 
 async def open_parts(

@@ -7,7 +7,8 @@ read as zeros. Pure functions cut and join them.
 Invariants:
     I1. The pieces of a shard are sorted by start, disjoint, and none is empty.
     I2. A piece lies inside its chunk: skip + length <= locator.length.
-    I3. Encoding then decoding gives back an equal value; decoding any bytes returns or raises
+    I3. A chunk's locator is stored once in a shard, however many pieces are taken from it.
+    I4. Encoding then decoding gives back an equal value; decoding any bytes returns or raises
         CorruptionError.
 
 Not here: reading chunks (chunks.py), and which keys are shards of which file (fuse/files.py).
@@ -16,7 +17,7 @@ Not here: reading chunks (chunks.py), and which keys are shards of which file (f
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from shardfs import limits
@@ -95,33 +96,51 @@ def decode_locator(data: Bytes, offset: int = 0) -> tuple[Locator, int]:
 
 
 def encode_pieces(pieces: Iterable[Piece]) -> bytes:
-    """The pieces of a shard as stored: count, then (piece, locator) each."""
-    parts = [
-        PIECE.pack(piece.start, piece.length, piece.skip) + encode_locator(piece.locator)
-        for piece in pieces
+    """The pieces of a shard as stored: counts, the locator of each chunk once, the pieces."""
+    numbers: dict[Locator, int] = {}
+    packed = [
+        PIECE.pack(start, length, skip, numbers.setdefault(locator, len(numbers)))
+        for start, length, skip, locator in pieces
     ]
-    return SHARD_HEADER.pack(len(parts)) + b"".join(parts)
+    chunks = [encode_locator(locator) for locator in numbers]
+    return b"".join((SHARD_HEADER.pack(len(packed), len(chunks)), *chunks, *packed))
+
+
+def encoded_bytes(pieces: Sequence[Piece]) -> int:
+    """Length of what `encode_pieces` gives."""
+    chunks = locators(pieces).values()
+    checksums = sum([len(locator.checksums) for locator in chunks])
+    return SHARD_HEADER.size + len(pieces) * PIECE.size + len(chunks) * LOCATOR.size + checksums
 
 
 def decode_pieces(data: Bytes, offset: int = 0) -> tuple[Piece, ...]:
     """The pieces that fill `data` from `offset` to its end.
 
     Raises:
-        CorruptionError: cut short, too long, or pieces that break I1 or I2.
+        CorruptionError: cut short, too long, pieces that break I1 or I2, or chunks that are not
+            in the order of their first use.
     """
-    (count,) = SHARD_HEADER.unpack(data, offset)
+    count, chunk_count = SHARD_HEADER.unpack(data, offset)
     offset += SHARD_HEADER.size
+    chunks = []
+    for _ in range(chunk_count):
+        locator, offset = decode_locator(data, offset)
+        chunks.append(locator)
+    if offset + count * PIECE.size != len(data):
+        raise CorruptionError(f"{len(data) - offset} bytes for {count} pieces of a shard")
     pieces = []
-    covered = 0
-    for _ in range(count):
-        start, length, skip = PIECE.unpack(data, offset)
-        locator, offset = decode_locator(data, offset + PIECE.size)
+    covered = used = 0
+    for start, length, skip, number in PIECE.unpack_many(data, offset, count):
+        used += number == used
+        if number >= used or used > chunk_count:
+            raise CorruptionError(f"piece at byte {start} of a shard has no chunk of its own")
+        locator = chunks[number]
         if length == 0 or start < covered or skip + length > locator.length:
             raise CorruptionError(f"piece at byte {start} of a shard is out of order or range")
         covered = start + length
         pieces.append(Piece(start, length, skip, locator))
-    if offset != len(data):
-        raise CorruptionError(f"{len(data) - offset} stray bytes behind the pieces of a shard")
+    if used != chunk_count:
+        raise CorruptionError(f"{chunk_count - used} chunks of a shard have no pieces")
     return tuple(pieces)
 
 

@@ -73,6 +73,7 @@ class Reclamation:
         self._stuck: dict[int, int] = {}
         self._packed_tree = (0, 0)
         """Extents and bytes of the tree when moving a part of it has last given nothing."""
+        evacuator.before_batch = self._keep_log_short
         health.on_change(self._end_step)
 
     async def reclaim(self, *, evacuate: bool = False) -> int:
@@ -142,9 +143,11 @@ class Reclamation:
         return await reclaim_dead(self._extents, self._committer, self._scheduler)
 
     async def _empty_some(self) -> int:
+        released = self._extents.released_count
         if not (await self._empty_data() or await self._empty_log()):
             return await self._empty_runs()
-        return await self._commit_and_reclaim()
+        await self._commit_and_reclaim()
+        return self._extents.released_count - released
 
     async def _commit_and_reclaim(self) -> int:
         # Also if there was nothing to move: extents may only wait for this to be dead.
@@ -161,6 +164,21 @@ class Reclamation:
             if is_short or moved_bytes >= _EVACUATED_BYTES:
                 break
         return emptied
+
+    async def _keep_log_short(self) -> None:
+        """What is moved goes through the log as well: it shall not outgrow the reserve."""
+        if not self._committer.is_overdue:
+            return
+        await self._checkpointer.checkpoint(only_if_due=True)
+        await self._reclaim_dead()
+        if self._debts.merging_is_put_off:
+            return
+        # Moving a few bytes of each of many shards with long entries makes run after run.
+        try:
+            while await self._checkpointer.compact():
+                await self._reclaim_dead()
+        except (CorruptionError, DeviceError) as error:
+            require_read_trouble(error)
 
     async def _empty_log(self) -> bool:
         """Make extents of the delta log dead, if there is one worth it."""

@@ -39,7 +39,7 @@ import trio
 from shardfs import limits
 from shardfs.engine.extent import Extent
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.opening import reserve_extents
+from shardfs.engine.reserve import reserve_extents
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import Identity, extent_count_max
@@ -120,10 +120,13 @@ async def grow(store: Store, size_bytes: int | None = None) -> Resized:
             new.extend(store._extents.lengthen(identity.extent_count))
             return identity
 
-        await store._committer.change_identity(change)
-        for extent in new:
-            await _take_over(store, extent)
-        _set_bounds(store)
+        try:
+            await store._committer.change_identity(change)
+            for extent in new:
+                await _take_over(store, extent)
+        finally:
+            # Also where the device has failed: what the store says of its size is one size.
+            _set_bounds(store)
     _log.info("grown from %d to %d extents", before.extent_count, identity.extent_count)
     return _resized(store, before)
 
@@ -186,6 +189,7 @@ class Shrinking:
         self._identity = _smaller(store, self._size_bytes)
         self._attempts: Counter[int] = Counter()
         self._refusals = 0
+        self._pauses = 0
         self._is_over = False
         if self._identity.extent_count < self._before.extent_count:
             _set_bounds(store, self._identity.extent_count)
@@ -221,7 +225,7 @@ class Shrinking:
             return Progress(self.total_bytes, 0, _resized(self._store, self._before))
         else:
             self._extents.free.withhold_all()
-            await trio.sleep(_PAUSE_S)  # somebody else may be freeing what is left
+            await self._wait_for_free()
         left = self._left_bytes()
         self.total_bytes = max(self.total_bytes, left)
         return Progress(self.total_bytes, left)
@@ -241,6 +245,17 @@ class Shrinking:
 
     def _tail_is_free(self) -> bool:
         return self._extents.free.withheld_count == len(self._tail())
+
+    async def _wait_for_free(self) -> None:
+        """Somebody else may be freeing what is left; what could not be reset is not freed before
+        the next opening."""
+        self._pauses += 1
+        if self._pauses > _ATTEMPTS_MAX:
+            raise DeviceBusyError(
+                f"extents behind the new end of {self._store._parts.device.path} do not become "
+                "free; mount again, and try again"
+            )
+        await trio.sleep(_PAUSE_S)
 
     def _left_bytes(self) -> int:
         return sum(extent.live_bytes for extent in self._tail())

@@ -48,6 +48,14 @@ class SpaceAccount:
         self._extent_count = extent_count
         self._extent_bytes = extent_bytes
         self._reserve = reserve
+        lost = min(_RUNS_ROOM_LOST_MAX, extent_bytes // _RUNS_ROOM_LOST_SHARE)
+        self._run_bytes_per_extent = extent_bytes - lost
+        """What an extent of runs holds: none is full."""
+        self._data_bytes_per_extent = (
+            extent_bytes - self._packing_loss_bytes - self.garbage_bytes_worth_moving
+        )
+        self._shared_bytes = -1
+        self._tree_share_bytes = 0
         self._held: Counter[Stream] = Counter()
         self._live_bytes = 0
         self.tree_bytes = 0
@@ -101,8 +109,12 @@ class SpaceAccount:
     @property
     def tree_share_bytes(self) -> int:
         """What is kept for the tree, what it holds included."""
-        # An extent is owed from the start: what is free shall not fall with the first entry.
-        return max(self._extent_bytes, 2 * self._in_runs(self.tree_bytes + self.memory_bytes))
+        held = self.tree_bytes + self.memory_bytes
+        if held != self._shared_bytes:  # asked for several times in each request
+            self._shared_bytes = held
+            # An extent is owed from the start: what is free shall not fall with the first entry.
+            self._tree_share_bytes = max(self._extent_bytes, 2 * self._in_runs(held))
+        return self._tree_share_bytes
 
     @property
     def _merge_extents(self) -> int:
@@ -111,8 +123,7 @@ class SpaceAccount:
 
     def _in_runs(self, tree_bytes: int) -> int:
         """Bytes of extents that so many bytes of frames of the tree take: no extent is full."""
-        lost = min(_RUNS_ROOM_LOST_MAX, self._extent_bytes // _RUNS_ROOM_LOST_SHARE)
-        return tree_bytes * self._extent_bytes // (self._extent_bytes - lost)
+        return tree_bytes * self._extent_bytes // self._run_bytes_per_extent
 
     def lacks_room_to_merge(self, free_extents: int) -> bool:
         """With so many extents free, the tree has to be merged into one run now: not much later
@@ -142,9 +153,8 @@ class SpaceAccount:
     def user_bytes_with(self, extent_count: int, reserve: int) -> int:
         """The same for a device with so many extents; less than 0 if it would be too small."""
         extents = extent_count - limits.SUPERBLOCK_EXTENTS - reserve
-        full = self._extent_bytes - self._packing_loss_bytes - self.garbage_bytes_worth_moving
         room = extents * self._extent_bytes - self.tree_share_bytes
-        return room * full // self._extent_bytes - self._live_bytes
+        return room * self._data_bytes_per_extent // self._extent_bytes - self._live_bytes
 
     def ready_extents(self, free_extents: int) -> int:
         """Of the free extents, those that user data may take right now (I3).

@@ -29,6 +29,10 @@ class IdentityDoor(Protocol):
     def uuid(self) -> uuid.UUID:
         """Unique to this store."""
 
+    @property
+    def chunk_bytes_max(self) -> int:
+        """Length of the largest chunk."""
+
 
 class SpaceDoor(Protocol):
     """How full the store is, bytes."""

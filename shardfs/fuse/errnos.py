@@ -3,6 +3,8 @@
 Role: pyfuse3 ends the mount when a handler raises anything but FUSEError. `guarded` turns every
 exception into one; what nobody expected is logged with its traceback and answered with EIO.
 
+It also counts: `requests` of the handlers' object has the number of calls of each.
+
 Invariants:
     I1. A guarded handler raises FUSEError or trio.Cancelled (a BaseException), nothing else.
     I2. `unanswered` handlers (forget, release), whose caller waits for no answer, raise nothing.
@@ -16,7 +18,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
@@ -32,8 +34,16 @@ from shardfs.errors import (
 
 _log = logging.getLogger(__name__)
 
+
+class Counting(Protocol):
+    """Has handlers, and counts their calls."""
+
+    requests: dict[str, int]
+    """Handler -> number of calls; a defaultdict or the like, which begins with zeros."""
+
+
 P = ParamSpec("P")
-S = TypeVar("S")
+S = TypeVar("S", bound=Counting)
 R = TypeVar("R")
 
 _ERRNOS: Final[tuple[tuple[type[Exception], int], ...]] = (
@@ -69,14 +79,17 @@ def guarded(
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
     """A request handler that raises nothing but FUSEError (I1)."""
 
+    name = handler.__name__
+
     @functools.wraps(handler)
     async def guard(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.requests[name] += 1
         try:
             return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except Exception as error:
-            number = errno_of(error, handler.__name__)
+            number = errno_of(error, name)
         raise pyfuse3.FUSEError(number)
 
     return guard
@@ -87,11 +100,14 @@ def unanswered(
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, None]]:
     """A request handler that raises nothing at all (I2)."""
 
+    name = handler.__name__
+
     @functools.wraps(handler)
     async def guard(self: S, /, *args: Any, **kwargs: Any) -> None:
+        self.requests[name] += 1
         try:
             await handler(self, *args, **kwargs)
         except Exception as error:
-            errno_of(error, handler.__name__)
+            errno_of(error, name)
 
     return guard

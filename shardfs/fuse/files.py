@@ -10,6 +10,8 @@ Invariants:
     I3. inode.used is the sum of the lengths of the file's pieces.
     I4. Memory and batch size do not depend on a file's size; time depends on its existing shards.
     I5. A shard's record stays below RECORD_BYTES_MAX: scattered shards are rewritten (`gather`).
+    I6. What a file takes beside its data is at most a part of the data, however it was written:
+        limits.SCATTERED_SPACE_SHARE of each shard, or what SCATTERED_PIECES_MIN pieces take.
 
 Ordering: a truncation marks the file in the batch that cuts its size, and the mark goes in the
 batch that deletes the last shard. Freeing deletes shards and xattrs first, inode and orphan mark
@@ -29,7 +31,7 @@ import trio
 from shardfs import limits
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.layout import Bytes
-from shardfs.engine.pieces import Piece, Shard, overlapped, splice, truncate
+from shardfs.engine.pieces import Piece, Shard, encoded_bytes, overlapped, splice, truncate
 from shardfs.errors import CorruptionError, StaleError
 from shardfs.fuse.dirty import Run, split
 from shardfs.fuse.door import StoreDoor, scan_some
@@ -49,8 +51,8 @@ from shardfs.fuse.tables import Tables
 
 SHARD_BYTES: Final = limits.SHARD_BYTES
 _GAP_BYTES_FILLED: Final = 4 * limits.KIB
-_PIECE_BYTES_OVERHEAD: Final = 64
 _RECORD_BYTES_TARGET: Final = limits.RECORD_BYTES_MAX // 2
+_RUN_BYTES_IN_RECORD: Final = 128
 
 
 class Files:
@@ -160,14 +162,26 @@ class Files:
         return change.commit()
 
     def has_room_for(self, shard: Shard | None, run_count: int) -> bool:
-        """Whether a shard can take that many more runs without `gather` (I5)."""
-        if shard is None:
+        """Whether a shard can take that many more runs without `gather` (I5, I6)."""
+        if shard is None or len(shard.pieces) < limits.SCATTERED_PIECES_MIN:
             return True
-        pieces = shard.pieces
         return (
-            len(pieces) + 2 * run_count <= limits.PIECES_PER_SHARD_MAX
-            and _record_bytes(pieces) <= _RECORD_BYTES_TARGET
+            len(shard.pieces) + 2 * run_count <= limits.PIECES_PER_SHARD_MAX
+            and encoded_bytes(shard.pieces) <= _RECORD_BYTES_TARGET
+            and not self._is_wasteful(shard.pieces)
         )
+
+    def _is_wasteful(self, pieces: Sequence[Piece]) -> bool:
+        """Whether pieces that `gather` would save take too much for the data that they hold."""
+        used = _used_bytes(pieces)
+        least = len(_stretches(pieces, 0)) + used // self.store.identity.chunk_bytes_max
+        allowed = used // limits.SCATTERED_SPACE_SHARE // limits.PIECE_SPACE_BYTES
+        return len(pieces) - least > max(allowed, limits.SCATTERED_PIECES_MIN)
+
+    def fits(self, shard: Shard | None, run_count: int) -> bool:
+        """Whether the record of a shard can take that many more runs, though no more after them."""
+        added = _RUN_BYTES_IN_RECORD * run_count
+        return shard is None or encoded_bytes(shard.pieces) + added <= _RECORD_BYTES_TARGET
 
     async def gather(self, ino: int, index: int) -> None:
         """Rewrite a scattered shard in fewer pieces; holes stay holes where the record allows.
@@ -183,6 +197,7 @@ class Files:
             stretches = _stretches(shard.pieces, _GAP_BYTES_FILLED)
             if 2 * len(stretches) > limits.PIECES_PER_SHARD_MAX:
                 stretches = _stretches(shard.pieces, SHARD_BYTES)
+            await self.store.admit(sum(end - start for start, end in stretches))
             runs = []
             for start, end in stretches:
                 data = await self.read(ino, index * SHARD_BYTES + start, end - start)
@@ -335,7 +350,12 @@ class Files:
         start = inode_key(ino)
         end = xattrs_end(ino)
         while True:
-            items = await scan_some(self.store, start, end, limits.SHARDS_PER_BATCH_MAX)
+            if await self._has_one_shard(ino):  # a look-up costs a third of a scan
+                key = shard_key(ino, 0)
+                shard = await self.store.get_shard(key)
+                items: list[tuple[bytes, bytes | Shard]] = [(key, shard)] if shard else []
+            else:
+                items = await scan_some(self.store, start, end, limits.SHARDS_PER_BATCH_MAX)
             last = len(items) < limits.SHARDS_PER_BATCH_MAX
             try:
                 self._free_now(ino, items, last)
@@ -345,6 +365,13 @@ class Files:
                 return
             start = items[-1][0]
             await self.store.admit()
+
+    async def _has_one_shard(self, ino: int) -> bool:
+        """Besides its inode a file has at most its first shard (I2)."""
+        if ino in self.truncations:
+            return False
+        inode = await self.tables.inode(ino)
+        return inode is not None and not inode.xattrs and inode.size <= SHARD_BYTES
 
     def _free_now(self, ino: int, items: Sequence[tuple[bytes, bytes | Shard]], last: bool) -> None:
         change = self.tables.change()
@@ -365,12 +392,6 @@ class Files:
 
 def _used_bytes(pieces: Sequence[Piece]) -> int:
     return sum([piece.length for piece in pieces])
-
-
-def _record_bytes(pieces: Sequence[Piece]) -> int:
-    """Upper bound for the encoded length of a shard."""
-    checksums = sum([len(piece.locator.checksums) for piece in pieces])
-    return checksums + _PIECE_BYTES_OVERHEAD * len(pieces)
 
 
 def _stretches(pieces: Sequence[Piece], gap_bytes: int) -> list[tuple[int, int]]:

@@ -216,7 +216,10 @@ class Flusher:
             await self._tables.load(file.ino)
             shard = await self._store.get_shard(key)
             if not self._files.has_room_for(shard, _RUNS_PER_STEP):
-                await self._gather(file.ino, index)
+                await self._gather(file.ino, index, shard)
+                # Gathering has taken room that was ready, whether it came to its end or not.
+                await self._store.admit(min(limits.SHARD_BYTES, file.ranges.bytes))
+                await self._tables.load(file.ino)
                 shard = await self._store.get_shard(key)
             try:
                 return self._flush_now(file, index, start, shard)
@@ -224,11 +227,18 @@ class Flusher:
                 pass  # the shard has moved, or the inode left the cache: look again
             await trio.lowlevel.checkpoint()
 
-    async def _gather(self, ino: int, index: int) -> None:
-        """Rewrite a scattered shard, if that can be done; the next runs may fit all the same."""
+    async def _gather(self, ino: int, index: int, shard: Shard | None) -> None:
+        """Rewrite a scattered shard, if that can be done; the next runs may fit all the same.
+
+        Raises:
+            NoSpaceError: there is no room now for that, and none in its record for the next runs.
+        """
         try:
+            await self._store.admit(SHARD_BYTES)
             await self._files.gather(ino, index)
         except (CorruptionError, DeviceError, NoSpaceError) as error:
+            if isinstance(error, NoSpaceError) and not self._files.fits(shard, _RUNS_PER_STEP):
+                raise  # what is buffered stays so
             _log.info("shard %d of inode %d stays scattered: %s", index, ino, error)
 
     def _flush_now(self, file: DirtyFile, index: int, start: int, shard: Shard | None) -> int:
@@ -247,7 +257,7 @@ class Flusher:
             raise
         end = runs[-1].start + runs[-1].length
         self._dirty.remove(file, index, runs[0].start, end)
-        return end
+        return end if len(runs) == _RUNS_PER_STEP else SHARD_BYTES  # that was all
 
 
 def _finished_shards(ranges: DirtyRanges) -> list[int]:

@@ -16,6 +16,7 @@ Invariants checked (each finding names its number):
     F7. An inode counts its extended attributes.
     F8. The next inode number is above every one in use, and the count of inodes is right.
     F9. Every key is of a known kind, every record decodes, marks name inodes that exist.
+    F10. An access list is one, says more than a mode, and agrees with its inode's mode.
 
 Invariants:
     I1. Memory: a few words for each inode.
@@ -38,6 +39,8 @@ from shardfs.engine.fsck import check_store
 from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, ShardfsError
+from shardfs.fuse import access_lists
+from shardfs.fuse.access_lists import AccessList
 from shardfs.fuse.door import StoreDoor, scan_some
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.records import (
@@ -48,6 +51,7 @@ from shardfs.fuse.records import (
     ROOT_INO,
     TRUNCATION_PREFIX,
     Inode,
+    decode_access_list,
     decode_entry,
     decode_entry_key,
     decode_facts,
@@ -95,6 +99,7 @@ class _File:
     inode: Inode | None
     used: int = 0
     xattrs: int = 0
+    access: AccessList | None = None
 
 
 class _FilesCheck:
@@ -185,7 +190,7 @@ class _FilesCheck:
                     self._check_shard(file, key, about.shard, value)
                 elif about.xattr is not None:
                     file.xattrs += 1
-                    _record(value)
+                    self._check_attribute(file, key, about.xattr, _record(value))
                 else:
                     file.inode = decode_inode(_record(value))
             except CorruptionError as error:
@@ -208,6 +213,16 @@ class _FilesCheck:
         elif end > file.inode.size and file.ino not in self._truncations | self._orphans:
             message = f"data up to byte {end}, but the file ends at {file.inode.size}"
             self._find("F6", message, key)
+
+    def _check_attribute(self, file: _File, key: bytes, name: bytes, value: bytes) -> None:
+        """F10, for one attribute."""
+        if name not in access_lists.NAMES:
+            return
+        entries = decode_access_list(value)
+        if not access_lists.is_valid(entries):
+            self._find("F10", "it is no access list", key)
+        elif name == access_lists.ACCESS:
+            file.access = entries
 
     def _end_file(self, file: _File) -> None:
         """Everything about one inode, when all of its keys have been seen."""
@@ -242,6 +257,15 @@ class _FilesCheck:
         if file.xattrs != inode.xattrs:
             message = f"it counts {inode.xattrs} extended attributes and has {file.xattrs}"
             self._find("F7", message, ino=ino)
+        entries = file.access
+        if entries is None:
+            return
+        if (
+            access_lists.is_minimal(entries)
+            or access_lists.mode_of(entries, inode.mode) != inode.mode
+        ):
+            message = f"its access list does not agree with its mode {inode.mode:o}"
+            self._find("F10", message, ino=ino)
 
     def _check_directory(self, ino: int, inode: Inode, orphan: bool) -> None:
         """F2, F4 and F5 for a directory."""

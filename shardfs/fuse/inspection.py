@@ -185,6 +185,7 @@ class Inspection:
             answer["dirty_bytes"] = writeback.dirty_bytes
             answer["dirty_files"] = writeback.dirty_count
             answer["removed_files_waiting"] = self._mount.file_system.orphans.queue_length
+            answer |= self._mount.request_figures()
         return answer
 
     async def _sync(self, _request: Answer) -> Answer:

@@ -19,6 +19,7 @@ from shardfs import limits
 from shardfs.errors import UsageError
 
 DIRTY_BYTES_MIN: Final = 2 * limits.SHARD_BYTES
+POLL_ADAPTIVE: Final = -1
 _ID_MAX: Final = (1 << 32) - 2
 _SIZE: Final = re.compile(r"(\d{1,15})(?:([kKmMgGtT])(?:i?[bB])?)?")
 _POWERS: Final = "kmgt"
@@ -43,8 +44,10 @@ class MountOptions:
     access_times: when reading changes a file's access time.
     directory_access_times: reading a directory may change its access time.
     xattrs: there are extended attributes.
+    access_lists: there are POSIX access lists.
     uid, gid: whom every file is shown to belong to; None: whom it does belong to.
     dirty_bytes_max: writers wait while more bytes are buffered.
+    poll_us: how long to wait awake for the next request, microseconds; POLL_ADAPTIVE: find out.
     suid, dev, exec: what the kernel allows; None: what it does by itself.
     """
 
@@ -55,9 +58,11 @@ class MountOptions:
     access_times: AccessTimes = AccessTimes.RELATIVE
     directory_access_times: bool = True
     xattrs: bool = True
+    access_lists: bool = True
     uid: int | None = None
     gid: int | None = None
     dirty_bytes_max: int = limits.DIRTY_BYTES_MAX
+    poll_us: int = POLL_ADAPTIVE
     suid: bool | None = None
     dev: bool | None = None
     exec: bool | None = None
@@ -110,6 +115,8 @@ _FLAGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "nodiratime": {"directory_access_times": False},
     "noxattr": {"xattrs": False},
     "xattr": {"xattrs": True},
+    "noacl": {"access_lists": False},
+    "acl": {"access_lists": True},
     "suid": {"suid": True},
     "nosuid": {"suid": False},
     "dev": {"dev": True},
@@ -120,7 +127,14 @@ _FLAGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "user": _NOTHING_PRIVILEGED,
     "users": _NOTHING_PRIVILEGED,
 }
-_VALUES: Final = {"uid": "uid", "gid": "gid", "dirty": "dirty_bytes_max", "log": ""}
+_VALUES: Final = {
+    "uid": "uid",
+    "gid": "gid",
+    "dirty": "dirty_bytes_max",
+    "poll": "poll_us",
+    "log": "",
+}
+_POLLS: Final = {"adaptive": POLL_ADAPTIVE, "off": 0}
 _WITHOUT_EFFECT: Final = frozenset(
     {"", "defaults", "auto", "noauto", "nofail", "nouser", "owner", "group", "_netdev"}
     | {"default_permissions"}
@@ -130,11 +144,12 @@ _WITHOUT_EFFECT_BEFORE: Final = ("x-", "X-", "comment=", "helper=", "uhelper=", 
 _SHOWN_BY_THE_KERNEL: Final = ("user_id=", "group_id=", "rootcontext=", "max_read=", "blksize=")
 REMOUNTABLE: Final = frozenset(
     {"read_only", "sync", "dirsync", "access_times", "directory_access_times"}
-    | {"suid", "dev", "exec"}
+    | {"suid", "dev", "exec", "poll_us"}
 )
 KNOWN: Final = (
     "ro, rw, sync, async, dirsync, relatime, noatime, strictatime, nodiratime, [no]suid, [no]dev, "
-    "[no]exec, allow_other, private, uid=ID, gid=ID, noxattr, dirty=SIZE, log=FILE|journal"
+    "[no]exec, allow_other, private, uid=ID, gid=ID, noxattr, noacl, dirty=SIZE, "
+    "poll=adaptive|off|MICROSECONDS, log=FILE|journal"
 )
 
 
@@ -184,6 +199,14 @@ def _number(option: str, name: str, value: str) -> int:
         if size < DIRTY_BYTES_MIN:
             raise UsageError(f"mount option {option}: at least {DIRTY_BYTES_MIN} bytes")
         return size
+    if name == "poll":
+        if value not in _POLLS and not re.fullmatch(r"\d{1,7}", value):
+            raise UsageError(f"mount option {option}: adaptive, off, or so many microseconds")
+        poll_us = _POLLS.get(value, -2)
+        poll_us = int(value) if poll_us < POLL_ADAPTIVE else poll_us
+        if poll_us > limits.POLL_US_MAX:
+            raise UsageError(f"mount option {option}: at most {limits.POLL_US_MAX} microseconds")
+        return poll_us
     if not re.fullmatch(r"\d{1,10}", value) or int(value) > _ID_MAX:
         raise UsageError(f"mount option {option}: give a number, as 'id' prints it")
     return int(value)

@@ -13,18 +13,22 @@ Invariants:
 Ordering: before a rename replaces a file, the new content is given to the engine, so that a crash
 leaves the old content or the new one, never an empty file.
 
-Not here: permission checks (the kernel makes them: default_permissions), file content, xattrs.
+Not here: permission checks (the kernel makes them: default_permissions), file content, xattrs;
+what access lists say (access_lists.py).
 """
 
 from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Mapping
 from functools import partial
 from typing import Final, NamedTuple
 
 from shardfs import limits
 from shardfs.errors import CorruptionError, FileError
+from shardfs.fuse import access_lists
+from shardfs.fuse.access_lists import ACCESS, DEFAULT, AccessList
 from shardfs.fuse.handles import Handles
 from shardfs.fuse.orphans import Orphans
 from shardfs.fuse.records import (
@@ -32,8 +36,11 @@ from shardfs.fuse.records import (
     Entry,
     Inode,
     clamp_time_ns,
+    decode_access_list,
+    encode_access_list,
     is_name,
     orphan_key,
+    xattr_key,
 )
 from shardfs.fuse.rename import EXCHANGE, Renaming, apply_rename, plan_rename
 from shardfs.fuse.tables import Change, Tables
@@ -50,7 +57,11 @@ class Found(NamedTuple):
 
 
 class Update(NamedTuple):
-    """Attributes to set; None leaves one as it is. Times in nanoseconds, size in bytes."""
+    """Attributes to set; None leaves one as it is. Times in nanoseconds, size in bytes.
+
+    With nothing to set it takes a file's set-user-ID and set-group-ID bits away: so the kernel asks
+    for that when someone without privileges writes through a handle that root has opened.
+    """
 
     mode: int | None = None
     uid: int | None = None
@@ -58,6 +69,9 @@ class Update(NamedTuple):
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+
+
+_NOTHING: Final = Update()
 
 
 class Namespace:
@@ -70,6 +84,8 @@ class Namespace:
         self._writeback = writeback
         self._orphans = orphans
         self._handles = handles
+        self.access_lists = False
+        """Whether new files inherit access lists: the kernel enforces them."""
 
     # --- looking
 
@@ -125,11 +141,13 @@ class Namespace:
         *,
         rdev: int = 0,
         target: bytes = b"",
+        umask: int = 0,
     ) -> Found:
-        """A new inode under a new name.
+        """A new inode under a new name, with what its directory's default list gives it.
 
         Args:
             mode: type and permission bits.
+            umask: permission bits to take away, unless the directory has a default list.
             rdev: device number, for device files.
             target: where a symbolic link points.
 
@@ -140,10 +158,19 @@ class Namespace:
         """
         if len(target) > limits.SYMLINK_BYTES_MAX:
             raise FileError(errno.ENAMETOOLONG)
+        lists: Mapping[bytes, AccessList] = {}
+        default = await self._access_list(parent, DEFAULT) if self.access_lists else None
+        if default is None or target:
+            mode &= ~umask
+        else:
+            lists, mode = _inherited(default, mode)
         inode = Inode(mode, 1, uid, gid, rdev=rdev, size=len(target), target=target)
-        return await self._grow(partial(self._create_now, parent, name, inode))
+        inode = inode._replace(xattrs=len(lists))
+        return await self._grow(partial(self._create_now, parent, name, inode, lists))
 
-    def _create_now(self, parent: int, name: bytes, inode: Inode) -> Found:
+    def _create_now(
+        self, parent: int, name: bytes, inode: Inode, lists: Mapping[bytes, AccessList]
+    ) -> Found:
         change = self._tables.change(grows=True)
         directory = self._directory(change, parent)
         self._require_free(parent, name)
@@ -164,6 +191,8 @@ class Namespace:
             parent=parent if inode.is_directory else 0,
         )
         change.put_inode(ino, inode)
+        for attribute, entries in lists.items():
+            change.batch.put(xattr_key(ino, attribute), encode_access_list(entries))
         change.put_entry(parent, name, Entry(ino, mode >> 12))
         change.put_inode(
             parent,
@@ -323,20 +352,49 @@ class Namespace:
                 raise FileError(errno.EINVAL)
             await self._writeback.truncate(ino, update.size, amend)
         else:
-            await self._tables.run(partial(self._amend_now, ino, amend))
+            await self._amend(ino, amend, changes_mode=update.mode is not None)
             if update.mtime_ns is not None:
                 self._writeback.set_times(ino)
         return await self.inode(ino)
 
-    def _amend_now(self, ino: int, amend: partial[Inode]) -> None:
+    async def _amend(self, ino: int, amend: partial[Inode], *, changes_mode: bool) -> None:
+        """Change an inode, and its access list with the mode."""
+        while True:
+            seen = await self._tables.inode(ino) if changes_mode else None
+            entries = None
+            if seen is not None and seen.xattrs:
+                entries = await self._access_list(ino, ACCESS)
+            checked = seen if seen is not None and seen.xattrs else None
+            if await self._tables.run(partial(self._amend_now, ino, amend, checked, entries)):
+                return
+
+    def _amend_now(
+        self, ino: int, amend: partial[Inode], seen: Inode | None, entries: AccessList | None
+    ) -> bool:
+        """Change an inode, unless its access list may not be as seen any more."""
         change = self._tables.change()
         inode = change.find_inode(ino)
         if inode is None:
             raise FileError(errno.ESTALE)
-        change.put_inode(ino, amend(inode))
+        if seen is not None and inode != seen:
+            return False
+        amended = amend(inode)
+        change.put_inode(ino, amended)
+        if entries is not None:
+            value = encode_access_list(access_lists.with_mode(entries, amended.mode))
+            change.batch.put(xattr_key(ino, ACCESS), value)
         change.commit()
+        return True
 
     # --- shared steps
+
+    async def _access_list(self, ino: int, name: bytes) -> AccessList | None:
+        """An inode's access list or default list, if it has one. Checkpoints: seldom."""
+        inode = await self._tables.inode(ino)
+        if inode is None or not inode.xattrs:
+            return None
+        value = await self._tables.store.get_record(xattr_key(ino, name))
+        return None if value is None else decode_access_list(value)
 
     async def _grow(self, operation: partial[Found]) -> Found:
         """Run an operation that needs space; on a full disk wait once for what is being freed."""
@@ -367,13 +425,22 @@ def _require_name(name: bytes) -> None:
         raise FileError(errno.EEXIST if name in (b".", b"..") else errno.EINVAL)
 
 
+def _inherited(default: AccessList, mode: int) -> tuple[Mapping[bytes, AccessList], int]:
+    """What a new inode gets in a directory with a default list: lists, and its mode."""
+    lists = {DEFAULT: default} if stat.S_ISDIR(mode) else {}
+    own, mode = access_lists.inherited(default, mode)
+    return lists if own is None else {**lists, ACCESS: own}, mode
+
+
 def _amend(tables: Tables, update: Update, privileged: bool, inode: Inode) -> Inode:
     """The inode with an update applied, times and set-ID bits as Linux has them."""
     now = tables.now_ns()
     mode, mtime_ns = inode.mode, inode.mtime_ns
     if update.mode is not None:
         mode = stat.S_IFMT(mode) | update.mode & _PERMISSION_BITS
-    elif (update.uid is not None or update.gid is not None) and not inode.is_directory:
+    elif inode.is_directory:
+        pass
+    elif update == _NOTHING or update.uid is not None or update.gid is not None:
         mode = without_set_id(mode)
     if update.size is not None:
         mtime_ns = now

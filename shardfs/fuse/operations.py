@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
@@ -30,6 +32,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 
 from shardfs import limits
 from shardfs.errors import FileError
+from shardfs.fuse import access_lists
 from shardfs.fuse.errnos import guarded, unanswered
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.listing import Item
@@ -58,6 +61,8 @@ class Operations(pyfuse3.Operations):
 
     def __init__(self, file_system: FileSystem, options: MountOptions) -> None:
         super().__init__()
+        self.requests: dict[str, int] = defaultdict(int)
+        """How often each handler was called."""
         self._file_system = file_system
         self._namespace = file_system.namespace
         self._writeback = file_system.writeback
@@ -66,6 +71,11 @@ class Operations(pyfuse3.Operations):
         self._reading = file_system.reading
         self._generation = file_system.store.identity.uuid.int & 0xFFFFFFFF
         self.obey(options)
+
+    def have_access_lists(self) -> None:
+        """Have the kernel enforce access lists. Requires: it offers to, and no requests yet."""
+        self.enable_acl = True
+        self._namespace.access_lists = self._xattrs.access_lists = True
 
     def obey(self, options: MountOptions) -> None:
         """From now on do as these options say; also when a living mount is remounted."""
@@ -95,7 +105,9 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Create a regular file and open it."""
-        found = await self._namespace.create(parent_inode, name, mode, *self._owner(ctx))
+        found = await self._namespace.create(
+            parent_inode, name, mode, *self._owner(ctx), umask=ctx.umask
+        )
         await self._settle_names()
         return self._opened(found, flags, ctx), self._told(found)
 
@@ -118,7 +130,11 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """Create a symbolic link."""
-        return await self._make(parent_inode, name, 0o120777, ctx, target=target)
+        found = await self._namespace.create(
+            parent_inode, name, 0o120777, *self._owner(ctx), target=target
+        )
+        await self._settle_names()
+        return self._told(found)
 
     @guarded
     async def link(
@@ -304,7 +320,11 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Set an extended attribute; pyfuse3 has looked after XATTR_CREATE and XATTR_REPLACE."""
         self._require_xattrs()
-        await self._xattrs.set(inode, name, value)
+        if name in access_lists.NAMES:
+            keeps = await self._keeps_set_group_id(inode, ctx)
+            await self._xattrs.set_access_list(inode, name, value, keeps_set_group_id=keeps)
+        else:
+            await self._xattrs.set(inode, name, value)
         await self._settle()
 
     @guarded
@@ -317,7 +337,10 @@ class Operations(pyfuse3.Operations):
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an extended attribute."""
         self._require_xattrs()
-        await self._xattrs.remove(inode, name)
+        if name in access_lists.NAMES:
+            await self._xattrs.set_access_list(inode, name, None)
+        else:
+            await self._xattrs.remove(inode, name)
         await self._settle()
 
     # --- the whole
@@ -345,10 +368,9 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
         *,
         rdev: int = 0,
-        target: bytes = b"",
     ) -> EntryAttributes:
         found = await self._namespace.create(
-            parent, name, mode, *self._owner(ctx), rdev=rdev, target=target
+            parent, name, mode, *self._owner(ctx), rdev=rdev, umask=ctx.umask
         )
         await self._settle_names()
         return self._told(found)
@@ -367,6 +389,15 @@ class Operations(pyfuse3.Operations):
         """Whom a new file belongs to: (uid, gid)."""
         uid, gid = self._options.uid, self._options.gid
         return ctx.uid if uid is None else uid, ctx.gid if gid is None else gid
+
+    async def _keeps_set_group_id(self, ino: int, ctx: RequestContext) -> bool:
+        """Giving a file an access list may leave its set-group-ID bit."""
+        if ctx.uid == 0:
+            return True
+        inode = await self._namespace.inode(ino)
+        if not inode.mode & stat.S_ISGID or inode.gid == ctx.gid:
+            return True
+        return inode.gid in pyfuse3.get_sup_groups(ctx.pid)
 
     def _require_xattrs(self) -> None:
         """With the option noxattr the kernel is told not to ask again."""

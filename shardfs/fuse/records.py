@@ -16,6 +16,7 @@ Not here: shards' contents (engine/pieces.py), and what operations do (namespace
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import xxhash
@@ -26,6 +27,8 @@ from shardfs.errors import CorruptionError
 
 ROOT_INO: Final = 1
 RECORD_VERSION: Final = 1
+ACCESS_LIST_VERSION: Final = 2
+"""The kernel's, whose encoding of access lists is stored as it is."""
 
 INODE_PREFIX: Final = b"F"
 ENTRY_PREFIX: Final = b"D"
@@ -99,6 +102,18 @@ FACTS: Final = Table(
     ),
 )
 
+ACCESS_LIST: Final = Table("access list", (("version", "I", "ACCESS_LIST_VERSION"),))
+"""Followed by its entries."""
+
+ACCESS_ENTRY: Final = Table(
+    "access entry",
+    (
+        ("tag", "H", "1 owner, 2 user, 4 owning group, 8 group, 16 mask, 32 others"),
+        ("permissions", "H", "4 read, 2 write, 1 execute"),
+        ("id", "I", "of the user or the group; 0xffffffff where the tag names none"),
+    ),
+)
+
 
 class Inode(NamedTuple):
     """What stat(2) knows of a file, and a little more. Times are nanoseconds since the epoch."""
@@ -144,6 +159,14 @@ class Entry(NamedTuple):
     def is_directory(self) -> bool:
         """The name of a directory."""
         return self.type == stat.S_IFDIR >> 12
+
+
+class AccessEntry(NamedTuple):
+    """Rights of one user, group or class of an access list; see access_lists.py."""
+
+    tag: int
+    permissions: int
+    id: int
 
 
 class Facts(NamedTuple):
@@ -221,6 +244,25 @@ def decode_facts(data: Bytes) -> Facts:
     if not 0 < inodes < next_ino:
         raise CorruptionError(f"file system facts: {inodes} inodes, next inode {next_ino}")
     return Facts(next_ino, inodes)
+
+
+def encode_access_list(entries: Sequence[AccessEntry]) -> bytes:
+    """An access list as stored, and as the kernel has it."""
+    packed = [ACCESS_ENTRY.pack(*entry) for entry in entries]
+    return ACCESS_LIST.pack(ACCESS_LIST_VERSION) + b"".join(packed)
+
+
+def decode_access_list(data: Bytes) -> tuple[AccessEntry, ...]:
+    """The access list that `data` holds.
+
+    Raises:
+        CorruptionError: the bytes are no access list.
+    """
+    (version,) = ACCESS_LIST.unpack(data)
+    count, rest = divmod(len(data) - ACCESS_LIST.size, ACCESS_ENTRY.size)
+    if version != ACCESS_LIST_VERSION or rest:
+        raise CorruptionError(f"access list of version {version} and {len(data)} bytes")
+    return tuple(map(AccessEntry._make, ACCESS_ENTRY.unpack_many(data, ACCESS_LIST.size, count)))
 
 
 def inode_key(ino: int) -> bytes:

@@ -24,7 +24,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyfuse3
 import trio
@@ -32,9 +32,11 @@ import trio
 from shardfs.errors import UsageError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.handshake import Handshake, fuse_descriptor
 from shardfs.fuse.mount_options import MountOptions
 from shardfs.fuse.mounts import change_flags
 from shardfs.fuse.operations import Operations
+from shardfs.fuse.polling import Polling, standing_in
 from shardfs.fuse.promises import Observer
 
 _log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Mount:
     options: MountOptions
     operations: Operations
     file_system: FileSystem
+    polling: Polling
     unmount_requested: trio.Event
     detached: trio.Event
     """Set when nothing is left at the mountpoint, though open files may still be served."""
@@ -70,8 +73,19 @@ class Mount:
 
     def obey(self, options: MountOptions) -> None:
         """Serve with these options from now on; what the kernel does is the caller's business."""
+        if options.poll_us != self.options.poll_us:
+            self.polling.obey(options.poll_us)
         self.options = options
         self.operations.obey(options)
+
+    def request_figures(self) -> dict[str, Any]:
+        """How many requests the kernel has sent, by kind, and how they were waited for."""
+        return {
+            "requests": dict(sorted(self.operations.requests.items())),
+            "requests_read": self.polling.waits,
+            "requests_that_woke": self.polling.sleeps,
+            "poll_window_us": self.polling.window.window_ns // 1000,
+        }
 
     async def sync(self) -> None:
         """Make everything durable, buffered data included.
@@ -117,14 +131,21 @@ async def serve_store(
         observer=observer,
     )
     operations = Operations(file_system, options)
-    mount = Mount(source, mountpoint, options, operations, file_system, trio.Event(), trio.Event())
     try:
         pyfuse3.init(operations, mountpoint, fuse_options(source, options))
-    except RuntimeError as error:
+        handshake = Handshake.begin(fuse_descriptor())
+    except (RuntimeError, OSError) as error:
         raise UsageError(f"cannot mount at {mountpoint}: {error}") from error
+    if options.access_lists and options.xattrs and handshake.offers_access_lists:
+        operations.have_access_lists()
+    polling = Polling(options.poll_us, handshake)
+    events = (trio.Event(), trio.Event())
+    mount = Mount(source, mountpoint, options, operations, file_system, polling, *events)
     try:
-        await _answer_requests(mount, ready, services)
+        with standing_in(polling):
+            await _answer_requests(mount, ready, services)
     finally:
+        handshake.close()
         # Whatever has happened, and even if this task is cancelled: nothing is lost.
         with trio.CancelScope(shield=True):
             await file_system.end()

@@ -46,6 +46,9 @@ class MountedFiles(Protocol):
     async def sync(self) -> None:
         """Make everything durable."""
 
+    def request_figures(self) -> Answer:
+        """How many requests the kernel has sent, and how they were waited for."""
+
 
 class SpaceRequests:
     """The space of one open store, in one conversation.

@@ -5,9 +5,11 @@ asking a file without any costs nothing (the kernel asks for security.capability
 
 Invariants:
     I1. inode.xattrs is the number of the inode's xattr records; both change in one batch.
+    I2. An access list changes with the mode that it stands for in one batch (access_lists.I1).
 
-Only the namespaces user, trusted and security are taken. system.posix_acl_* is refused, because
-an access list that nobody enforces would be a lie.
+The namespaces user, trusted and security are taken, and from system the access lists, where the
+kernel enforces them (`access_lists`). Elsewhere those are neither given nor taken nor listed: a
+list that nobody enforces would be a lie.
 
 Not here: who may read or change an attribute; the kernel checks that.
 """
@@ -15,13 +17,23 @@ Not here: who may read or change an attribute; the kernel checks that.
 from __future__ import annotations
 
 import errno
+import stat
 from functools import partial
 from typing import Final
 
 from shardfs import limits
-from shardfs.errors import FileError
+from shardfs.errors import CorruptionError, FileError
+from shardfs.fuse import access_lists
+from shardfs.fuse.access_lists import AccessList
 from shardfs.fuse.orphans import Orphans
-from shardfs.fuse.records import Inode, decode_file_key, xattr_key, xattrs_end
+from shardfs.fuse.records import (
+    Inode,
+    decode_access_list,
+    decode_file_key,
+    encode_access_list,
+    xattr_key,
+    xattrs_end,
+)
 from shardfs.fuse.tables import Tables
 from shardfs.fuse.writeback import Writeback
 
@@ -40,6 +52,8 @@ class Xattrs:
         self._store = tables.store
         self._writeback = writeback
         self._orphans = orphans
+        self.access_lists = False
+        """Whether the kernel asks for access lists and enforces them."""
 
     async def get(self, ino: int, name: bytes) -> bytes:
         """The attribute's value. Checkpoints: not when the inode is cached and has none.
@@ -47,7 +61,7 @@ class Xattrs:
         Raises:
             FileError: ENODATA: it has no such attribute.
         """
-        _require_name(name)
+        self._require_name(name)
         inode = await self._inode(ino)
         value = await self._store.get_record(xattr_key(ino, name)) if inode.xattrs else None
         if value is None:
@@ -66,12 +80,12 @@ class Xattrs:
         async for key, _ in self._store.scan(xattr_key(ino, b""), xattrs_end(ino)):
             name = decode_file_key(key).xattr
             assert name is not None
-            if privileged or not name.startswith(b"trusted."):
+            if self._is_shown(name, privileged):
                 found.append(name)
         return found
 
     async def set(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Give an attribute a value.
+        """Give an attribute a value; for access lists see set_access_list.
 
         Args:
             flags: CREATE: it must not exist. REPLACE: it must exist.
@@ -81,7 +95,7 @@ class Xattrs:
         Raises:
             FileError, NoSpaceError, ReadOnlyError: nothing was changed.
         """
-        _require_name(name)
+        self._require_name(name)
         if len(value) > limits.XATTR_BYTES_MAX:
             raise FileError(errno.E2BIG)
         await self._store.admit()
@@ -97,10 +111,45 @@ class Xattrs:
                 listed = sum([len(each) + 1 for each in await self.names(ino, privileged=True)])
                 if listed + len(name) + 1 > _LIST_BYTES_MAX:
                     raise FileError(errno.ENOSPC, "the list of names would be too long")
-            count = inode.xattrs + (old is None)
-            operation = partial(self._change_now, ino, inode, key, value, count)
-            run = partial(self._tables.run, operation)
-            if await self._orphans.with_room(run, self._writeback.flush_steps):
+            after = inode._replace(xattrs=inode.xattrs + (old is None))
+            if await self._change(ino, inode, key, value, after):
+                return
+
+    async def set_access_list(
+        self, ino: int, name: bytes, value: bytes | None, *, keeps_set_group_id: bool = True
+    ) -> None:
+        """Give a file an access list, or a directory a default list; the mode follows.
+
+        Args:
+            name: access_lists.ACCESS or DEFAULT.
+            value: the list as the kernel encodes it; None: take it away, if there is one.
+            keeps_set_group_id: who does it belongs to the file's group, or is privileged.
+
+        Durable when: the store is synced.
+
+        Raises:
+            FileError, NoSpaceError, ReadOnlyError: nothing was changed. EINVAL: it is no list.
+        """
+        self._require_name(name)
+        entries = None if value is None else _read_access_list(value)
+        await self._store.admit()
+        key = xattr_key(ino, name)
+        while True:
+            inode = await self._inode(ino)
+            mode = inode.mode
+            is_stored = entries is not None
+            if name == access_lists.ACCESS and entries is not None:
+                is_stored = not access_lists.is_minimal(entries)
+                mode = access_lists.mode_of(entries, mode)
+                mode &= ~(0 if keeps_set_group_id else stat.S_ISGID)
+            elif name == access_lists.DEFAULT and is_stored and not inode.is_directory:
+                raise FileError(errno.EACCES)
+            was_stored = bool(inode.xattrs) and await self._store.get_record(key) is not None
+            after = inode._replace(mode=mode, xattrs=inode.xattrs + is_stored - was_stored)
+            if after == inode and not is_stored:
+                return
+            kept = encode_access_list(entries) if is_stored and entries is not None else None
+            if await self._change(ino, inode, key, kept, after):
                 return
 
     async def remove(self, ino: int, name: bytes) -> None:
@@ -111,19 +160,29 @@ class Xattrs:
         Raises:
             FileError: ENODATA: it has no such attribute.
         """
-        _require_name(name)
+        self._require_name(name)
         await self._store.admit()
         while True:
             inode = await self._inode(ino)
             key = xattr_key(ino, name)
             if not inode.xattrs or await self._store.get_record(key) is None:
                 raise FileError(errno.ENODATA)
-            operation = partial(self._change_now, ino, inode, key, None, inode.xattrs - 1)
-            if await self._tables.run(operation):
+            after = inode._replace(xattrs=inode.xattrs - 1)
+            if await self._change(ino, inode, key, None, after):
                 return
 
+    async def _change(
+        self, ino: int, seen: Inode, key: bytes, value: bytes | None, after: Inode
+    ) -> bool:
+        """See _change_now; what needs space waits once for what is being freed."""
+        operation = partial(self._change_now, ino, seen, key, value, after)
+        run = partial(self._tables.run, operation)
+        if value is None:
+            return await run()
+        return await self._orphans.with_room(run, self._writeback.flush_steps)
+
     def _change_now(
-        self, ino: int, seen: Inode, key: bytes, value: bytes | None, count: int
+        self, ino: int, seen: Inode, key: bytes, value: bytes | None, after: Inode
     ) -> bool:
         """Change an attribute and its inode, unless the inode is not as seen any more."""
         change = self._tables.change(grows=value is not None)
@@ -133,7 +192,7 @@ class Xattrs:
             change.batch.delete(key)
         else:
             change.batch.put(key, value)
-        change.put_inode(ino, seen._replace(xattrs=count, ctime_ns=self._tables.now_ns()))
+        change.put_inode(ino, after._replace(ctime_ns=self._tables.now_ns()))
         change.commit()
         return True
 
@@ -143,11 +202,28 @@ class Xattrs:
             raise FileError(errno.ESTALE)
         return inode
 
+    def _is_shown(self, name: bytes, privileged: bool) -> bool:
+        """The attribute may be listed."""
+        if name in access_lists.NAMES:
+            return self.access_lists
+        return privileged or not name.startswith(b"trusted.")
 
-def _require_name(name: bytes) -> None:
-    if not name.startswith(_NAMESPACES):
-        raise FileError(errno.EOPNOTSUPP)
-    if len(name) > limits.XATTR_NAME_BYTES_MAX:
-        raise FileError(errno.ERANGE)
-    if name.endswith(b".") and name.count(b".") == 1:
+    def _require_name(self, name: bytes) -> None:
+        if name in access_lists.NAMES and self.access_lists:
+            return
+        if not name.startswith(_NAMESPACES):
+            raise FileError(errno.EOPNOTSUPP)
+        if len(name) > limits.XATTR_NAME_BYTES_MAX:
+            raise FileError(errno.ERANGE)
+        if name.endswith(b".") and name.count(b".") == 1:
+            raise FileError(errno.EINVAL)
+
+
+def _read_access_list(value: bytes) -> AccessList:
+    try:
+        entries = decode_access_list(value)
+    except CorruptionError:
+        raise FileError(errno.EINVAL) from None
+    if not access_lists.is_valid(entries):
         raise FileError(errno.EINVAL)
+    return entries

@@ -25,8 +25,8 @@ from shardfs.checking.models.space_model import Figures, SpaceModel
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.fsck import check_store
 from shardfs.engine.mkfs import format_device, plan
-from shardfs.engine.opening import reserve_extents
 from shardfs.engine.options import StoreOptions
+from shardfs.engine.reserve import reserve_extents
 from shardfs.engine.store import Store
 from shardfs.errors import NoSpaceError
 from tests.crash.harness import (

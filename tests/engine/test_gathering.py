@@ -251,3 +251,47 @@ def test_what_is_worth_joining() -> None:
     assert groups_worth_joining(pieces, 64 * KIB) == [pieces[:20], pieces[21:]]
     costly = [(number * 200 * KIB, 200 * KIB) for number in range(20)]
     assert groups_worth_joining(pieces_of(*costly), 1024 * KIB) == [], "too many bytes"
+
+
+async def test_the_most_scattered_are_gathered_before_the_device_is_full() -> None:
+    device = await formatted(8, extent_bytes=256 * KIB)
+    async with opened(device) as store:
+        expected = await scattered(store, 200)
+        pieces = len((await shard_of(store)).pieces)
+        space = store._extents.space
+        number = 0
+        while space.user_bytes() > 2 * store._extents.extent_bytes:
+            await store.put(b"fill %d" % number, b"f" * 50 * KIB)
+            number += 1
+        await store.sync()
+        assert space.is_short
+        assert await store.gather() == 0, "not for the sake of reading"
+        before, written = space.user_bytes(), space.written_bytes.total()
+        # Who asks for more than there is has it done before he is told so.
+        await store.admit(before)
+        assert len((await shard_of(store)).pieces) <= 4
+        assert space.user_bytes() - before >= 56 * (pieces - 4), "at least their heads"
+        await store.sync()
+        assert space.written_bytes.total() - written < 2 * 200 * PIECE
+        again = space.written_bytes.total()
+        await store.admit(before)
+        await store.sync()
+        assert space.written_bytes.total() == again, "there is nothing more to gain"
+        assert (await read_all(device, store))[0] == expected
+        assert (await check_store(store, data=True)).is_clean
+
+
+async def test_what_is_gathered_for_space_has_to_be_worth_it() -> None:
+    """One piece saved for each limits.SCATTERED_BYTES_PER_PIECE, however short the space."""
+    device = await formatted(32, extent_bytes=1024 * KIB)
+    async with opened(device) as store:
+        large = limits.SCATTERED_BYTES_PER_PIECE + KIB
+        for number in range(40):
+            await patch(store, number * large, bytes(large))
+            await store.put(b"between %d" % number, b"x" * 300)
+        while store._extents.space.user_bytes() > store._extents.extent_bytes:
+            await store.put(b"fill %d" % store._extents.space.user_bytes(), bytes(200 * KIB))
+        written = store._extents.space.written_bytes.total()
+        await store.admit(2 * 1024 * KIB)
+        assert store._extents.space.written_bytes.total() == written
+        assert len((await shard_of(store)).pieces) >= 40

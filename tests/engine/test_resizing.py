@@ -15,8 +15,8 @@ from shardfs.checking.power_cuts import Operation, PowerCutPoint
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.opening import reserve_extents
 from shardfs.engine.options import StoreOptions
+from shardfs.engine.reserve import reserve_extents
 from shardfs.engine.resizing import Progress, Resized, Shrinking, grow, trim
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
@@ -345,10 +345,9 @@ async def test_an_extent_that_comes_back_has_an_epoch_of_its_own() -> None:
 
 @dataclass(frozen=True)
 class Moment:
-    """A submitted operation, the device's length then, and what may be found after a cut."""
+    """A submitted operation, and what may be found after a cut."""
 
     point: PowerCutPoint
-    size_bytes: int
     allowed: list[Content]
 
 
@@ -363,7 +362,7 @@ class Watch:
 
     def _observe(self, _operation: Operation) -> None:
         point = self._device.power_cut_point()
-        self.moments.append(Moment(point, self._device.size_bytes, list(self.states)))
+        self.moments.append(Moment(point, list(self.states)))
 
     async def put(self, store: Store, number: int, size: int = 6 * limits.KIB) -> None:
         """One more change, which may be found from here on, and must be when this returns."""
@@ -382,8 +381,6 @@ async def check_moments(
     for number, moment in enumerate(moments):
         for choice in list(moment.point.choices(4, rng))[: 5 if number % 5 == 0 else 2]:
             after = device.after_power_cut(moment.point, choice)
-            after.size_bytes = after.medium_bytes = moment.size_bytes
-            after.is_image = device.is_image
             async with opened(after) as store:
                 found.add(store.identity.extent_count)
                 state = await content(store)

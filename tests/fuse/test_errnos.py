@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import defaultdict
 
 import pyfuse3
 import pytest
@@ -40,6 +41,9 @@ TABLE: list[tuple[BaseException, int]] = [
 class Handlers:
     """Handlers that raise what they are told to."""
 
+    def __init__(self) -> None:
+        self.requests: dict[str, int] = defaultdict(int)
+
     @guarded
     async def asked(self, error: BaseException) -> int:
         """A request."""
@@ -62,8 +66,10 @@ async def test_the_table(error: BaseException, expected: int) -> None:
     with pytest.raises(pyfuse3.FUSEError) as raised:
         await Handlers().asked(error)
     assert raised.value.errno == expected
-    await Handlers().told(error)
-    assert await Handlers().sound(7) == 7
+    handlers = Handlers()
+    await handlers.told(error)
+    assert await handlers.sound(7) == 7
+    assert handlers.requests == {"told": 1, "sound": 1}
 
 
 async def test_cancellation_passes() -> None:

@@ -31,6 +31,9 @@ class StandIn:
     async def sync(self) -> None:
         await self.file_system.sync()
 
+    def request_figures(self) -> dict[str, Any]:
+        return {"requests": {}}
+
 
 @asynccontextmanager
 async def conversation() -> AsyncIterator[tuple[Inspection, Caller]]:

@@ -6,6 +6,7 @@ Role: breaks are planted as records, the way a bug would leave them.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -13,16 +14,19 @@ import pytest
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.engine.findings import Finding, Report
 from shardfs.fuse import fsck
+from shardfs.fuse.access_lists import ACCESS, DEFAULT, GROUP_OWNER, MASK, OTHERS, OWNER
 from shardfs.fuse.door import BatchDoor
 from shardfs.fuse.fsck import check_files, name_files
 from shardfs.fuse.records import (
     FACT_KEY,
     ROOT_INO,
+    AccessEntry,
     Entry,
     Facts,
     Inode,
     decode_facts,
     decode_inode,
+    encode_access_list,
     encode_entry,
     encode_facts,
     encode_inode,
@@ -165,7 +169,23 @@ async def f9_facts(store: Store, inos: Inos) -> None:
     await plant(store, lambda batch: batch.delete(FACT_KEY))
 
 
-PLANTS = [value for name, value in list(globals().items()) if re.match(r"f\d_", name)]
+async def plant_list(store: Store, inos: Inos, name: bytes, mode: int, count: int) -> None:
+    tags = (OWNER, GROUP_OWNER, MASK, OTHERS)[:count]
+    value = encode_access_list([AccessEntry(tag, 6, 0xFFFFFFFF) for tag in tags])
+    await plant(store, lambda batch: batch.put(xattr_key(inos["file"], name), value))
+    changed = stat.S_IFREG | mode
+    await change_inode(store, inos["file"], lambda inode: inode._replace(xattrs=2, mode=changed))
+
+
+async def f10_no_list(store: Store, inos: Inos) -> None:
+    await plant_list(store, inos, DEFAULT, 0o666, 2)
+
+
+async def f10_another_mode(store: Store, inos: Inos) -> None:
+    await plant_list(store, inos, ACCESS, 0o664, 4)
+
+
+PLANTS = [value for name, value in list(globals().items()) if re.match(r"f\d+_", name)]
 
 
 @pytest.mark.parametrize("break_it", PLANTS, ids=lambda value: value.__name__)

@@ -92,3 +92,11 @@ def test_words_for_the_kernel() -> None:
     assert MountOptions().kernel_words() == {"rw", "relatime"}
     text = "ro,strictatime,nodiratime,sync,dirsync,nosuid,dev,noexec,uid=3"
     assert options_of(text).kernel_words() == set(text.split(",")) - {"uid=3"}
+
+
+@pytest.mark.parametrize("value", ["on", "-1", "1.5", "10001", "1us", "99999999"])
+def test_how_to_wait_for_requests(value: str) -> None:
+    with pytest.raises(UsageError, match=f"poll={value}"):
+        read_options([f"poll={value}"])
+    assert read_options(["poll=adaptive"]).options == read_options([]).options
+    assert read_options(["poll=200,poll=off"]).options.poll_us == 0

@@ -213,6 +213,23 @@ def mounted_shardfs(image_file: Path, mount_shardfs: MountFactory) -> MountedSha
     return mount_shardfs(image_file)
 
 
+@pytest.fixture(scope="module")
+def shared_mount(
+    fuse_is_usable: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MountedShardfs]:
+    """One mount for all tests of a module, which may remount it; verified by fsck at the end."""
+    place = tmp_path_factory.mktemp("shared")
+    image, path = place / "disk.img", place / "mnt"
+    path.mkdir()
+    shardfs("mkfs", image, "--size", str(IMAGE_BYTES))
+    mounted = MountedShardfs(image, path, place / "log", seconds_max=900)
+    try:
+        mounted.start()
+        yield mounted
+    finally:
+        mounted.close()
+
+
 @pytest.fixture
 def run_shardfs() -> Callable[..., str]:
     """The real `shardfs` command: run_shardfs("info", device, expected_status=0) -> stdout."""

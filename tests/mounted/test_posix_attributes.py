@@ -91,7 +91,8 @@ def test_extended_attributes(mounted_shardfs: MountedShardfs) -> None:
     for flags, name, expected in [
         (os.XATTR_CREATE, "user.a", errno.EEXIST),
         (os.XATTR_REPLACE, "user.b", errno.ENODATA),
-        (0, "system.posix_acl_access", errno.EOPNOTSUPP),
+        (0, "system.other", errno.EOPNOTSUPP),
+        (0, "other.name", errno.EOPNOTSUPP),
     ]:
         with pytest.raises(OSError) as raised:
             os.setxattr(path, name, b"", flags)
@@ -117,6 +118,29 @@ def test_set_id_bits_go_when_others_write(mounted_shardfs: MountedShardfs) -> No
     path.write_bytes(b"by root")
     assert stat.S_IMODE(path.stat().st_mode) == 0o6777
     os.chown(path, NOBODY, NOBODY)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o777
+
+
+@as_root
+def test_set_id_bits_go_when_others_write_through_a_handle_of_root(
+    mounted_shardfs: MountedShardfs,
+) -> None:
+    """The kernel leaves these bits to the server, which cannot see who writes (handshake.py)."""
+    path = mounted_shardfs.path / "file"
+    path.write_bytes(b"content")
+    path.chmod(0o6777)
+    with path.open("r+b", buffering=0) as file:
+        file.write(b"by root")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o6777
+        subprocess.run(
+            ["printf", "others"],
+            stdout=file,
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            check=True,
+        )
+    assert path.read_bytes() == b"by rootothers"
     assert stat.S_IMODE(path.stat().st_mode) == 0o777
 
 

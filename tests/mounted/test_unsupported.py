@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.mounts import MountedShardfs, shardfs
+from tests.mounted.mounts import MountedShardfs
 
 CONTENT = bytes(range(256)) * 400
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT = 1, 2, 8, 16, 32
@@ -34,25 +34,10 @@ RENAME_WHITEOUT = 4
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-@pytest.fixture(scope="module")
-def root(fuse_is_usable: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A mount for all tests of this module; verified by fsck at the end."""
-    place = tmp_path_factory.mktemp("unsupported")
-    image, path = place / "disk.img", place / "mnt"
-    path.mkdir()
-    shardfs("mkfs", image, "--size", "256M")
-    mounted = MountedShardfs(image, path, place / "log", seconds_max=900)
-    try:
-        mounted.start()
-        yield path
-    finally:
-        mounted.close()
-
-
 @pytest.fixture
-def folder(root: Path) -> Iterator[Path]:
+def folder(shared_mount: MountedShardfs) -> Iterator[Path]:
     """An empty directory for one test."""
-    path = root / "folder"
+    path = shared_mount.path / "folder"
     path.mkdir()
     yield path
     shutil.rmtree(path)

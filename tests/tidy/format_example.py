@@ -185,8 +185,8 @@ def _delta(image: bytes, offset: int, frame: Frame) -> Example:
     cursor.take(key_bytes, f"key 0 {_words(KEY)}")
     cursor.take(1, "value 0: tag = 2 (SHARD)")
     cursor.table(SHARD_HEADER, "shard: ")
-    cursor.table(PIECE, "piece: ")
     cursor.locator("locator: ")
+    cursor.table(PIECE, "piece: ")
     _pad(cursor, frame)
     return cursor.finish("delta", offset)
 

@@ -32,6 +32,7 @@ EXEMPT = {
     "inspection.parse_shard_id": "of the command line, not of stored bytes",
     "probe._probe_ext": "names foreign formats and refuses nothing; see tests/engine/test_probe.py",
     "control.server_pid": "what the kernel says of a socket",
+    "handshake._number": "of messages between the kernel and libfuse",
 }
 
 

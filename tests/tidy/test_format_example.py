@@ -275,11 +275,15 @@ class Reader:
         shard = structure("shard", value, 1)
         at = shard.end
         content = b""
+        chunks = []
+        for _ in range(shard["chunk_count"]):
+            chunk, at = self._read_locator(value, at)
+            chunks.append(chunk)
         for _ in range(shard["piece_count"]):
             piece = structure("piece", value, at)
-            chunk, at = self._read_locator(value, piece.end)
+            at = piece.end
             content = content.ljust(piece["start"], b"\0")
-            content += chunk[piece["skip"] :][: piece["length"]]
+            content += chunks[piece["chunk"]][piece["skip"] :][: piece["length"]]
         assert at == len(value)
         return content
 

@@ -35,7 +35,7 @@ EXCEPTIONS: dict[str, frozenset[str]] = {
 # Inside the engine a module may import what stands in a row above its own, never beside or below.
 ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("layout", "health", "stats", "pacing", "options", "findings"),
-    ("pieces", "recording"),
+    ("pieces", "recording", "reserve"),
     # Frames as bytes, no I/O: superblock records are frames as well, so it stands this early.
     ("framing",),
     ("dependency", "liveness"),

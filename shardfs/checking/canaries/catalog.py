@@ -14,6 +14,7 @@ from shardfs.checking.canaries import (
     files,
     models,
     reclamation,
+    sizes,
     store,
     tree,
 )
@@ -22,7 +23,7 @@ from shardfs.checking.canaries.canary import Canary
 
 def catalog() -> tuple[Canary, ...]:
     """All canaries: by the number of the issue, the others by component."""
-    parts = (extents, reclamation, chunks, tree, store, concurrency, files, models)
+    parts = (extents, reclamation, sizes, chunks, tree, store, concurrency, files, models)
     found = [canary for part in parts for canary in part.CANARIES]
     published = [canary for canary in found if canary.issue is not None]
     published.sort(key=lambda canary: canary.issue or 0)

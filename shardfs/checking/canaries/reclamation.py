@@ -11,7 +11,7 @@ from typing import Final
 
 from shardfs.checking.canaries.canary import Canary
 from shardfs.checking.canaries.planting import Edit
-from shardfs.engine import figures
+from shardfs.engine import figures, liveness
 from shardfs.engine.admission import Admission
 from shardfs.engine.applying import Applier
 from shardfs.engine.checkpoint import Checkpointer
@@ -78,7 +78,7 @@ MOVING: Final = (
         "copies may still be lost.",
         (
             Edit(Evacuator.evacuate, _LEFT, f"extent.last_delta = 0\n{_LEFT}"),
-            Edit(Reclamation._empty_some, "await self._committer.commit()\n", ""),
+            Edit(Reclamation._commit_and_reclaim, "await self._committer.commit()\n", ""),
         ),
         ("store", "concurrent"),
     ),
@@ -156,6 +156,31 @@ MOVING: Final = (
 
 ACCOUNT: Final = (
     Canary(
+        "overwritten-parts-stay-live",
+        "A chunk counts as live as a whole as long as a piece of it is referred to: overwriting "
+        "in place takes space.",
+        (
+            Edit(
+                liveness.piece_bytes,
+                "frame_bytes(piece.locator.key_bytes, piece.length)",
+                "frame_bytes(piece.locator.key_bytes, piece.locator.length)",
+            ),
+        ),
+        ("store", "files"),
+    ),
+    Canary(
+        "shortened-piece-taken-for-the-same",
+        "A piece of which the end is overwritten counts as before.",
+        (
+            Edit(
+                liveness._alike,
+                "old[start] is new[start]",
+                "old[start].start == new[start].start",
+            ),
+        ),
+        ("store", "files"),
+    ),
+    Canary(
         "space-not-debited",
         "What is no longer referred to stays in the account of space.",
         (
@@ -214,7 +239,11 @@ ACCOUNT: Final = (
                 "if length > self._extents.space.user_bytes() - self.reserved_bytes:",
                 "if length > self._extents.ready_user_bytes() - self.reserved_bytes:",
             ),
-            Edit(Admission.admit, "if not await self._reclamation.wait_for_space():", "if True:"),
+            Edit(
+                Admission._wait_until_ready,
+                "if not await self._reclamation.wait_for_space():",
+                "if True:",
+            ),
         ),
         ("store",),
     ),

@@ -85,8 +85,9 @@ RUNS: Final = (
         (
             Edit(
                 SegmentWriter._end_segment,
-                "key_filter.add(self._keys[start : start + _FILTER_STEP])",
-                "key_filter.add(self._keys[start : min(start + _FILTER_STEP, count - 1)])",
+                "key_filter.add(some)",
+                "is_last = not self._keys and start + len(some) == len(keys)\n"
+                "key_filter.add(some[:-1] if is_last else some)",
             ),
         ),
         ("store",),

@@ -44,11 +44,12 @@ class Setup(NamedTuple):
 
     Args:
         store: 0 the reference store; an engine on a device with sectors of 512 (1) or 4096 (2)
-            bytes, with zones (3), or hardly large enough (4).
+            bytes, with zones (3), hardly large enough (4), or small and always nearly full (5).
         background: 1: flusher, reaper, commits and maintenance run by themselves.
         clients: how many more than one work at a time.
         variety: 1: little may be buffered; 2: device requests overlap; 4: hardly any cache;
-            8: the file system's own limits are small, so that two is many.
+            8: the file system's own limits are small, so that two is many; 16: the device is an
+            image file, if it has no zones.
     """
 
     store: int = 0
@@ -57,7 +58,11 @@ class Setup(NamedTuple):
     variety: int = 0
 
 
-STORE_KINDS: Final = 5
+STORE_KINDS: Final = 6
+SMALL: Final = (4, 5)
+"""Stores with as few extents as there may be."""
+FULL: Final = 5
+VARIETIES_END: Final = 32
 CLIENT_OPERATIONS: Final = (
     "lookup",
     "read",
@@ -86,6 +91,7 @@ CLIENT_OPERATIONS: Final = (
     "handle-truncate",
     "handle-fsync",
     "close",
+    "churn",
 )
 """Of one client, whose number comes first; then a path or the number of an open handle."""
 UPKEEP_OPERATIONS: Final = (
@@ -95,6 +101,12 @@ UPKEEP_OPERATIONS: Final = (
     "compact",
     "reclaim",
     "gather",
+    "tidy",
+    "trim",
+    "grow",
+    "shrink",
+    "stop-shrink",
+    "empty",
     "sleep",
     "fault",
 )
@@ -109,7 +121,11 @@ _WEIGHTS: Final = (
     | {"unlink": 2.0, "link": 1.5, "fsync": 1.5, "read": 1.5, "lookup": 0.7, "list": 0.7}
     | {"sync": 0.6, "reap": 0.5, "checkpoint": 0.3, "compact": 0.15, "reclaim": 0.3, "gather": 0.2}
     | {"sleep": 0.7, "fault": 0.4, "crash": 0.9, "remount": 0.2}
+    | {"churn": 0.02, "tidy": 0.05, "trim": 0.05, "grow": 0.08, "shrink": 0.12}
+    | {"stop-shrink": 0.02, "empty": 0.03}
 )
+_FULL_WEIGHTS: Final = {"churn": 8.0, "reclaim": 4.0, "unlink": 2.0, "truncate": 2.0, "sync": 1.5}
+"""On a device that shall be nearly full."""
 _COUNT_MIN, _COUNT_MAX = 15, 33
 _IDIOM_PROBABILITY = 0.04
 _LIVES_MAX = 2
@@ -130,8 +146,9 @@ class _Generator:
         self._near_shards = rng.random() < 0.1
         self._kinds: list[dict[int, str]] = [{} for _ in range(self._setup.clients + 1)]
         self._endings = 0
+        weights = _WEIGHTS | (_FULL_WEIGHTS if self._setup.store == FULL else {})
         self._weights = [
-            _WEIGHTS[name] * rng.choice((0.0, 0.5, 1.0, 1.0, 3.0)) for name in ALPHABET[1:]
+            weights[name] * rng.choice((0.0, 0.5, 1.0, 1.0, 3.0)) for name in ALPHABET[1:]
         ]
 
     def sequence(self) -> Operations:
@@ -188,14 +205,15 @@ class _Generator:
 
     def _choose_setup(self) -> Setup:
         rng = self._rng
-        store = rng.choices(range(STORE_KINDS), (5, 3, 1, 1, 0.4))[0]
+        store = rng.choices(range(STORE_KINDS), (5, 3, 1, 1, 0.3, 0.6))[0]
         background = int(rng.random() < 0.35)
         clients = rng.choices((0, 1, 2), (7, 2, 1))[0]
         small_cap = background and rng.random() < 0.2
         overlapping = 2 if rng.random() < 0.3 else 0
         uncached = 4 if rng.random() < 0.2 else 0
         small_limits = 8 if rng.random() < 0.4 else 0
-        variety = int(small_cap) + overlapping + uncached + small_limits
+        image = 16 if rng.random() < 0.5 else 0
+        variety = int(small_cap) + overlapping + uncached + small_limits + image
         return Setup(store, background, clients, variety)
 
     def _arguments(self, name: str) -> tuple[int, ...]:
@@ -210,7 +228,12 @@ class _Generator:
                 return (rng.randrange(3), rng.choice((0, 0, 1, 2, 4, 8)), rng.randrange(2))
             case "crash":
                 kind = rng.choices(range(len(CRASHES)), (2, 1, 3, 2, 4))[0]
-                return (kind, rng.choice((0, 0, 1, 2, 3, 5, 8, 13)))
+                again = rng.choice((0, 0, 0, 1, 2, 3, 5))
+                return (kind, rng.choice((0, 0, 1, 2, 3, 5, 8, 13)), again)
+            case "grow":
+                return (rng.randrange(3),)
+            case "shrink":
+                return rng.randrange(6), rng.choice((0, 0, 1, 2))
         return ()
 
     # --- arguments of the clients' operations
@@ -313,4 +336,5 @@ _CLIENT_ARGUMENTS: Final[dict[str, Callable[[_Generator, int], tuple[int, ...]]]
     "handle-truncate": lambda g, c: (g.draw(4), g.offset()),
     "handle-fsync": lambda g, c: (g.draw(4),),
     "close": lambda g, c: (g.draw(4),),
+    "churn": lambda g, c: (g.some(c, "file"), 2 + g.draw(12), 512 * g.draw(128)),
 }

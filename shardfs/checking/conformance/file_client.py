@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from shardfs.checking.conformance.file_alphabet import LENGTHS_END, OFFSETS_END
-from shardfs.checking.conformance.file_trees import names_of, place_of
+from shardfs.checking.conformance.file_trees import names_of, place_of, require_used
 from shardfs.checking.models.file_model import FileModel, Found, Promise
 from shardfs.checking.models.namespace_model import Node
 from shardfs.errors import DeviceError, FileError, NoSpaceError, ReadOnlyError
@@ -37,7 +37,7 @@ from shardfs.fuse.records import ROOT_INO
 T = TypeVar("T")
 U = TypeVar("U")
 
-_SCARCE_BYTES: Final = 1 << 20
+_SCARCE_BYTES: Final = 1 << 18
 """With less free than this, ENOSPC is an answer."""
 _HANDLES_MAX: Final = 4
 _POOL: Final = random.Random(7).randbytes(1 << 18)
@@ -181,6 +181,7 @@ class FileClient:
             lambda: self.model.write(node, offset, data),
             lambda: self.file_system.writeback.write(ino, offset, data, privileged=True),
         )
+        await self.check_du(node, ino)
 
     async def truncate(self, node: Node, ino: int, length: int) -> None:
         """Truncate both."""
@@ -189,6 +190,13 @@ class FileClient:
             lambda: self.model.truncate(node, length % OFFSETS_END),
             lambda: self.file_system.namespace.set_attributes(ino, update, privileged=True),
         )
+        await self.check_du(node, ino)
+
+    async def check_du(self, node: Node, ino: int) -> None:
+        """What stat(2) tells that a file takes is what it holds."""
+        if not self.circumstances.faults:
+            inode = await self.file_system.namespace.inode(ino)
+            require_used(ino, self.model.read(node), inode.used)
 
     async def compare(self, node: Node, ino: int, offset: int, length: int) -> None:
         """Read the same from both."""

@@ -11,24 +11,25 @@ Not here: the file system above (file_run.py).
 
 from __future__ import annotations
 
-import functools
 import random
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import replace
 from typing import Final, Protocol
 
 import trio
 import xxhash
 
 from shardfs import limits
-from shardfs.checking.conformance.file_alphabet import Setup
+from shardfs.checking.conformance.case import Coverage
+from shardfs.checking.conformance.file_alphabet import SMALL, Setup
+from shardfs.checking.conformance.file_space import FileSpace
+from shardfs.checking.conformance.sizes import Sizes, fresh_stores, trim
+from shardfs.checking.conformance.store_devices import Geometry, formatted
+from shardfs.checking.conformance.store_space import ReclamationWatch
+from shardfs.checking.models.size_model import SizeModel
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.checking.power_cuts import Choice, Operation, PowerCutPoint
-from shardfs.checking.schedule import Control, Replay, run_once
 from shardfs.checking.simulated_device import SimulatedDevice
-from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.store import Store
 from shardfs.errors import DeviceError
@@ -57,8 +58,24 @@ class Ground(Protocol):
     def fail(self, kind: str, skip: int, times: int) -> bool:
         """Plan failing requests; False if that cannot be done."""
 
-    async def upkeep(self, name: str) -> None:
-        """Checkpoint, compact or reclaim."""
+    async def upkeep(self, name: str, first: int, second: int) -> None:
+        """Checkpoint, compact, reclaim and the like; or change the size."""
+
+    @property
+    def fresh_bytes(self) -> int:
+        """What is free in a fresh store of the size that this one has."""
+
+    def watch(self, coverage: Coverage, is_troubled: Callable[[], bool]) -> None:
+        """Tell `coverage` what the store goes through, and ask whether a fault has struck."""
+
+    def check_df(self) -> None:
+        """What is free is what it should be, while nothing is being changed."""
+
+    async def check_held(self) -> None:
+        """What is live is what the files hold, while nothing is being changed."""
+
+    def check_emptied(self) -> None:
+        """Everything was removed, and the store has tidied up."""
 
 
 def ground(setup: Setup) -> Ground:
@@ -66,8 +83,9 @@ def ground(setup: Setup) -> Ground:
     if setup.store == 0:
         return ModelGround(background=bool(setup.background))
     sector_bytes = 4096 if setup.store == 2 else 512
-    extents = limits.EXTENT_COUNT_MIN if setup.store == 4 else 40
-    return DeviceGround(_formatted(extents, sector_bytes, setup.store == 3), setup)
+    extents = limits.EXTENT_COUNT_MIN if setup.store in SMALL else 40
+    geometry = Geometry(sector_bytes, setup.store == 3, extents, EXTENT_BYTES)
+    return DeviceGround(formatted(geometry), setup, geometry)
 
 
 class ModelGround:
@@ -109,18 +127,45 @@ class ModelGround:
             self._store.fail_device()
         return kind == "flush"
 
-    async def upkeep(self, name: str) -> None:
+    async def upkeep(self, name: str, first: int, second: int) -> None:
         """See Ground.upkeep."""
         await self._store.reclaim()
+
+    @property
+    def fresh_bytes(self) -> int:
+        """See Ground.fresh_bytes."""
+        return self._store.total_bytes
+
+    def watch(self, coverage: Coverage, is_troubled: Callable[[], bool]) -> None:
+        """See Ground.watch."""
+
+    def check_df(self) -> None:
+        """See Ground.check_df."""
+
+    async def check_held(self) -> None:
+        """See Ground.check_held."""
+
+    def check_emptied(self) -> None:
+        """See Ground.check_emptied."""
+        assert self._store.space().free_bytes == self._store.total_bytes
 
 
 class DeviceGround:
     """An engine on a simulated device."""
 
     _store: Store
+    _sizes: Sizes
+    _coverage: Coverage
+    _is_troubled: Callable[[], bool]
 
-    def __init__(self, formatted: SimulatedDevice, setup: Setup) -> None:
+    def __init__(self, formatted: SimulatedDevice, setup: Setup, geometry: Geometry) -> None:
         self._device = formatted.power_cut()
+        self._device.is_image = bool(setup.variety & 16) and not geometry.zoned
+        self._extent_count = geometry.extent_count
+        self._fresh = fresh_stores(EXTENT_BYTES)
+        self._space = FileSpace(self._extent_count, EXTENT_BYTES)
+        self._has_background = bool(setup.background)
+        self._size_at_cut: SizeModel | None = None
         self._cut_point: PowerCutPoint | None = None
         self._checkpoints_max = _OVERLAPPING_CHECKPOINTS if setup.variety & 2 else 1
         self._options = StoreOptions(
@@ -134,12 +179,18 @@ class DeviceGround:
         self._device.reseed(seed, self._checkpoints_max)
         async with Store.open(self._device, options=self._options) as self._store:
             assert not self._store.health.reason, f"it opened {self._store.health.reason}"
+            self._sizes.opened(self._store)
+            ReclamationWatch(self._store, self._coverage, self._is_troubled)
             yield self._store
 
     def crash(self, kind: str, rng: random.Random) -> int:
         """See Ground.crash."""
         point = self._cut_point or self._device.power_cut_point()
-        self._cut_point = None
+        if self._size_at_cut is not None:
+            self._sizes.model = self._size_at_cut
+        else:
+            self._sizes.closed()
+        self._cut_point = self._size_at_cut = None
         self._device = self._device.after_power_cut(point, _survivors(point, kind, rng))
         return _content_digest(self._device.power_cut_point())
 
@@ -151,6 +202,7 @@ class DeviceGround:
             if operation.step >= step:
                 device.observer = None
                 self._cut_point = device.power_cut_point()
+                self._size_at_cut = self._sizes.model.snapshot()
                 on_cut()
 
         device.observer = observe
@@ -161,9 +213,55 @@ class DeviceGround:
         self._device.fail(kind, skip=skip, times=times)
         return True
 
-    async def upkeep(self, name: str) -> None:
+    async def upkeep(self, name: str, first: int, second: int) -> None:
         """See Ground.upkeep."""
-        await getattr(self._store, name)()
+        store = self._store
+        match name:
+            case "grow":
+                await self._sizes.grow(store, self._device, first)
+            case "shrink":
+                await self._sizes.shrink(store, first, second)
+            case "stop-shrink":
+                self._sizes.stop(store)
+            case "trim":
+                await trim(store, quiet=False)
+            case "tidy":
+                await store.checkpoint()
+                while await store._checkpointer.compact(garbage_share_max=0.0):
+                    pass
+                while await store.reclaim():
+                    pass
+            case "gather":
+                self._coverage.counts["gathered"] += bool(await store.gather())
+            case _:
+                await getattr(store, name)()
+
+    @property
+    def fresh_bytes(self) -> int:
+        """See Ground.fresh_bytes."""
+        return self._fresh[self._store.identity.extent_count]
+
+    def watch(self, coverage: Coverage, is_troubled: Callable[[], bool]) -> None:
+        """See Ground.watch."""
+        self._coverage, self._is_troubled = coverage, is_troubled
+        model = SizeModel(self._extent_count)
+        self._sizes = Sizes(model, EXTENT_BYTES, self._fresh, coverage, is_troubled, self._resized)
+
+    def _resized(self, extent_count: int) -> None:
+        self._space.resized(extent_count, self._fresh[extent_count])
+
+    def check_df(self) -> None:
+        """See Ground.check_df."""
+        self._space.check(self._store)
+
+    async def check_held(self) -> None:
+        """See Ground.check_held."""
+        if not self._has_background:
+            await self._space.check_held(self._store)
+
+    def check_emptied(self) -> None:
+        """See Ground.check_emptied."""
+        self._space.check_emptied(self._store)
 
 
 def _survivors(point: PowerCutPoint, kind: str, rng: random.Random) -> Choice:
@@ -180,19 +278,3 @@ def _content_digest(point: PowerCutPoint) -> int:
     pages = sorted(point.pages.items())
     numbers = repr([number for number, _ in pages]).encode()
     return xxhash.xxh3_64_intdigest(numbers + b"".join(page for _, page in pages))
-
-
-@functools.cache
-def _formatted(extents: int, sector_bytes: int, zoned: bool) -> SimulatedDevice:
-    size_bytes = extents * EXTENT_BYTES
-    identity = plan(
-        size_bytes, sector_bytes, extent_bytes=EXTENT_BYTES, store_uuid=uuid.UUID(int=0x5EED)
-    )
-    device = SimulatedDevice(size_bytes, sector_bytes, EXTENT_BYTES if zoned else None)
-
-    async def program(_: Control) -> None:
-        await format_device(device, replace(identity, created_ns=0))
-
-    run = run_once(program, Replay(()))
-    assert run.finding is None, f"{run.finding}"
-    return device

@@ -10,8 +10,11 @@ What is checked, beside the answers of operations (file_client.py):
         nothing can be lost: C2 knows.
     C4. At an orderly end the whole tree is as the model says, the records fit together, and,
         with the background's tasks, what was removed is gone.
-    C5. Then, too, what the store tells as free is what it told at first, less what the files hold.
-        What each file is told to take is what it holds (file_trees.find_trees).
+    C5. After every step df(1) is what a fresh store of this size has, less what is live and set
+        aside (file_space.py); what a file that was changed is told to take is what it holds; at an
+        orderly end, and now and then before, so are all (file_space.py, file_trees.find_trees).
+    C6. The store has a size that it was given, or, after a crash, was about to have (sizes.py).
+    C7. A power cut while the file system comes up leaves what the crash before it could leave.
 
 Not here: sequences (file_alphabet.py), stores and crashes (file_devices.py).
 """
@@ -34,11 +37,12 @@ from shardfs.checking.conformance.file_alphabet import (
     ENDINGS,
     STORE_KINDS,
     UPKEEP_OPERATIONS,
+    VARIETIES_END,
     Setup,
 )
 from shardfs.checking.conformance.file_client import Circumstances, FileClient
 from shardfs.checking.conformance.file_devices import EXTENT_BYTES, FAULT_KINDS, Ground
-from shardfs.checking.conformance.file_steps import STEPS
+from shardfs.checking.conformance.file_steps import STEPS, remove_all
 from shardfs.checking.conformance.file_trees import find_trees
 from shardfs.checking.models.file_model import FileModel, Found, Promise
 from shardfs.checking.schedule import Control
@@ -56,6 +60,7 @@ _SECONDS_UNTIL_DURABLE: Final = 5
 _ORPHANS_END: Final = bytes([ORPHAN_PREFIX[0] + 1])
 _KEYS_END: Final = b"\xff" * limits.KEY_BYTES_MAX
 _HEAD_BYTES: Final = 96 + limits.FRAME_ALIGNMENT_BYTES
+_HELD_EVERY: Final = 8
 _WITHIN: Final = CRASHES.index("within")
 
 
@@ -64,7 +69,8 @@ def setup_of(operations: Sequence[Operation]) -> Setup:
     if not operations or operations[0].name != "setup":
         return Setup()
     store, background, clients, variety = (*operations[0].arguments, 0, 0, 0, 0)[:4]
-    return Setup(store % STORE_KINDS, background % 2, clients % CLIENTS_MAX, variety % 16)
+    numbers = (store % STORE_KINDS, background % 2, clients % CLIENTS_MAX)
+    return Setup(*numbers, variety % VARIETIES_END)
 
 
 class FileRun:
@@ -89,8 +95,10 @@ class FileRun:
         self._models = [FileModel() for _ in range(setup.clients + 1)]
         self._clients: list[FileClient] = []
         self._circumstances = Circumstances()
-        self._fresh_bytes = 0
-        """Free when nothing was written yet."""
+        ground.watch(coverage, lambda: self._circumstances.faults > 0)
+        self._steps = 0
+        self._crash_again = 0
+        """The power fails at this request of the next opening; 0: it does not."""
         self._crash = ""
         """How the life under way has ended; empty: it has not, or in order."""
 
@@ -103,9 +111,14 @@ class FileRun:
         """From one opening to the next; False when there are no more operations."""
         rng = random.Random(self._control.draw(_SEEDS))
         crashed, self._crash = self._crash, ""
+        if crashed and self._crash_again:
+            self._ground.cut_within(self._crash_again, self._on_cut_in_recovery)
+        self._crash_again = 0
         async with self._ground.open(rng.randrange(_SEEDS)) as store:
-            self._fresh_bytes = self._fresh_bytes or store.space().free_bytes
-            await self._serve(store, bool(crashed))
+            if not self._crash:
+                await self._serve(store, bool(crashed))
+            else:
+                store.health.make_read_only("the power is gone", expected=True)
         if self._crash:
             self._coverage.counts[f"crash {self._crash}"] += 1
             kind = rng.choice(CRASHES[:_WITHIN]) if self._crash == "within" else self._crash
@@ -163,7 +176,7 @@ class FileRun:
 
     def _cut_now(self, operation: Operation) -> bool:
         """Whether the power is cut at once, not within some later operation."""
-        kind, number = (*operation.arguments, 0, 0)[:2]
+        kind, number, self._crash_again = (*operation.arguments, 0, 0, 0)[:3]
         self._crash = CRASHES[kind % len(CRASHES)]
         if self._crash != "within":
             return True
@@ -176,6 +189,11 @@ class FileRun:
         """The power is cut within an operation: what comes after this has not happened."""
         self._crash = "within"
         self._models = [model.copy() for model in self._models]
+
+    def _on_cut_in_recovery(self) -> None:
+        """As `_on_cut`; the power was cut before, and the file system was about to come up."""
+        self._on_cut()
+        self._coverage.counts["crash in recovery"] += 1
 
     async def _act_together(self) -> None:
         """What comes before the next ending: each client its operations, all at a time."""
@@ -205,11 +223,13 @@ class FileRun:
         try:
             if operation.name in UPKEEP_OPERATIONS:
                 await self._keep_up(operation.name, *(*operation.arguments, 0, 0, 0)[:3])
+                await self._check_df()
                 return
             number, first, second, third = (*operation.arguments, 0, 0, 0, 0)[:4]
             client = self._clients[number % len(self._clients)]
             with client.busy() if len(self._clients) > 1 else nullcontext():
                 await STEPS[operation.name](client, first, second, third, self._clients)
+            await self._check_df()
         except Exception as error:
             error.add_note(f"at the operation {operation}")
             raise
@@ -230,8 +250,33 @@ class FileRun:
                 promises = [(each.model, each.promise(of_all=True)) for each in self._clients]
                 if await self._excused(self.file_system.sync()):
                     self._keep(promises)
+            case "empty":
+                if len(self._clients) == 1:
+                    await self._excused(self._empty())
             case _:
-                await self._excused(self._ground.upkeep(name))
+                await self._excused(self._ground.upkeep(name, first, second))
+
+    async def _empty(self) -> None:
+        """Everything is removed, and the file system is idle for a while."""
+        await remove_all(self._clients[0])
+        if self._setup.background:
+            await trio.testing.wait_all_tasks_blocked()
+            await self.file_system.orphans.drained()
+        else:
+            await self.file_system.orphans.reap_queued()
+        await self.file_system.sync()
+        await self._ground.upkeep("tidy", 0, 0)
+        if not self._circumstances.faults:
+            self._ground.check_emptied()
+
+    async def _check_df(self) -> None:
+        """C5, after a step."""
+        self._steps += 1
+        if self._circumstances.faults or self._crash:
+            return
+        self._ground.check_df()
+        if len(self._clients) == 1 and self._steps % _HELD_EVERY == 0:
+            await self._ground.check_held()
 
     async def _sleep(self, seconds: int) -> None:
         """Time passes; with the background's tasks, what is five seconds old is durable."""
@@ -262,6 +307,8 @@ class FileRun:
             return
         if not self._circumstances.faults:
             await _require_clean(store)
+            self._ground.check_df()
+            await self._ground.check_held()
             await self._check_space(store)
             if self._setup.background:
                 marks = await scan_some(store, ORPHAN_PREFIX, _ORPHANS_END, 1)
@@ -276,10 +323,15 @@ class FileRun:
             if isinstance(value, Shard):
                 shown += sum(piece.length for piece in value.pieces)
                 framed += len(value.pieces) * (_HEAD_BYTES + len(key))
-        taken = self._fresh_bytes - store.space().free_bytes
+        taken = self._ground.fresh_bytes - store.space().free_bytes
         most = shown
         if isinstance(store, Store):
             tree_bytes = store.statistics().tree_bytes
+            live = store.space_parts().live_bytes
+            assert shown <= live <= shown + framed, (
+                f"{live} bytes of data are live, for {shown} to {shown + framed} in files: "
+                "what was overwritten or cut off must not count"
+            )
             most = shown + framed + 2 * tree_bytes + EXTENT_BYTES
         assert shown <= taken <= most, f"{taken} bytes are taken, for {shown} to {most} in files"
 

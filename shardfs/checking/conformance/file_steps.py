@@ -21,7 +21,7 @@ from shardfs.checking.conformance.file_trees import (
     kind_of,
     list_again,
 )
-from shardfs.checking.models.namespace_model import Kind
+from shardfs.checking.models.namespace_model import Kind, Node
 from shardfs.fuse.namespace import Update
 
 Clients = Sequence[FileClient]
@@ -30,6 +30,8 @@ Step = Callable[[FileClient, int, int, int, Clients], Awaitable[None]]
 _PERMISSIONS_END: Final = 0o1000
 _MTIME_FIRST_NS: Final = 10**18
 _XATTR_BYTES_END: Final = 65537
+_ROUNDS_MAX: Final = 24
+_CHURNED_BYTES: Final = 256 * 1024
 
 
 def _path(number: int) -> str:
@@ -341,6 +343,33 @@ async def close(client: FileClient, number: int, *_: object) -> None:
         client.file_system.handles.release_file(handle.number)
 
 
+async def churn(client: FileClient, path: int, rounds: int, length: int, clients: Clients) -> None:
+    """Parts of a file are written again and again, each for itself: extents are live in part."""
+    for number in range(min(rounds, _ROUNDS_MAX)):
+        start = number * 7919 * 4 % _CHURNED_BYTES
+        await write(client, path, start, length, clients)
+        await flush(client, path)
+
+
+async def remove_all(client: FileClient) -> None:
+    """All that this client has made goes, what is open too."""
+    while client.handles:
+        await close(client, 0)
+    names = client.model.tree.names
+    for where in sorted((path for path in names if path), reverse=True):
+        node = names[where]
+
+        def expect(where: str = where, node: Node = node) -> None:
+            (client.model.rmdir if node.kind is Kind.DIRECTORY else client.model.unlink)(where)
+
+        async def ask(where: str = where, node: Node = node) -> None:
+            namespace = client.file_system.namespace
+            remove = namespace.rmdir if node.kind is Kind.DIRECTORY else namespace.unlink
+            await remove(*await client.place(where))
+
+        await client.both(expect, ask)
+
+
 STEPS: Final[dict[str, Step]] = {
     "lookup": lookup,
     "read": read,
@@ -369,4 +398,5 @@ STEPS: Final[dict[str, Step]] = {
     "handle-truncate": handle_truncate,
     "handle-fsync": handle_fsync,
     "close": close,
+    "churn": churn,
 }

@@ -102,11 +102,15 @@ async def _find(file_system: FileSystem, ino: int) -> Found:
         assert len(content) == inode.size, (
             f"inode {ino} has a size of {inode.size} and reads as {len(content)} bytes"
         )
-        # What du(1) adds up: holes take nothing, and what was written is not zeros.
-        blocks_bytes = -(-len(content) // BLOCK_BYTES) * BLOCK_BYTES
-        shown = len(content) - content.count(0)
-        assert shown <= inode.used <= blocks_bytes, (
-            f"inode {ino} takes {inode.used} bytes; of its {len(content)}, {shown} are not zeros"
-        )
+        require_used(ino, content, inode.used)
     mode = stat.S_IMODE(inode.mode)
     return Found(ino, kind_of(inode.mode), mode, inode.nlink, inode.mtime_ns, xattrs, content)
+
+
+def require_used(ino: int, content: bytes, used: int) -> None:
+    """What du(1) adds up: holes take nothing, and what was written is not zeros."""
+    blocks_bytes = -(-len(content) // BLOCK_BYTES) * BLOCK_BYTES
+    shown = len(content) - content.count(0)
+    assert shown <= used <= blocks_bytes, (
+        f"inode {ino} takes {used} bytes; of its {len(content)}, {shown} are not zeros"
+    )

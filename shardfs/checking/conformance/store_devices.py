@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from shardfs import limits
 from shardfs.checking.models.key_value_model import KeyValueModel
+from shardfs.checking.models.size_model import SizeModel
 from shardfs.checking.power_cuts import PowerCutPoint
 from shardfs.checking.schedule import Control, Replay, run_once
 from shardfs.checking.simulated_device import SimulatedDevice
@@ -40,6 +41,12 @@ class Geometry:
     sector_bytes: int
     zoned: bool
     extent_count: int
+    extent_bytes: int = EXTENT_BYTES
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the device."""
+        return self.extent_count * self.extent_bytes
 
 
 GEOMETRIES = tuple(
@@ -58,11 +65,13 @@ class Settings:
         geometry: of the device.
         checkpoints_max: a device call takes up to this many checkpoints.
         background: the store's own tasks run; else every step is an operation's.
+        is_image: the device is an image file, which becomes as long as the store.
     """
 
     geometry: Geometry = GEOMETRIES[0]
     checkpoints_max: int = 1
     background: bool = False
+    is_image: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,7 @@ class Ending:
             "lose" all of it, "keep" all of it, "scatter": some operations, "tear": one in part.
         point: of the crash; None for a clean close.
         model: as of then.
+        size: as of then.
         recovery_cut: power fails again at this device operation of the next open; 0: it does not.
         recovery_kind: how it fails then.
     """
@@ -81,6 +91,7 @@ class Ending:
     kind: str
     point: PowerCutPoint | None
     model: KeyValueModel
+    size: SizeModel
     recovery_cut: int = 0
     recovery_kind: str = ""
 
@@ -88,14 +99,14 @@ class Ending:
 @functools.cache
 def formatted(geometry: Geometry) -> SimulatedDevice:
     """A device with an empty store, to be copied. Requires: no trio run is going on."""
-    size_bytes = geometry.extent_count * EXTENT_BYTES
+    size_bytes = geometry.size_bytes
     identity = plan(
         size_bytes,
         geometry.sector_bytes,
-        extent_bytes=EXTENT_BYTES,
+        extent_bytes=geometry.extent_bytes,
         store_uuid=uuid.UUID(int=0x5EED),
     )
-    zoned_bytes = EXTENT_BYTES if geometry.zoned else None
+    zoned_bytes = geometry.extent_bytes if geometry.zoned else None
     device = SimulatedDevice(size_bytes, geometry.sector_bytes, zoned_bytes)
 
     async def program(_: Control) -> None:

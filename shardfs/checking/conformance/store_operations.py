@@ -37,12 +37,16 @@ from shardfs.checking.conformance.store_upkeep import (
     empty_extent,
     flush,
     gather,
+    grow,
     reclaim,
     reclaim_dead,
     reserve,
+    shrink,
+    stop_shrink,
     sync,
     sync_one,
     tidy,
+    trim,
     wait,
     write_out,
 )
@@ -76,7 +80,7 @@ async def spread(system: StoreSystem, count: int, kib: int) -> None:
 
 async def mirror(system: StoreSystem, key: int, extent: int, kib: int) -> None:
     """A value that is a copy of what the device has somewhere, whole frames among it."""
-    start = system.store.identity.extent_offset(extent % system.settings.geometry.extent_count)
+    start = system.store.identity.extent_offset(extent % system.store.identity.extent_count)
     length = min(1 + kib, 32) * limits.KIB
     value = system.value(16) + system.device.image()[start : start + length]
     await put_value(system, PLAIN_KEYS[key % len(PLAIN_KEYS)], value)
@@ -142,6 +146,15 @@ async def cut(
     )
 
 
+async def cut_resize(system: StoreSystem, device_operations: int, kind: int) -> None:
+    """The power will fail when the store is about to have another size."""
+
+    def cut_soon() -> None:
+        system.plan_cut(device_operations + 1, CRASHES[kind % len(CRASHES)])
+
+    system.sizes.at_change = cut_soon
+
+
 async def crash_twice(system: StoreSystem, kind: int, device_operations: int, second: int) -> None:
     """The power fails, and fails again while the store recovers."""
     system.end(
@@ -182,9 +195,14 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     gather,
     wait,
     churn,
+    trim,
+    grow,
+    shrink,
+    stop_shrink,
     reboot,
     crash,
     cut,
+    cut_resize,
     crash_twice,
     *FAULTS,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from shardfs.checking.conformance.case import Coverage
 from shardfs.checking.conformance.store_checks import Entries
@@ -20,6 +20,9 @@ from shardfs.engine.pieces import Shard
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.errors import NoSpaceError
+
+MOVED: Final = "reclaim survivor moved"
+"""What coverage counts these by."""
 
 
 def figures_of(store: Store) -> Figures:
@@ -66,7 +69,7 @@ class ReclamationWatch:
         append = evacuator._append
 
         def appended(*arguments: Any) -> Any:
-            self._counts["reclaim survivor moved"] += 1
+            self._counts[MOVED] += 1
             return append(*arguments)
 
         vars(evacuator)["_append"] = appended
@@ -155,8 +158,10 @@ class SpaceCheck:
 
     def check_parts(self) -> None:
         """The parts of the device fit the figures."""
-        assert self._store is not None
-        self.model.check_parts(self._store.space_parts(), self.figures())
+        store = self._store
+        assert store is not None
+        device_bytes = store._parts.device.size_bytes
+        self.model.check_parts(store.space_parts(), self.figures(), device_bytes)
 
     @contextmanager
     def room(self, key: bytes, wanted: int, *, judged: bool = True) -> Iterator[None]:

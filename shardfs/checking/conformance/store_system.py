@@ -16,6 +16,7 @@ What is checked, beside the answers of operations (store_steps.py):
     C7.  After every operation what the store says of its space is what its content takes
          (space_model.I1 to I6); after bytes were lost nobody knows that.
     C8.  What lives is moved, or a fault explains that it is not; rot does not spread.
+    C9.  The store has a size that it was given, or, after a crash, was about to have (sizes.py).
 
 Not here: the operations, and which sequences are tried (store_world.py).
 """
@@ -23,11 +24,12 @@ Not here: the operations, and which sequences are tried (store_world.py).
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 from shardfs import limits
 from shardfs.checking.conformance.case import Coverage
+from shardfs.checking.conformance.sizes import Sizes
 from shardfs.checking.conformance.store_checks import (
     applied_mark,
     check_account,
@@ -49,12 +51,13 @@ from shardfs.checking.conformance.store_devices import (
 )
 from shardfs.checking.conformance.store_space import SpaceCheck, held_by
 from shardfs.checking.models.key_value_model import KeyValueModel, State, brief, difference
+from shardfs.checking.models.size_model import SizeModel
 from shardfs.checking.models.space_model import SpaceModel
 from shardfs.checking.power_cuts import Operation as DeviceOperation
 from shardfs.checking.schedule import Control
 from shardfs.engine.chunks import locator_bytes
-from shardfs.engine.opening import reserve_extents
 from shardfs.engine.options import StoreOptions
+from shardfs.engine.reserve import reserve_extents
 from shardfs.engine.store import Store
 from shardfs.errors import (
     CorruptionError,
@@ -98,12 +101,15 @@ class StoreSystem:
 
     store: Store
 
-    def __init__(self, control: Control, coverage: Coverage, settings: Settings) -> None:
+    def __init__(
+        self, control: Control, coverage: Coverage, settings: Settings, fresh: Mapping[int, int]
+    ) -> None:
         self.control = control
         self.coverage = coverage
         self.settings = settings
         self.model = KeyValueModel()
         self.device = formatted(settings.geometry).power_cut()
+        self.device.is_image = settings.is_image
         self.bytes_were_lost = False
         self.unread: set[bytes] = set()
         self.reads_to_fail: int | None = None
@@ -117,6 +123,14 @@ class StoreSystem:
         self._cut: Ending | None = None
         self._values = 0
         self.space = SpaceCheck(space_model(settings.geometry), coverage, self._is_troubled)
+        self.sizes = Sizes(
+            SizeModel(settings.geometry.extent_count),
+            EXTENT_BYTES,
+            fresh,
+            coverage,
+            self._is_troubled,
+            self._resized,
+        )
         self.rotten: list[int] = []
         """Bytes of the device."""
 
@@ -156,7 +170,10 @@ class StoreSystem:
             self.space.cut()
         point = self.device.power_cut_point() if crashed else None
         model = self.model.snapshot() if crashed else self.model
-        self.ending = Ending(kind, point, model, recovery_cut, recovery_kind)
+        if crashed:
+            self.coverage.counts["resize cut"] += self.sizes.model.is_changing
+        size = self.sizes.model.snapshot()
+        self.ending = Ending(kind, point, model, size, recovery_cut, recovery_kind)
 
     def room(self, key: bytes, wanted: int) -> AbstractContextManager[None]:
         """The body takes so many bytes of data for a key, or raises NoSpaceError, rightly."""
@@ -222,7 +239,10 @@ class StoreSystem:
         self._cut_after -= 1
         if self._cut_after == 0:
             point = self.device.power_cut_point()
-            self._cut = Ending(self._cut_kind, point, self.model.snapshot(), *self._cut_again)
+            self.coverage.counts["resize cut"] += self.sizes.model.is_changing
+            size = self.sizes.model.snapshot()
+            model = self.model.snapshot()
+            self._cut = Ending(self._cut_kind, point, model, size, *self._cut_again)
             self.space.cut()
             self.device.observer = None
 
@@ -234,8 +254,10 @@ class StoreSystem:
         self._is_first_life = False
         self.coverage.counts[f"crash {ending.kind}"] += 1
         point = ending.point
+        self.sizes.model = ending.size
         if point is None:
             self._check_promises()
+            self.sizes.closed()
             self.model = self.model.snapshot()
             point = self.device.power_cut_point()
         else:
@@ -297,7 +319,13 @@ class StoreSystem:
         if not self.bytes_were_lost and not loses_bytes(self.device.faults.struck):
             self.space.check(self.model.content)
 
+    def _resized(self, extent_count: int) -> None:
+        """From now on the store tells its space as one of this size."""
+        fresh = self.sizes.fresh[extent_count]
+        self.space.model.resize(extent_count, reserve_extents(extent_count), fresh)
+
     async def _check_opened(self) -> None:
+        self.sizes.opened(self.store, lost=self.bytes_were_lost)
         if self.bytes_were_lost:
             await self._take_what_is_left()
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import trio
 
+from shardfs.checking.conformance import sizes
 from shardfs.checking.conformance.store_system import StoreSystem
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.layout import Stream
@@ -113,3 +114,23 @@ async def gather(system: StoreSystem) -> None:
 async def wait(system: StoreSystem, tenths: int) -> None:
     """Time passes, for what is done in the background."""
     await trio.sleep(min(tenths, 100) / 10)
+
+
+async def trim(system: StoreSystem) -> None:
+    """The device is told of everything that is free."""
+    await sizes.trim(system.store, quiet=not system.settings.background)
+
+
+async def grow(system: StoreSystem, steps: int) -> None:
+    """The device becomes larger, or its image file, and then the store."""
+    await system.sizes.grow(system.store, system.device, steps)
+
+
+async def shrink(system: StoreSystem, extents: int, steps: int) -> None:
+    """The store becomes smaller, in so many steps; what is left of it goes on when asked again."""
+    await system.sizes.shrink(system.store, extents, steps)
+
+
+async def stop_shrink(system: StoreSystem) -> None:
+    """A shrink that is under way is given up."""
+    system.sizes.stop(system.store)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from shardfs import limits
 from shardfs.checking.conformance.case import Coverage, Operation, Operations
+from shardfs.checking.conformance.sizes import fresh_stores
 from shardfs.checking.conformance.store_devices import (
     EXTENT_BYTES,
     GEOMETRIES,
@@ -69,12 +70,20 @@ _WEIGHTS = {
     "scatter": 0.4,
     "gather": 0.5,
     "wait": 0.5,
+    "trim": 0.1,
+    "stop-shrink": 0.02,
     "empty": 0.02,
 }
 _ENDINGS = {"reboot": 2, "crash": 4, "cut": 4, "crash-twice": 1}
 _ON_THIN_EXTENTS = (
     *(("reclaim",), ("reclaim", "reclaim"), ("tidy",), ("overwrite", "reclaim")),
     *(("cut", "reclaim", "reclaim"), ("fail-read", "reclaim"), ("rot", "reclaim", "reclaim")),
+)
+_ON_RESIZING = (
+    *(("grow",), ("shrink",), ("shrink", "thin", "shrink"), ("shrink", "trim", "grow")),
+    *(("shrink", "crash"), ("grow", "put", "crash"), ("shrink", "grow", "put", "crash")),
+    *(("cut-resize", "grow"), ("cut-resize", "shrink"), ("cut-resize", "shrink")),
+    *(("fail-write", "shrink"), ("fail-flush", "grow"), ("fail-read", "shrink")),
 )
 _FAULTS = ALPHABET[ALPHABET.index("fail-read") :]
 _ENDINGS_WEIGHTS = {0: 2.5, 1: 6, 2: 1, 3: 0.3}
@@ -88,6 +97,7 @@ _EMPTY_PROBABILITY = 0.7
 _SPREAD_PROBABILITY = 0.2
 _BACKGROUND_PROBABILITY = 0.3
 _KEY_AGAIN_PROBABILITY = 0.8
+_RESIZE_PROBABILITY = 0.12
 
 
 class StoreWorld:
@@ -100,22 +110,32 @@ class StoreWorld:
         """See World.generate."""
         generator = _Generator(rng)
         background = rng.random() < _BACKGROUND_PROBABILITY
-        first = (rng.randrange(len(GEOMETRIES)), rng.choice((0, 0, 0, 0, 1, 3)), int(background))
+        first = (
+            rng.randrange(len(GEOMETRIES)),
+            rng.choice((0, 0, 0, 0, 1, 3)),
+            int(background),
+            rng.randrange(2),
+        )
         return (Operation(DEVICE, first), *generator.steps())
 
     def program(self, operations: Operations, coverage: Coverage) -> Program[None]:
         """See World.program."""
         settings = Settings()
         if operations and operations[0].name == DEVICE:
-            geometry, latency, background = (*operations[0].arguments, 0, 0, 0)[:3]
+            number, latency, background, is_image = (*operations[0].arguments, 0, 0, 0, 0)[:4]
+            geometry = GEOMETRIES[number % len(GEOMETRIES)]
             settings = Settings(
-                GEOMETRIES[geometry % len(GEOMETRIES)], 1 + latency % 8, bool(background)
+                geometry,
+                1 + latency % 8,
+                bool(background),
+                bool(is_image) and not geometry.zoned,
             )
         formatted(settings.geometry)
+        fresh = fresh_stores(EXTENT_BYTES)
         actions = [action_of(each) for each in operations if each.name != DEVICE]
 
         async def program(control: Control) -> None:
-            await StoreSystem(control, coverage, settings).run(iter(actions))
+            await StoreSystem(control, coverage, settings, fresh).run(iter(actions))
 
         return program
 
@@ -159,7 +179,11 @@ class _Generator:
             names.insert(rng.randint(names.index("scatter") + 1, len(names)), "gather")
         if rng.random() < _CHURN_PROBABILITY:
             names.insert(rng.randrange(len(names)), "churn")
-        return [Operation(name, self._arguments(name)) for name in names]
+        operations = [Operation(name, self._arguments(name)) for name in names]
+        if rng.random() < _RESIZE_PROBABILITY:
+            at = rng.randrange(len(operations))
+            operations[at:at] = self._resizing()
+        return operations
 
     def _spread(self, names: list[str]) -> None:
         """Extents that are live in part, and what may happen to them."""
@@ -169,6 +193,23 @@ class _Generator:
         for some in (("thin",), *rng.choices(_ON_THIN_EXTENTS, k=rng.randint(1, 4))):
             at = min(at + rng.randint(1, 3), len(names))
             names[at:at] = some
+
+    def _resizing(self) -> list[Operation]:
+        """The store becomes larger or smaller, with something in its last extents or without; and
+        what may happen meanwhile, and afterwards."""
+        rng = self._rng
+        names: list[str] = []
+        if rng.random() < 0.3:
+            names.append("grow")
+        operations = [Operation(name, self._arguments(name)) for name in names]
+        if rng.random() < 0.5:
+            # As much as the device takes; then less.
+            operations.append(Operation("spread", (80, rng.choice((9, 16)))))
+            names = rng.choices(("thin", "checkpoint", "sync", "tidy", "compact"), k=2)
+            operations += [Operation(name, self._arguments(name)) for name in ("thin", *names)]
+        for some in rng.choices(_ON_RESIZING, k=rng.randint(1, 3)):
+            operations += [Operation(name, self._arguments(name)) for name in some]
+        return operations
 
     def _arguments(self, name: str) -> tuple[int, ...]:
         rng = self._rng
@@ -238,6 +279,18 @@ class _Generator:
                 return (rng.randrange(32),)
             case _ if name in _FAULTS:
                 return (rng.randrange(rng.choice((1, 3, 8))),)
+            case _:
+                return self._arguments_of_resizing(name)
+
+    def _arguments_of_resizing(self, name: str) -> tuple[int, ...]:
+        rng = self._rng
+        match name:
+            case "cut-resize":
+                return rng.choice((0, 0, 1, 1, 2, 3, 5)), rng.randrange(len(CRASHES))
+            case "grow":
+                return (rng.randrange(3),)
+            case "shrink":
+                return rng.randrange(6), rng.choice((0, 0, 1, 2, 4))
             case _:
                 return ()
 

@@ -18,6 +18,8 @@ Invariants:
     I6. Emptied and tidied, free is within EMPTIED_SHARE of a fresh store's; and the tree has
         nothing left, once it is merged.
     I7. The parts of a device add up to its size, and those that users ask for are I1's and I2's.
+    I8. A store that has grown or shrunk says what a fresh one of its size says, less what is live;
+        from when a shrink begins, what one of the size to come says.
 
 Not here: contents (key_value_model.py), asking a store for its figures (conformance/).
 """
@@ -130,13 +132,23 @@ class SpaceModel:
     ) -> None:
         self._extent_bytes = extent_bytes
         self._is_data = is_data
-        self._total = extent_count * extent_bytes
-        self._users = self._total - (limits.SUPERBLOCK_EXTENTS + reserve_extents) * extent_bytes
+        self._fresh = 0
+        self._set_size(extent_count, reserve_extents)
         self._held: dict[bytes, Held] = {}
         self._values: dict[bytes, bytes] = {}
         self._patches: dict[bytes, tuple[bytes, Held]] = {}
         self._entry_bytes: dict[bytes, int] = {}
-        self._fresh = 0
+
+    def _set_size(self, extent_count: int, reserve_extents: int) -> None:
+        self._total = extent_count * self._extent_bytes
+        reserved = limits.SUPERBLOCK_EXTENTS + reserve_extents
+        self._users = self._total - reserved * self._extent_bytes
+
+    def resize(self, extent_count: int, reserve_extents: int, fresh_bytes: int) -> None:
+        """The device has so many extents from now on; a fresh one of that size says that so much
+        is free (I8)."""
+        self._set_size(extent_count, reserve_extents)
+        self._fresh = fresh_bytes
 
     def begin(self, figures: Figures) -> None:
         """A fresh store says this (I4)."""
@@ -196,7 +208,6 @@ class SpaceModel:
         Raises:
             AssertionError: it must not.
         """
-        assert figures.total == self._total, f"the device has grown or shrunk: {figures}"
         least = sum([held.least for held in self._held.values()])
         most = sum([held.framed(key) for key, held in self._held.items()])
         assert least <= figures.data <= most, (
@@ -204,6 +215,15 @@ class SpaceModel:
         )
         tree_most = figures.runs * (_RUN_BYTES + sum(self._entry_bytes.values()))
         assert figures.tree <= tree_most, f"the tree has {figures.tree} bytes, not {tree_most}"
+        self.check_free(figures)
+
+    def check_free(self, figures: Figures) -> None:
+        """What is free fits the other figures (I1, I3), whatever the content is.
+
+        Raises:
+            AssertionError: it does not.
+        """
+        assert figures.total == self._total, f"not {self._total} bytes in all: {figures}"
         share = self._fresh - figures.data - figures.reserved - figures.free
         runs = figures.tree + figures.memory
         share_most = int(2 * runs / FRESH_SHARE_MIN) + self._extent_bytes
@@ -218,9 +238,9 @@ class SpaceModel:
         taken = figures.data + figures.reserved + share_most
         assert figures.free or taken >= self._fresh, f"nothing is free with {taken} bytes taken"
 
-    def check_parts(self, parts: Parts, figures: Figures) -> None:
+    def check_parts(self, parts: Parts, figures: Figures, device_bytes: int) -> None:
         """The parts say the same as the figures (I7)."""
-        assert parts.total_bytes == self._total, f"{parts} do not add up to {self._total}"
+        assert parts.total_bytes == device_bytes, f"{parts} do not add up to {device_bytes}"
         assert parts.live_bytes == figures.data, f"{parts} with {figures.data} bytes live"
         assert parts.pending_bytes == figures.reserved
         available = parts.garbage_bytes + parts.free_bytes

@@ -122,8 +122,10 @@ async def hidden_bytes(
 def merge_debt(runs: Sequence[Run]) -> float:
     """How far merging is behind, for pacing.py: 0 while no level is full, 1 when one holds three
     times as many runs as it should."""
-    levels = Counter(run.level for run in runs)
     bound = limits.RUNS_PER_LEVEL_MAX
+    if len(runs) < bound:
+        return 0.0
+    levels = Counter(run.level for run in runs)
     return share_between(max(levels.values(), default=0), bound - 1, 3 * bound)
 
 

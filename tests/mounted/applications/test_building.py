@@ -116,9 +116,9 @@ def ccache_work(folder: Path, seed: int) -> None:
     assert counts["cache_miss"] <= UNITS + 1
 
 
-def test_make_builds_what_has_changed_and_no_more(mounted_shardfs: MountedShardfs) -> None:
+def test_make(mounted_shardfs: MountedShardfs) -> None:
     build_work(mounted_shardfs.path, 1)
 
 
-def test_ccache_finds_everything_again(mounted_shardfs: MountedShardfs) -> None:
+def test_ccache(mounted_shardfs: MountedShardfs) -> None:
     ccache_work(mounted_shardfs.path, 1)

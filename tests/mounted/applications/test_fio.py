@@ -80,7 +80,7 @@ def run_jobs(folder: Path, jobs: Jobs, mib_each: int) -> int:
         lines.append(f"[{name}]")
         lines += [f"{key}={value}" for key, value in settings.items()]
     (folder / "jobs.fio").write_text("\n".join(lines) + "\n")
-    said = run_in(folder, "fio", "--output-format=json", "jobs.fio", seconds_max=900)
+    said = run_in(folder, "fio", "--output-format=json", "jobs.fio", seconds_max=1500)
     report = json.loads(said[said.index("{") :])["jobs"]
     assert {job["jobname"]: job["error"] for job in report} == dict.fromkeys(jobs, 0)
     verified = {job["jobname"]: int(job["read"]["io_bytes"]) for job in report}
@@ -109,9 +109,9 @@ def test_fio(mounted_shardfs: MountedShardfs) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1800)
 def test_fio_with_large_files(make_image: ImageFactory, mount_shardfs: MountFactory) -> None:
     need("fio", "fio")
-    mounted = mount_shardfs(make_image(4 << 30), seconds_max=950)
+    mounted = mount_shardfs(make_image(4 << 30), seconds_max=1700)
     jobs = choose_jobs(mounted.path, 2)
     assert run_jobs(mounted.path, jobs, MIB_EACH_SLOW) >= len(jobs) * (MIB_EACH_SLOW << 19)

@@ -77,10 +77,12 @@ def fetch_wheel(folder: Path) -> None:
 
 def install_and_use(folder: Path, wheels: Path) -> None:
     """A virtual environment, the wheel in it, every file of it verified, and used."""
-    run_in(folder, sys.executable, "-m", "venv", "environment")
+    # Without a pip of its own, which would be installed from within Python; there is one here.
+    run_in(folder, sys.executable, "-m", "venv", "--without-pip", "environment")
     python = folder / "environment" / "bin" / "python"
-    pip = (python, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check")
-    run_in(folder, *pip, "install", "--no-index", "--find-links", wheels, WHEEL, seconds_max=300)
+    options = ("--python", python, "--quiet", "--no-input", "--disable-pip-version-check")
+    pip = (sys.executable, "-m", "pip", *options)
+    run_in(folder, *pip, "install", "--no-index", "--find-links", wheels, WHEEL)
     run_in(folder, *pip, "check")
     use_again(folder)
 

@@ -256,17 +256,8 @@ def saving_work(folder: Path, seed: int) -> None:
         work(own, seed)
 
 
-def test_editors(mounted_shardfs: MountedShardfs) -> None:
-    editor_work(mounted_shardfs.path, 1)
-
-
-def test_mail(mounted_shardfs: MountedShardfs) -> None:
-    mail_work(mounted_shardfs.path, 1)
+def test_saving(mounted_shardfs: MountedShardfs) -> None:
+    saving_work(mounted_shardfs.path, 1)
     mounted_shardfs.remount()
-    box = mailbox.Maildir(mounted_shardfs.path / "Maildir", create=False)
+    box = mailbox.Maildir(mounted_shardfs.path / "mail_work" / "Maildir", create=False)
     assert len(box) + len(box.get_folder("read")) == PROCESSES * MESSAGES
-
-
-def test_logs_and_temporary_files(mounted_shardfs: MountedShardfs) -> None:
-    temporary_work(mounted_shardfs.path, 1)
-    log_work(mounted_shardfs.path, 1)

@@ -113,7 +113,7 @@ def test_committed_transactions_survive_a_killed_server(mounted_shardfs: Mounted
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_committed_transactions_survive_many_killed_servers(
     mounted_shardfs: MountedShardfs,
 ) -> None:

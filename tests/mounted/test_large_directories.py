@@ -1,0 +1,187 @@
+"""Directories with many entries: listed in full and once, while others come and go.
+
+Role: telldir and seekdir positions stay valid whatever happens to other entries; readdir gives
+what is there all the time exactly once. The size that is marked slow has 100,000 entries.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.mounted.conftest import ImageFactory, MountFactory
+from tests.mounted.mounts import MountedShardfs, run_command
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.opendir.restype = LIBC.readdir.restype = ctypes.c_void_p
+LIBC.telldir.restype = ctypes.c_long
+LIBC.opendir.argtypes = [ctypes.c_char_p]
+for _name in ("readdir", "telldir", "closedir", "rewinddir"):
+    getattr(LIBC, _name).argtypes = [ctypes.c_void_p]
+LIBC.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+NAME_AT = 19
+"""Where struct dirent has the name, on 64-bit Linux."""
+
+
+class Directory:
+    """An open directory of the C library."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = LIBC.opendir(os.fsencode(path))
+        assert self._stream, os.strerror(ctypes.get_errno())
+
+    def read(self) -> str | None:
+        """The next name, dots included."""
+        entry = LIBC.readdir(self._stream)
+        return entry and os.fsdecode(ctypes.string_at(entry + NAME_AT))
+
+    def rest(self) -> list[str]:
+        """All names that are left."""
+        names = []
+        while (name := self.read()) is not None:
+            names.append(name)
+        return names
+
+    def tell(self) -> int:
+        """telldir(3)."""
+        return int(LIBC.telldir(self._stream))
+
+    def seek(self, position: int) -> None:
+        """seekdir(3)."""
+        LIBC.seekdir(self._stream, position)
+
+    def rewind(self) -> None:
+        """rewinddir(3)."""
+        LIBC.rewinddir(self._stream)
+
+    def close(self) -> None:
+        """closedir(3)."""
+        LIBC.closedir(self._stream)
+
+
+@pytest.fixture
+def folder(shared_mount: MountedShardfs) -> Iterator[Path]:
+    """An empty directory for one test."""
+    path = shared_mount.path / "folder"
+    path.mkdir()
+    yield path
+    run_command("rm", "-rf", path)
+
+
+def fill(folder: Path, count: int, prefix: str = "file") -> set[str]:
+    """Create files; their names."""
+    names = {f"{prefix}-{number}" for number in range(count)}
+    descriptor = os.open(folder, os.O_RDONLY)
+    for name in names:
+        os.mknod(name, dir_fd=descriptor)
+    os.close(descriptor)
+    return names
+
+
+def test_positions_stay_valid(folder: Path) -> None:
+    names = fill(folder, 700)
+    with closing(Directory(folder)) as stream:
+        assert [stream.read(), stream.read()] == [".", ".."]
+        places = [(stream.tell(), stream.read())]
+        while places[-1][1] is not None:
+            places.append((stream.tell(), stream.read()))
+        end, _ = places.pop()
+        assert {name for _, name in places} == names
+        assert len({position for position, _ in places}) == len(places)
+        random.Random(1).shuffle(places)
+        for position, name in places[:200]:
+            stream.seek(position)
+            assert stream.read() == name
+        # Others come and go: from each position that was told on, its name still comes, behind
+        # new ones at most.
+        gone = {name for _, name in places[:350] if name is not None}
+        for name in gone:
+            (folder / name).unlink()
+        added = fill(folder, 700, "new")
+        for position, name in places[350:550]:
+            stream.seek(position)
+            while (found := stream.read()) != name:
+                assert found in added
+        stream.seek(end)
+        assert set(stream.rest()) <= added
+        stream.rewind()
+        assert sorted(stream.rest()) == sorted([".", "..", *(names - gone), *added])
+        with closing(Directory(folder)) as other:
+            stream.seek(places[600][0])
+            other.seek(places[600][0])
+            assert other.rest() == stream.rest(), "a position holds for another stream, too"
+
+
+CHURN = """
+import os, random, sys
+source = random.Random(int(sys.argv[1]))
+mine = set()
+print("begun", flush=True)
+while os.path.exists("go on"):
+    name = f"churn-{sys.argv[1]}-{source.randrange(400)}"
+    if name in mine:
+        if source.random() < 0.5:
+            os.unlink(name)
+            mine.discard(name)
+        else:
+            os.rename(name, name + "-moved")
+            os.rename(name + "-moved", name)
+    else:
+        os.mknod(name)
+        mine.add(name)
+"""
+
+
+def list_beside_change(folder: Path, count: int, rounds: int) -> None:
+    """What is there all the time is listed once, whatever two other processes do."""
+    names = fill(folder, count) | {"go on"}
+    (folder / "go on").touch()
+    command = [sys.executable, "-S", "-c", CHURN]
+    others = [
+        subprocess.Popen([*command, str(seed)], cwd=folder, stdout=subprocess.PIPE)
+        for seed in range(2)
+    ]
+    try:
+        for other in others:
+            assert other.stdout is not None and other.stdout.readline() == b"begun\n"
+        for _ in range(rounds):
+            listed = os.listdir(folder)
+            assert len(listed) == len(set(listed)), "no name twice"
+            assert names <= set(listed)
+            assert all(name in names or name.startswith("churn-") for name in listed)
+    finally:
+        (folder / "go on").unlink()
+        for other in others:
+            assert other.wait(60) == 0
+            assert other.stdout is not None
+            other.stdout.close()
+
+
+def test_listing_beside_change(folder: Path) -> None:
+    list_beside_change(folder, 2000, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_hundred_thousand_entries(make_image: ImageFactory, mount_shardfs: MountFactory) -> None:
+    mounted = mount_shardfs(make_image(1 << 30), seconds_max=1100)
+    folder = mounted.path / "many"
+    folder.mkdir()
+    list_beside_change(folder, 100_000, 3)
+    mounted.remount()
+    before = set(os.listdir(folder))
+    assert len(before) >= 100_000
+    assert (folder / "file-77777").stat().st_size == 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            os.unlink(entry.path)
+    assert os.listdir(folder) == []
+    folder.rmdir()

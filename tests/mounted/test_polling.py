@@ -1,0 +1,81 @@
+"""Waiting for requests on real mounts: idle is idle, and two busy mounts leave each other room."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import trio
+
+from shardfs.fuse.control import connect
+from shardfs.fuse.mounts import find_mount
+from tests.mounted.conftest import ImageFactory, MountFactory
+from tests.mounted.mounts import MountedShardfs
+
+IDLE_S = 6.0
+IDLE_CPU_SHARE_MAX = 0.03
+BUSY_S = 4.0
+UNFAIRNESS_MAX = 8
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time a process has used, seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def figures(path: Path) -> dict[str, int]:
+    entry = find_mount(str(path))
+    assert entry is not None
+    async with connect(entry) as client:
+        answer = await client.answer({"request": "stat"})
+    return {name: answer[name] for name in ("requests_read", "requests_that_woke")}
+
+
+def work(path: Path, count: int) -> None:
+    """Create, write, close, read."""
+    for number in range(count):
+        (path / f"{number}").write_bytes(b"x" * 4096)
+        (path / f"{number}").read_bytes()
+
+
+def test_an_idle_mount_uses_no_processor(mounted_shardfs: MountedShardfs) -> None:
+    work(mounted_shardfs.path, 50)
+    time.sleep(5)  # what was written goes to the device meanwhile
+    before_s = cpu_s(mounted_shardfs.pid)
+    time.sleep(IDLE_S)
+    used_s = cpu_s(mounted_shardfs.pid) - before_s
+    assert used_s <= IDLE_S * IDLE_CPU_SHARE_MAX, f"{used_s:.2f} s in {IDLE_S} s"
+
+
+def test_two_mounts_leave_each_other_room(
+    make_image: ImageFactory, mount_shardfs: MountFactory
+) -> None:
+    mounts = [mount_shardfs(make_image()) for _ in range(2)]
+    counts = [0, 0]
+    end = time.monotonic() + BUSY_S
+
+    def load(index: int) -> None:
+        while time.monotonic() < end:
+            work(mounts[index].path, 5)
+            counts[index] += 5
+
+    threads = [threading.Thread(target=load, args=[index]) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert min(counts) * UNFAIRNESS_MAX >= max(counts), counts
+
+
+def test_the_option_poll(image_file: Path, mount_shardfs: MountFactory) -> None:
+    mounted = mount_shardfs(image_file, ["poll=off"])
+    work(mounted.path, 20)
+    counted = trio.run(figures, mounted.path)
+    assert counted["requests_that_woke"] == counted["requests_read"] > 100
+    mounted.remount(["poll=10000"])
+    work(mounted.path, 20)
+    counted = trio.run(figures, mounted.path)
+    assert counted["requests_that_woke"] < counted["requests_read"] / 2
