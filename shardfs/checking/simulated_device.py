@@ -2,7 +2,7 @@
 
 Role: stands in for a disk where a test must own its failures. It does exactly what
 engine.device.Device says, and nothing more kind: whatever the protocol leaves open, it decides
-by its seed.
+by its seed. What it holds is its `medium`.
 
 Invariants:
     I1  Reads return the last completed write. A flush makes durable what had completed when it
@@ -15,8 +15,8 @@ Invariants:
 Ordering: operations are numbered in the order submitted; they complete in any order when
 checkpoints_max is above 1.
 
-Not here: the fault model (faults), the rules of zones (zones), the states a power cut may leave
-(power_cuts), workloads.
+Not here: the content (simulated_medium), the fault model (faults), the rules of zones (zones), the
+states a power cut may leave (power_cuts), workloads.
 """
 
 from __future__ import annotations
@@ -24,23 +24,19 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import trio
-import xxhash
 
-from shardfs.checking.faults import Effect, Fault, FaultPlan
+from shardfs.checking.faults import Fault, FaultPlan
 from shardfs.checking.power_cuts import (
     PAGE_BYTES,
-    ZEROS,
     Choice,
     Operation,
     PowerCutPoint,
-    drop_bytes,
-    store_bytes,
 )
 from shardfs.checking.schedule.driver import is_alone
+from shardfs.checking.simulated_medium import SimulatedMedium
 from shardfs.checking.zones import (
     SimulationError,
     require_alone,
@@ -100,7 +96,8 @@ class SimulatedDevice:
         assert size_bytes % PAGE_BYTES == 0
         assert zoned_bytes is None or size_bytes % zoned_bytes == zoned_bytes % PAGE_BYTES == 0
         self.path = path
-        self.size_bytes = self.medium_bytes = size_bytes
+        self.medium_bytes = size_bytes
+        self.medium = SimulatedMedium(size_bytes, sector_bytes, zoned_bytes)
         self.is_image = False
         self.sector_bytes = sector_bytes
         self.zoned_bytes = zoned_bytes
@@ -112,11 +109,6 @@ class SimulatedDevice:
         self._rng = random.Random(seed)
         self._strict_reads = strict_reads
         self._checkpoints_max = checkpoints_max
-        self._pages: dict[int, bytes] = {}
-        self._pointers: dict[int, int] = {}
-        self._durable_pages: dict[int, bytes] = {}  # replaced by each flush, never changed
-        self._durable_pointers: dict[int, int] = {}
-        self._unflushed: list[Operation] = []
         self._in_flight: list[Operation] = []
         self.faults = FaultPlan(size_bytes, zoned=zoned_bytes is not None)
         self._flush_errno = 0
@@ -124,6 +116,11 @@ class SimulatedDevice:
         self._steps_before = 0
         self._powered = True
         self._closed = False
+
+    @property
+    def size_bytes(self) -> int:
+        """See Device.size_bytes."""
+        return self.medium.size_bytes
 
     # --- the protocol ---------------------------------------------------------------------
 
@@ -136,8 +133,8 @@ class SimulatedDevice:
         await self._pause("read")
         fault = self.faults.strike("read", offset, length)
         if self._strict_reads and self.zoned_bytes:
-            require_written(self.zoned_bytes, self._pointers, offset, length)
-        content = self._content(self._pages, offset, length)
+            require_written(self.zoned_bytes, self.medium.pointers, offset, length)
+        content = self.medium.read(offset, length)
         return content if fault is None else self._flipped(content, offset, fault)
 
     async def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
@@ -149,7 +146,7 @@ class SimulatedDevice:
         if offset % PAGE_BYTES or length % PAGE_BYTES:
             raise SimulationError(f"write of {length} bytes at byte {offset} is not in blocks")
         if self.zoned_bytes:
-            require_at_pointer(self.zoned_bytes, self._pointers, offset, length)
+            require_at_pointer(self.zoned_bytes, self.medium.pointers, offset, length)
         self.counts.writes += 1
         self.counts.write_bytes += length
         await self._change("write", offset, data)
@@ -160,7 +157,7 @@ class SimulatedDevice:
         self._begin("flush", 0, 0)
         self.counts.flushes += 1
         in_flight = {each.step for each in self._in_flight}
-        covered = {each.step for each in self._unflushed} - in_flight
+        covered = {each.step for each in self.medium.unflushed} - in_flight
         self._submit(Operation(self.step + 1, "flush", 0, 0, b""))
         try:
             await self._pause("flush")
@@ -169,12 +166,7 @@ class SimulatedDevice:
         except DeviceError as error:
             self._flush_errno = error.errno
             raise
-        # What another flush has covered meanwhile is not among the unflushed any more.
-        flushed = [each for each in self._unflushed if each.step in covered]
-        if flushed:
-            point = self._point(flushed)
-            self._durable_pages, self._durable_pointers = point.after(point.everything())
-            self._unflushed = [each for each in self._unflushed if each.step not in covered]
+        self.medium.flushed(covered)
 
     async def reset(self, offset: int, length: int) -> None:
         """See Device.reset."""
@@ -208,12 +200,12 @@ class SimulatedDevice:
         assert 0 <= offset < self.size_bytes
         if self.zoned_bytes is None:
             return None
-        return self._pointers.get(offset // self.zoned_bytes, 0)
+        return self.medium.pointers.get(offset // self.zoned_bytes, 0)
 
     async def measure(self) -> int:
         """See Device.measure. A test makes the device larger by `medium_bytes`."""
         await self._pause("measure")
-        self.size_bytes = self.medium_bytes
+        self.medium.size_bytes = self.medium_bytes
         return self.size_bytes
 
     async def set_length(self, size_bytes: int) -> bool:
@@ -222,11 +214,8 @@ class SimulatedDevice:
         await self._pause("set_length")
         if not self.is_image:
             return False
-        self.size_bytes = self.medium_bytes = size_bytes
-        end = size_bytes // PAGE_BYTES
-        self._pages = {at: page for at, page in self._pages.items() if at < end}
-        self._durable_pages = {at: page for at, page in self._durable_pages.items() if at < end}
-        self._unflushed = [each for each in self._unflushed if each.offset < size_bytes]
+        self.medium_bytes = size_bytes
+        self.medium.set_length(size_bytes)
         return True
 
     def close(self) -> None:
@@ -244,9 +233,7 @@ class SimulatedDevice:
             point = self.power_cut_point()
             if choice is None:
                 choice = self._rng.choice(list(point.choices(8, self._rng)))
-            self._pages, self._pointers = point.after(choice)
-            self._durable_pages, self._durable_pointers = dict(self._pages), dict(self._pointers)
-            self._unflushed = []
+            self.medium.become(point, choice)
         self._flush_errno = 0
         self.faults.come_back()
 
@@ -265,7 +252,7 @@ class SimulatedDevice:
 
     def power_cut_point(self) -> PowerCutPoint:
         """This moment, to be cut at later and as often as wanted. Cheap."""
-        return self._point(self._unflushed)
+        return self.medium.point(self.step)
 
     def power_cut(self, choice: Choice = ()) -> SimulatedDevice:
         """The device as found after a power cut now; this one goes on undisturbed."""
@@ -283,9 +270,7 @@ class SimulatedDevice:
             path=self.path,
         )
         device.is_image = self.is_image
-        device._pages, device._pointers = point.after(choice)
-        device._durable_pages = dict(device._pages)
-        device._durable_pointers = dict(device._pointers)
+        device.medium.become(point, choice)
         device.faults = self.faults.lasting()
         return device
 
@@ -295,8 +280,7 @@ class SimulatedDevice:
         The power stayed on: everything submitted is read back, and is as unflushed as before.
         """
         device = self.after_power_cut(point, point.everything())
-        device._durable_pages, device._durable_pointers = dict(point.pages), dict(point.pointers)
-        device._unflushed = list(point.unflushed)
+        device.medium.unsettle(point)
         device._steps_before = point.step
         return device
 
@@ -311,25 +295,17 @@ class SimulatedDevice:
 
     def image(self) -> bytes:
         """Everything, as a read would return it."""
-        return self._content(self._pages, 0, self.size_bytes)
+        return self.medium.read(0, self.size_bytes)
 
     def digest(self) -> int:
         """Of what a read of everything would return; the same in every process."""
-        whole = xxhash.xxh3_64()
-        for number in sorted(self._pages):
-            whole.update(number.to_bytes(8, "little"))
-            whole.update(self._pages[number])
-        return whole.intdigest()
+        return self.medium.digest()
 
     @classmethod
     def from_image(cls, image: bytes, sector_bytes: int = 512, seed: int = 0) -> SimulatedDevice:
         """A conventional device that holds `image` durably."""
         device = cls(len(image), sector_bytes, None, seed)
-        for number in range(len(image) // PAGE_BYTES):
-            page = image[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
-            if page != ZEROS:
-                device._pages[number] = page
-        device._durable_pages = dict(device._pages)
+        device.medium.load(image)
         return device
 
     def fail(
@@ -347,10 +323,7 @@ class SimulatedDevice:
 
     def rot(self, offset: int, length: int = 1) -> None:
         """Flips a bit in every byte of a range, on the medium and in what reads return."""
-        for pages in (self._pages, durable := dict(self._durable_pages)):
-            old = self._content(pages, offset, length)
-            store_bytes(pages, offset, bytes(byte ^ 0x10 for byte in old))
-        self._durable_pages = durable
+        self.medium.rot(offset, length)
         self.faults.struck["rot"] += 1
 
     # --- inside ---------------------------------------------------------------------------------
@@ -377,7 +350,7 @@ class SimulatedDevice:
             TraceEntry(operation.step, operation.kind, operation.offset, operation.length)
         )
         if operation.kind != "flush":
-            self._unflushed.append(operation)
+            self.medium.unflushed.append(operation)
         if self.observer:
             self.observer(operation)
         if self._cut_step is not None and operation.step >= self._cut_step:
@@ -404,53 +377,15 @@ class SimulatedDevice:
             await self._pause(kind)
             fault = self.faults.strike(kind, offset, length)
         except DeviceError:
-            self._leave_ruins(operation)
+            self.medium.leave_ruins(operation, self._rng)
             raise
         finally:
             self._in_flight.remove(operation)
         if fault is not None:
-            self._go_astray(operation, fault)
+            self.medium.go_astray(operation, fault)
             return
-        self._apply(operation)
+        self.medium.apply(operation)
         self.faults.rewritten(offset, length)
-
-    def _apply(self, operation: Operation) -> None:
-        if operation.kind == "reset":
-            drop_bytes(self._pages, operation.offset, operation.length)
-        else:
-            store_bytes(self._pages, operation.offset, operation.data)
-        if self.zoned_bytes and operation.kind != "discard":
-            zone, within = divmod(operation.offset, self.zoned_bytes)
-            self._pointers[zone] = 0 if operation.kind == "reset" else within + operation.length
-
-    def _leave_ruins(self, operation: Operation) -> None:
-        """What a failed write leaves: any of its sectors; in a zone, nothing."""
-        index = self._unflushed.index(operation)
-        if operation.kind != "write" or self.zoned_bytes:
-            del self._unflushed[index]
-            return
-        torn = bytearray(self._content(self._pages, operation.offset, operation.length))
-        for start in range(0, operation.length, self.sector_bytes):
-            if self._rng.random() < 0.5:
-                end = start + self.sector_bytes
-                torn[start:end] = operation.data[start:end]
-        self._unflushed[index] = replace(operation, data=bytes(torn))
-        self._apply(self._unflushed[index])
-
-    def _go_astray(self, operation: Operation, fault: Fault) -> None:
-        """A write that succeeds, and does not leave its bytes at its place."""
-        index = self._unflushed.index(operation)
-        if fault.effect is Effect.MISDIRECTED:
-            elsewhere = (operation.offset + fault.distance) % self.size_bytes
-            elsewhere = min(elsewhere, self.size_bytes - operation.length)
-            self._unflushed[index] = replace(operation, offset=elsewhere)
-        elif self.zoned_bytes:
-            # The drive has counted it: the pointer moves, and nothing is there.
-            self._unflushed[index] = replace(operation, data=bytes(operation.length))
-        else:
-            del self._unflushed[index]
-            return
-        self._apply(self._unflushed[index])
 
     def _flipped(self, content: bytes, offset: int, fault: Fault) -> bytes:
         first = max(fault.start - offset, 0)
@@ -458,21 +393,3 @@ class SimulatedDevice:
         flipped = bytearray(content)
         flipped[self._rng.randrange(first, last)] ^= 1 << self._rng.randrange(8)
         return bytes(flipped)
-
-    def _point(self, unflushed: Sequence[Operation]) -> PowerCutPoint:
-        return PowerCutPoint(
-            self.step,
-            self._durable_pages,
-            self._durable_pointers,
-            tuple(unflushed),
-            PAGE_BYTES if self.zoned_bytes else self.sector_bytes,
-            self.zoned_bytes,
-            self.size_bytes,
-        )
-
-    @staticmethod
-    def _content(pages: dict[int, bytes], offset: int, length: int) -> bytes:
-        first, skip = divmod(offset, PAGE_BYTES)
-        last = -(-(offset + length) // PAGE_BYTES)
-        joined = b"".join(pages.get(number, ZEROS) for number in range(first, last))
-        return joined[skip : skip + length]

@@ -42,7 +42,7 @@ async def test_chunks_below_a_stale_frame_are_moved() -> None:
             digests_of((stale,)),
         )
         start = store.identity.extent_offset(lost.extent) + lost.offset
-        store_bytes(device._pages, start, head)
+        store_bytes(device.medium.pages, start, head)
         expected = await content(store)
         while await store.reclaim():
             pass

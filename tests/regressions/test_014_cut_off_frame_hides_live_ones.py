@@ -38,7 +38,7 @@ async def test_chunks_written_over_a_cut_off_one_are_moved() -> None:
             digests_of((cut_off,)),
         )
         start = store.identity.extent_offset(first.extent)
-        store_bytes(device._pages, start + CUT_OFF_AT, head)
+        store_bytes(device.medium.pages, start + CUT_OFF_AT, head)
     async with opened(device) as store:
         extent = store._extents.all[first.extent]
         assert CUT_OFF_AT < extent.write_pointer <= 2 * limits.BLOCK_BYTES
