@@ -162,7 +162,8 @@ def _run_campaign(task: Task, as_json: bool) -> int:
             _print_totals(task, totals, as_json)
         raise
     _print_totals(task, totals, as_json)
-    return SUCCESS if totals.failure is None else FINDING
+    has_missed = any(totals.missing(world) for world in totals.alphabets)
+    return FINDING if totals.failure is not None or has_missed else SUCCESS
 
 
 @contextmanager
@@ -230,6 +231,9 @@ def _print_totals(task: Task, totals: Totals, as_json: bool) -> None:
         missed = [each for each in alphabet if each not in covered]
         text = f"{len(covered)} of {len(alphabet)}" + ("; not " * bool(missed)) + ", ".join(missed)
         print_row((world, f"{totals.sequences[world]:,}", text), _WORLD_WIDTHS)
+    for world in totals.alphabets:
+        for word in totals.missing(world):
+            click.echo(f"{world}: not once in all this: {word}")
     failure = totals.failure
     if failure is None:
         click.echo("no finding")
@@ -275,6 +279,7 @@ def _totals_as_json(task: Task, totals: Totals) -> dict[str, Any]:
                 "alphabet": alphabet,
                 "covered": totals.covered(world),
                 "operations": totals.operations.get(world, {}),
+                "missing": totals.missing(world),
                 "counts": dict(sorted(totals.counts.get(world, {}).items())),
             }
             for world, alphabet in totals.alphabets.items()

@@ -16,6 +16,8 @@ import pytest
 
 from shardfs.checking.conformance import campaign
 from shardfs.checking.conformance.campaign import (
+    WANTED,
+    WANTED_SEQUENCES,
     CrashStates,
     Totals,
     WorkerError,
@@ -230,3 +232,14 @@ def test_workers_go_when_the_campaign_is_killed() -> None:
     process.kill()
     process.communicate(timeout=SECONDS_MAX)
     wait_until_gone(workers)
+
+
+def test_a_campaign_in_which_nothing_is_evacuated_looks_at_too_little() -> None:
+    totals = Totals()
+    totals.sequences["files"] = WANTED_SEQUENCES - 1
+    assert totals.missing("files") == []
+    totals.sequences["files"] += 1
+    assert totals.missing("files") == list(WANTED["files"])
+    totals.counts["files"] = Counter(dict.fromkeys(WANTED["files"], 1))
+    assert totals.missing("files") == []
+    assert totals.missing("extents") == []

@@ -40,6 +40,17 @@ WEIGHTS: Final = (("store", 6), ("files", 3), ("extents", 2), ("concurrent", 1))
 COMMAND: Final = (sys.executable, "-m", "shardfs.checking.conformance.worker")
 """Starts a worker; its task is appended."""
 
+WANTED: Final = {
+    "store": (
+        *("reclaim extent evacuated", "reclaim survivor moved", "gathered", "merge"),
+        *("resize grown", "resize shrunk"),
+    ),
+    "files": ("reclaim extent evacuated", "reclaim survivor moved", "resize shrunk"),
+}
+"""What has to happen in each world, else its cases look at too little."""
+WANTED_SEQUENCES: Final = 2000
+"""In so many sequences of that world."""
+
 _CRASH_STATES_EXPECTED: Final = 50_000_000
 _COMPLAINT_BYTES_MAX: Final = 4000
 _KILL_SECONDS_MAX: Final = 10.0
@@ -142,6 +153,13 @@ class Totals:
         """The operations of a world's alphabet that have been run."""
         counts = self.operations.get(world, Counter())
         return [each for each in self.alphabets.get(world, ()) if counts[each]]
+
+    def missing(self, world: str) -> list[str]:
+        """What should have come up in this world, and has not; empty for a short campaign."""
+        if self.sequences[world] < WANTED_SEQUENCES:
+            return []
+        counts = self.counts.get(world, Counter())
+        return [word for word in WANTED.get(world, ()) if not counts[word]]
 
     def take(self, worker: int, progress: dict[str, Any]) -> None:
         """Add a worker's report of progress."""

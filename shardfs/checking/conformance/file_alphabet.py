@@ -121,13 +121,14 @@ _WEIGHTS: Final = (
     | {"unlink": 2.0, "link": 1.5, "fsync": 1.5, "read": 1.5, "lookup": 0.7, "list": 0.7}
     | {"sync": 0.6, "reap": 0.5, "checkpoint": 0.3, "compact": 0.15, "reclaim": 0.3, "gather": 0.2}
     | {"sleep": 0.7, "fault": 0.4, "crash": 0.9, "remount": 0.2}
-    | {"churn": 0.02, "tidy": 0.05, "trim": 0.05, "grow": 0.08, "shrink": 0.12}
+    | {"churn": 0.05, "tidy": 0.05, "trim": 0.05, "grow": 0.08, "shrink": 0.12}
     | {"stop-shrink": 0.02, "empty": 0.03}
 )
 _FULL_WEIGHTS: Final = {"churn": 8.0, "reclaim": 4.0, "unlink": 2.0, "truncate": 2.0, "sync": 1.5}
 """On a device that shall be nearly full."""
 _COUNT_MIN, _COUNT_MAX = 15, 33
 _IDIOM_PROBABILITY = 0.04
+_FILLING_FILES = 3
 _LIVES_MAX = 2
 """Each opening takes as long as a dozen operations."""
 
@@ -155,6 +156,8 @@ class _Generator:
         """Everything, the setup first."""
         count = self._rng.randint(_COUNT_MIN, _COUNT_MAX)
         made = [Operation("setup", self._setup)]
+        if self._setup.store == FULL:
+            made += self._filling()
         if not any(self._weights):
             self._weights = [1.0] * len(self._weights)
         for name in self._rng.choices(ALPHABET[1:], self._weights, k=count):
@@ -168,6 +171,16 @@ class _Generator:
         if not self._endings:
             made.append(Operation("crash", self._arguments("crash")))
         return tuple(made)
+
+    def _filling(self) -> list[Operation]:
+        """Two thirds of a device that shall be nearly full, half of it written again."""
+        made = []
+        for number in range(_FILLING_FILES):
+            client = number % (self._setup.clients + 1)
+            path = self.free(client, "file")
+            made.append(Operation("create", (client, path)))
+            made.append(Operation("churn", (client, path, 8 + self._rng.randrange(8), 40_000)))
+        return made
 
     def _idiom(self, client: int) -> list[Operation]:
         """A few operations that programs do in a row."""
@@ -205,7 +218,7 @@ class _Generator:
 
     def _choose_setup(self) -> Setup:
         rng = self._rng
-        store = rng.choices(range(STORE_KINDS), (5, 3, 1, 1, 0.3, 0.6))[0]
+        store = rng.choices(range(STORE_KINDS), (5, 3, 1, 1, 0.3, 0.3))[0]
         background = int(rng.random() < 0.35)
         clients = rng.choices((0, 1, 2), (7, 2, 1))[0]
         small_cap = background and rng.random() < 0.2

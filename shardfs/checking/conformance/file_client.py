@@ -37,7 +37,7 @@ from shardfs.fuse.records import ROOT_INO
 T = TypeVar("T")
 U = TypeVar("U")
 
-_SCARCE_BYTES: Final = 1 << 18
+_SCARCE_BYTES: Final = 1 << 19
 """With less free than this, ENOSPC is an answer."""
 _HANDLES_MAX: Final = 4
 _POOL: Final = random.Random(7).randbytes(1 << 18)

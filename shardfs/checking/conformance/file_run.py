@@ -35,6 +35,7 @@ from shardfs.checking.conformance.file_alphabet import (
     CLIENTS_MAX,
     CRASHES,
     ENDINGS,
+    SMALL,
     STORE_KINDS,
     UPKEEP_OPERATIONS,
     VARIETIES_END,
@@ -143,6 +144,8 @@ class FileRun:
         async with trio.open_nursery() as background:
             if self._setup.background:
                 file_system.start(background)
+            elif self._is_reaped:
+                background.start_soon(file_system._supervise, "reaper", file_system.orphans.run)
             await self._act()
             if self._setup.background and not self._crash:
                 await trio.testing.wait_all_tasks_blocked()  # the reaper has looked around
@@ -244,7 +247,7 @@ class FileRun:
             case "sleep":
                 await self._sleep(1 + first)
             case "reap":
-                if not self._setup.background:
+                if not self._is_reaped:
                     await self.file_system.orphans.reap_queued()
             case "sync":
                 promises = [(each.model, each.promise(of_all=True)) for each in self._clients]
@@ -256,10 +259,15 @@ class FileRun:
             case _:
                 await self._excused(self._ground.upkeep(name, first, second))
 
+    @property
+    def _is_reaped(self) -> bool:
+        """Removed files are freed by a task: whoever finds a full device waits for it."""
+        return bool(self._setup.background) or self._setup.store in SMALL
+
     async def _empty(self) -> None:
         """Everything is removed, and the file system is idle for a while."""
         await remove_all(self._clients[0])
-        if self._setup.background:
+        if self._is_reaped:
             await trio.testing.wait_all_tasks_blocked()
             await self.file_system.orphans.drained()
         else:
@@ -276,6 +284,8 @@ class FileRun:
             return
         self._ground.check_df()
         if len(self._clients) == 1 and self._steps % _HELD_EVERY == 0:
+            if self._is_reaped:
+                await self.file_system.orphans.drained()
             await self._ground.check_held()
 
     async def _sleep(self, seconds: int) -> None:

@@ -31,7 +31,8 @@ _PERMISSIONS_END: Final = 0o1000
 _MTIME_FIRST_NS: Final = 10**18
 _XATTR_BYTES_END: Final = 65537
 _ROUNDS_MAX: Final = 24
-_CHURNED_BYTES: Final = 256 * 1024
+_CHURNED_BYTES: Final = 192 * 1024
+_STAYING_BYTES: Final = 3 * 1024
 
 
 def _path(number: int) -> str:
@@ -344,11 +345,22 @@ async def close(client: FileClient, number: int, *_: object) -> None:
 
 
 async def churn(client: FileClient, path: int, rounds: int, length: int, clients: Clients) -> None:
-    """Parts of a file are written again and again, each for itself: extents are live in part."""
+    """Parts of a file are written again and again, each for itself, and between them some that
+    stay: extents are live in part."""
+    where = _path(path)
+    answers = await client.both(
+        lambda: client.model.file(where), lambda: client.resolve_file(where)
+    )
+    if answers is None:
+        return
     for number in range(min(rounds, _ROUNDS_MAX)):
         start = number * 7919 * 4 % _CHURNED_BYTES
         await write(client, path, start, length, clients)
+        stays = client.circumstances.writes * _STAYING_BYTES % _CHURNED_BYTES
+        await write(client, path, _CHURNED_BYTES + stays, _STAYING_BYTES, clients)
         await flush(client, path)
+        if client.file_system.writeback.is_dirty(answers[1]):
+            return  # The device is full. Very many parts are not one batch: no model knows them.
 
 
 async def remove_all(client: FileClient) -> None:
