@@ -7,6 +7,7 @@ import stat
 
 import pytest
 
+from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.errors import FileError, NoSpaceError, ReadOnlyError
 from shardfs.fuse.namespace import Update
@@ -282,3 +283,16 @@ async def test_a_read_only_store_refuses_changes(kind: str) -> None:
         with pytest.raises(ReadOnlyError):
             await caller.rename("a", "b")
         assert await caller.list() == ["a"] and await caller.read("a") == b"abc"
+
+
+async def test_too_many_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LINKS_MAX", 3)
+    async with mounted() as file_system:
+        caller = Caller(file_system)
+        await caller.create("a")
+        await caller.link("a", "b")
+        await caller.link("a", "c")
+        assert await caller.errno("link", "a", "d") == errno.EMLINK
+        assert await caller.list() and (await file_system.namespace.inode(2)).nlink == 3
+        await caller.unlink("b")
+        await caller.link("c", "d")

@@ -226,3 +226,12 @@ def test_what_tools_make_of_it(folder: Path, command: str, status: int, saying: 
     for name in ("copy", "sparse"):
         if saying == "" and (folder / name).exists() and "sparse" in command:
             assert (folder / name).stat().st_blocks < 500, f"{name} has lost its holes"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="quotas are root's: the kernel looks at that first")
+def test_quotas(shared_mount: MountedShardfs) -> None:
+    get_quota = 0x800007 << 8  # Q_GETQUOTA, of users
+    special = os.fsencode(shared_mount.device)
+    buffer = ctypes.create_string_buffer(256)
+    refusal = errno_of(lambda: call_libc("quotactl", get_quota, special, 0, buffer))
+    assert refusal in {errno.ENOTBLK, errno.ENOSYS, errno.ESRCH, errno.EINVAL}
