@@ -25,8 +25,13 @@ RECLAMATION: Final = (
         (
             Edit(
                 Extents.dead,
-                "and extent.live_bytes == 0",
-                "and extent.live_bytes // limits.BLOCK_BYTES == 0",
+                "if extent.live_bytes == 0",
+                "if extent.live_bytes // 4096 == 0",
+            ),
+            Edit(
+                Extents.debit,
+                "if not state.live_bytes and",
+                "if not state.live_bytes // 4096 and",
             ),
         ),
         ("store",),

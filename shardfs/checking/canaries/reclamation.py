@@ -186,7 +186,7 @@ ACCOUNT: Final = (
         (
             Edit(
                 Extents.debit,
-                "self.space.live_changed(state.stream, -length)\n",
+                "self._live_changed(state, -length)\n",
                 "",
             ),
         ),
@@ -199,9 +199,9 @@ ACCOUNT: Final = (
         (
             Edit(
                 SpaceAccount.user_bytes_with,
-                "return room * full // self._extent_bytes - self._live_bytes",
-                "held = sum(self._held[stream] for stream in DATA_STREAMS)\n"
-                "return (room - held * self._extent_bytes) * full // self._extent_bytes",
+                "return room * self._data_bytes_per_extent // self._extent_bytes - self._live_bytes",  # noqa: E501
+                "held = sum(self._held[stream] for stream in DATA_STREAMS) * self._extent_bytes\n"
+                "return (room - held) * self._data_bytes_per_extent // self._extent_bytes",
             ),
         ),
         ("store", "files"),

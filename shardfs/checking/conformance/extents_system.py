@@ -29,6 +29,7 @@ from shardfs.checking.conformance.store_devices import EXTENT_BYTES
 from shardfs.checking.models.extents_model import ExtentsModel, Position, UnreadableError
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.dependency import PERSISTENT, Dependency
+from shardfs.engine.extent import Extent
 from shardfs.engine.layout import ExtentState, Kind, Stream
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_shard
 from shardfs.engine.opening import Parts
@@ -168,17 +169,24 @@ class ExtentsSystem:
         """Free what is dead (C2)."""
         parts, committer = self.parts, self.parts.committer
         self.poll()
-        dead = parts.extents.dead(
-            committer.durable_number, committer.persistent_checkpoint, committer.root.log_extent
-        )
-        for extent in dead:
+        dead: list[Extent] = []
+        mark_free = parts.extents.mark_free
+
+        def watched(extent: Extent) -> None:
             for number in range(self.durable, len(self.states)):
                 for position in self.states[number].values():
                     assert (position.extent, position.epoch) != (extent.index, extent.epoch), (
                         f"extent {extent.index} is freed, and {position} is referred to"
                     )
             self.model.reset(extent.index)
-        freed = await reclaim_dead(parts.extents, committer, parts.scheduler)
+            dead.append(extent)
+            mark_free(extent)
+
+        vars(parts.extents)["mark_free"] = watched
+        try:
+            freed = await reclaim_dead(parts.extents, committer, parts.scheduler)
+        finally:
+            del vars(parts.extents)["mark_free"]
         assert freed == len(dead)
         for extent in dead:
             self.model.persist_reset(extent.index)
