@@ -32,7 +32,7 @@ from shardfs.engine.cache import Cache
 from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.commit import Committer, Freeze
 from shardfs.engine.dependency import all_of
-from shardfs.engine.extent import Usage
+from shardfs.engine.extent import Usage, UsageSnapshot
 from shardfs.engine.extents import Extents
 from shardfs.engine.layout import Kind, Stream
 from shardfs.engine.lsm.compaction import (
@@ -100,7 +100,7 @@ class Checkpointer:
         self._scheduler = scheduler
         self._committer = committer
         self._tree = tree
-        self._usage = usage
+        self._usage = UsageSnapshot.of(usage)
         self._next_run_id = 1 + max((run.run_id for run in tree.runs), default=0)
         self._merges: list[_Merge] = []
         self._damaged: set[int] = set()
@@ -363,11 +363,12 @@ class Checkpointer:
     async def _install(
         self, runs: tuple[Run, ...], writer: SegmentWriter, freeze: Freeze | None
     ) -> None:
-        root = self._committer.root
         usage = freeze.usage if freeze is not None else self._usage
+        usage_data = await usage.encoded(writer.slices)
+        root = self._committer.root
         checkpoint = freeze.number if freeze is not None else root.checkpoint
         metas = tuple(segment.meta for run in runs for segment in run.segments)
-        payload = encode_manifest(Manifest(checkpoint, metas, usage))
+        payload = encode_manifest(Manifest(checkpoint, metas, ()), usage_data)
         locator, persistent = self._chunks.put(
             Kind.MANIFEST, Stream.RUNS, b"", checkpoint, (payload,), all_of(writer.written)
         )

@@ -29,7 +29,7 @@ import trio
 from shardfs import limits
 from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.dependency import PERSISTENT, Dependency, all_of
-from shardfs.engine.extent import Usage
+from shardfs.engine.extent import UsageSnapshot
 from shardfs.engine.extents import Extents
 from shardfs.engine.framing import frame_bytes
 from shardfs.engine.health import Health
@@ -52,7 +52,7 @@ class Freeze:
     number: int
     log_extent: int
     log_offset: int
-    usage: tuple[Usage, ...]
+    usage: UsageSnapshot
     durable: Dependency
 
 
@@ -74,7 +74,7 @@ class _Cut(NamedTuple):
     changes: dict[bytes, bytes]
     data: Dependency
     before: Dependency
-    usage: tuple[Usage, ...] | None
+    usage: UsageSnapshot | None
     """Live bytes at the cut, if the memtable was set aside there."""
 
 
@@ -374,7 +374,7 @@ class Committer:
         # Every commit takes whole blocks of the log.
         return length + -length % limits.BLOCK_BYTES, all_of(written)
 
-    def _freeze_if_wanted(self) -> tuple[Usage, ...] | None:
+    def _freeze_if_wanted(self) -> UsageSnapshot | None:
         """Set the memtable aside if a checkpoint has asked for it; the live bytes as of now."""
         if not self._freeze_wanted or self._tree.frozen is not None:
             return None

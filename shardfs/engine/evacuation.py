@@ -150,25 +150,14 @@ class Evacuator:
             NoSpaceError, ReadOnlyError: some of it may have been moved.
         """
         moved = 0
-        moves: list[_Move] = []
         with self._extents.pinned(extent.index):
-            for key in await self.owners(extent):
-                if not extent.live_bytes:
+            owners = await self.owners(extent)
+            for _ in range(_ATTEMPTS_MAX):
+                now = await self._empty(extent, owners)
+                moved += now
+                # A shard that was overwritten in part meanwhile may have more pieces than before.
+                if not now or not extent.live_bytes:
                     break
-                first = -1
-                while (move := await self._read(extent, key)) is not None:
-                    if min(move.copies) <= first:
-                        break  # the same again: it could not be moved
-                    first = min(move.copies)
-                    moves.append(move)
-                    if move.is_all and not self._is_batch(moves):
-                        break
-                    moved += await self._place(extent, moves)
-                    moves = []
-                    # The rest of a large shard is looked at when its first pieces have moved.
-                    if move.is_all:
-                        break
-            moved += await self._place(extent, moves)
         if extent.live_bytes:
             self._stuck[extent.index] = extent.epoch
             _log.warning(
@@ -177,6 +166,28 @@ class Evacuator:
                 extent.live_bytes,
             )
         return moved
+
+    async def _empty(self, extent: Extent, owners: Sequence[bytes]) -> int:
+        """Move what these keys have in the extent; the bytes moved."""
+        moved = 0
+        moves: list[_Move] = []
+        for key in owners:
+            if not extent.live_bytes:
+                break
+            first = -1
+            while (move := await self._read(extent, key)) is not None:
+                if min(move.copies) <= first:
+                    break  # the same again: it could not be moved
+                first = min(move.copies)
+                moves.append(move)
+                if move.is_all and not self._is_batch(moves):
+                    break
+                moved += await self._place(extent, moves)
+                moves = []
+                # The rest of a large shard is looked at when its first pieces have moved.
+                if move.is_all:
+                    break
+        return moved + await self._place(extent, moves)
 
     async def owners(self, extent: Extent) -> list[bytes]:
         """Keys that frames of data in the extent were written for; unreadable ones left out."""

@@ -13,15 +13,18 @@ Not here: when the state changes (extents.py), making a store smaller (resizing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from shardfs.engine.dependency import PERSISTENT, Dependency
 from shardfs.engine.device import Buffer
-from shardfs.engine.layout import ExtentState, Stream
+from shardfs.engine.layout import USAGE, ExtentState, Stream
+from shardfs.engine.pacing import Slices
 from shardfs.engine.superblock_record import ExtentEntry
+
+_EXTENTS_PER_STEP = 256
 
 
 class Usage(NamedTuple):
@@ -30,6 +33,43 @@ class Usage(NamedTuple):
     extent: int
     epoch: int
     live_bytes: int
+
+
+class UsageSnapshot:
+    """Live bytes of data as of one moment, by extent; encoded when a manifest wants it.
+
+    Args:
+        live_bytes, epochs: of every extent.
+    """
+
+    def __init__(self, live_bytes: Sequence[int], epochs: Sequence[int]) -> None:
+        self._live_bytes = live_bytes
+        self._epochs = epochs
+        self._encoded: bytes | None = None
+
+    @classmethod
+    def of(cls, usages: Iterable[Usage]) -> UsageSnapshot:
+        """What a manifest has recorded."""
+        found = cls((), ())
+        found._encoded = b"".join(USAGE.pack(*usage) for usage in usages)
+        return found
+
+    async def encoded(self, slices: Slices) -> bytes:
+        """As a manifest has it. Checkpoints: as `slices` does, the first time."""
+        if self._encoded is None:
+            parts = []
+            for start in range(0, len(self._live_bytes), _EXTENTS_PER_STEP):
+                some = self._live_bytes[start : start + _EXTENTS_PER_STEP]
+                usages = [
+                    (index, self._epochs[index], live)
+                    for index, live in enumerate(some, start)
+                    if live
+                ]
+                parts += [USAGE.pack(*usage) for usage in usages]
+                await slices.spend(_EXTENTS_PER_STEP // 16 + len(usages))
+            self._encoded = b"".join(parts)
+            self._live_bytes = self._epochs = ()
+        return self._encoded
 
 
 @dataclass(slots=True, eq=False)

@@ -12,6 +12,9 @@ Invariants:
         free ones until it is released.
     I3. The live bytes of an extent are those of the frames in it that batches refer to: no more,
         no fewer, and never below zero.
+    I4. Nothing that is done while the store is in use looks at every extent: there may be tens of
+        thousands. Sealed extents are kept by stream, those without live bytes apart; live bytes
+        and epochs in columns besides, of which a snapshot is a copy.
 
 Not here: writing to extents, resetting them (extents.py); who is live (applying.py counts); what an
 extent is (extent.py).
@@ -19,10 +22,12 @@ extent is (extent.py).
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from shardfs import limits
-from shardfs.engine.extent import Extent, FreeExtents, Usage
+from shardfs.engine.extent import Extent, FreeExtents, UsageSnapshot
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.space import DATA_STREAMS, SpaceAccount
 from shardfs.engine.superblock_record import ExtentEntry
@@ -55,6 +60,12 @@ class ExtentTable:
         self._free = FreeExtents()
         self._changed: dict[int, None] = {}
         self._touched: dict[int, None] = {}
+        self._sealed: dict[Stream, dict[int, Extent]] = {stream: {} for stream in Stream}
+        self._lifeless: dict[int, Extent] = {}
+        """Sealed extents without live bytes."""
+        self._live_column = array("Q")
+        """Live bytes of data, by extent; 0 for extents of other streams."""
+        self._epoch_column = array("Q")
 
     def restore(self, entries: Iterable[ExtentEntry]) -> None:
         """Take over recorded states. Requires: nothing has been placed yet."""
@@ -65,6 +76,29 @@ class ExtentTable:
             extent.epoch = entry.epoch
             extent.write_pointer = entry.write_pointer
             extent.order = entry.order
+
+    def index_states(self) -> None:
+        """Recovery has said how each extent stands: from here on nothing looks at all of them."""
+        self._live_column = array("Q", bytes(8 * len(self.all)))
+        self._epoch_column = array("Q", [extent.epoch for extent in self.all])
+        sealed = []
+        for extent in self.all:
+            if extent.stream in DATA_STREAMS:
+                self._live_column[extent.index] = extent.live_bytes
+            if extent.state is ExtentState.SEALED:
+                sealed.append(extent)
+        for extent in sorted(sealed, key=lambda each: each.order):
+            self.note_sealed(extent)
+
+    def note_sealed(self, extent: Extent) -> None:
+        """The extent has been sealed."""
+        self._sealed[extent.stream][extent.index] = extent
+        if not extent.live_bytes:
+            self._lifeless[extent.index] = extent
+
+    def sealed(self, stream: Stream) -> list[Extent]:
+        """The sealed extents of one stream, in the order in which they were sealed."""
+        return list(self._sealed[stream].values())
 
     def at(self, number: int) -> Extent:
         """The extent of this number, as something on the device names it.
@@ -87,8 +121,7 @@ class ExtentTable:
         state = self.at(extent)
         state.live_bytes += length
         state.live_change += length
-        self.space.live_changed(state.stream, length)
-        self._touched[extent] = None
+        self._live_changed(state, length)
 
     def debit(self, extent: int, epoch: int, length: int, delta: int = 0) -> None:
         """`length` bytes are referenced no more, once delta number `delta` is durable."""
@@ -97,9 +130,16 @@ class ExtentTable:
         assert state.live_bytes >= length, f"extent {extent} would have negative live bytes"
         state.live_bytes -= length
         state.live_change -= length
-        self.space.live_changed(state.stream, -length)
+        self._live_changed(state, -length)
         state.last_delta = max(state.last_delta, delta)
-        self._touched[extent] = None
+        if not state.live_bytes and state.state is ExtentState.SEALED:
+            self._lifeless[extent] = state
+
+    def _live_changed(self, extent: Extent, change_bytes: int) -> None:
+        if extent.stream in DATA_STREAMS:
+            self._live_column[extent.index] += change_bytes
+        self.space.live_changed(extent.stream, change_bytes)
+        self._touched[extent.index] = None
 
     def take_touched(self) -> list[tuple[Extent, int]]:
         """Extents appended to, credited or debited since the last call, with the live change."""
@@ -114,13 +154,9 @@ class ExtentTable:
             extent.live_change = 0
         return result
 
-    def usage(self) -> tuple[Usage, ...]:
-        """Live bytes of the extents that hold data."""
-        return tuple(
-            Usage(extent.index, extent.epoch, extent.live_bytes)
-            for extent in self.all
-            if extent.stream in DATA_STREAMS and extent.live_bytes
-        )
+    def usage(self) -> UsageSnapshot:
+        """Live bytes of the extents that hold data, as of now."""
+        return UsageSnapshot(self._live_column[:], self._epoch_column[:])
 
     # --- states -----------------------------------------------------------------------------
 
@@ -133,31 +169,37 @@ class ExtentTable:
         """Entries of all extents, for a snapshot."""
         return [extent.entry() for extent in self.all]
 
-    def dead(self, durable_delta: int, checkpoint: int, log_extent: int) -> list[Extent]:
+    def dead(
+        self, durable_delta: int, checkpoint: int, log_extent: int, *, count_max: int | None = None
+    ) -> list[Extent]:
         """Sealed extents that nothing persistent refers to (I1).
 
         Args:
             durable_delta: deltas up to this number are durable; what they dropped is gone.
             checkpoint: deltas up to this number are in runs; their own frames are not needed.
             log_extent: where reading the delta log starts; never dead.
+            count_max: no more than so many are wanted.
         """
-        return [
+        dead = (
             extent
-            for extent in self.all
-            if extent.state is ExtentState.SEALED
-            and extent.live_bytes == 0
+            for extent in self._lifeless.values()
+            if extent.live_bytes == 0  # it may have been credited since it was sealed
             and extent.index != log_extent
             and extent.last_delta <= (checkpoint if extent.stream is Stream.META else durable_delta)
             and extent.pins == 0
             and extent.writes_pending == 0
-        ]
+        )
+        return list(islice(dead, count_max))
 
     def mark_free(self, extent: Extent) -> None:
         """Raise the epoch and have the next record free it; not to be reused before `release`."""
         self.space.given_back(extent.stream, self.tick() - extent.order)
+        self._sealed[extent.stream].pop(extent.index, None)
+        self._lifeless.pop(extent.index, None)
         extent.state = ExtentState.FREE
         extent.stream = Stream.NONE
         extent.epoch += 1
+        self._epoch_column[extent.index] = extent.epoch
         extent.write_pointer = 0
         extent.last_delta = 0
         self._changed[extent.index] = None
@@ -182,10 +224,9 @@ class ExtentTable:
         be written."""
         return [
             extent
-            for extent in self.all
-            if extent.state is ExtentState.SEALED
-            and extent.stream in DATA_STREAMS
-            and extent.live_bytes
+            for stream in DATA_STREAMS
+            for extent in self._sealed[stream].values()
+            if extent.live_bytes
             and not extent.writes_pending
             and not self._free.is_behind_end(extent)
         ]
@@ -201,6 +242,8 @@ class ExtentTable:
         epoch = 1 + max(extent.epoch for extent in self.all)
         new = [Extent(index, epoch=epoch) for index in range(len(self.all), extent_count)]
         self.all += new
+        self._live_column.extend(0 for _ in new)
+        self._epoch_column.extend(epoch for _ in new)
         return new
 
     def shorten(self, extent_count: int) -> None:
@@ -213,6 +256,8 @@ class ExtentTable:
         assert self._free.withheld_count == len(rest), "something is still there"
         del self.all[extent_count:]
         self.all[0].epoch = max(each.epoch for each in (self.all[0], *rest))
+        del self._live_column[extent_count:], self._epoch_column[extent_count:]
+        self._epoch_column[0] = self.all[0].epoch
         for extent in rest:
             self._changed.pop(extent.index, None)
             self._touched.pop(extent.index, None)

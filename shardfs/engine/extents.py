@@ -80,6 +80,7 @@ class Extents(ExtentTable):
 
     def begin(self) -> None:
         """Build the free list and the open extents from the restored states."""
+        self.index_states()
         self._free.extend(each for each in self.all if each.state is ExtentState.FREE)
         opened = [each for each in self.all if each.state is ExtentState.OPEN]
         for extent in sorted(opened, key=lambda each: each.order):
@@ -217,6 +218,7 @@ class Extents(ExtentTable):
         """Nothing more is appended to this extent before its next reset."""
         self.cut(extent)
         extent.state = ExtentState.SEALED
+        self.note_sealed(extent)
         self._changed[extent.index] = None
         if self._current.get(extent.stream) is extent:
             del self._current[extent.stream]

@@ -22,9 +22,11 @@ from shardfs.engine.commit import Committer
 from shardfs.engine.extents import Extents
 from shardfs.engine.scheduler import Scheduler
 
+_FREED_AT_ONCE = 256
+
 
 async def reclaim_dead(extents: Extents, committer: Committer, scheduler: Scheduler) -> int:
-    """Free every dead extent.
+    """Free every dead extent, some after some.
 
     Returns:
         How many were freed.
@@ -34,16 +36,19 @@ async def reclaim_dead(extents: Extents, committer: Committer, scheduler: Schedu
     Raises:
         DeviceError, ReadOnlyError: extents not yet released stay unused until the next open.
     """
-    dead = extents.dead(
-        committer.durable_number, committer.persistent_checkpoint, committer.root.log_extent
-    )
-    if not dead:
-        return 0
-    with trio.CancelScope(shield=True):
-        # A cancellation half-way would lose the extents until the next open.
-        for extent in dead:
-            extents.mark_free(extent)
-        await scheduler.settle(await committer.write_record())
-        for extent in dead:
-            await extents.release(extent)
-    return len(dead)
+    freed = 0
+    while dead := extents.dead(
+        committer.durable_number,
+        committer.persistent_checkpoint,
+        committer.root.log_extent,
+        count_max=_FREED_AT_ONCE,
+    ):
+        with trio.CancelScope(shield=True):
+            # A cancellation half-way would lose the extents until the next open.
+            for extent in dead:
+                extents.mark_free(extent)
+            await scheduler.settle(await committer.write_record())
+            for extent in dead:
+                await extents.release(extent)
+        freed += len(dead)
+    return freed

@@ -27,10 +27,9 @@ from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
 from shardfs.engine.debts import Debts
 from shardfs.engine.evacuation import Evacuator
-from shardfs.engine.extent import Extent
 from shardfs.engine.extents import Extents
 from shardfs.engine.health import Health
-from shardfs.engine.layout import ExtentState, Stream
+from shardfs.engine.layout import Stream
 from shardfs.engine.reclaim import reclaim_dead
 from shardfs.engine.scheduler import Scheduler
 from shardfs.errors import CorruptionError, DeviceError, NoSpaceError
@@ -183,7 +182,7 @@ class Reclamation:
 
     async def _empty_log(self) -> bool:
         """Make extents of the delta log dead, if there is one worth it."""
-        log = self._sealed(Stream.META)
+        log = self._extents.sealed(Stream.META)
         if len(log) > 1:
             await self._checkpointer.checkpoint()
         return len(log) > 1
@@ -206,7 +205,7 @@ class Reclamation:
     async def _empty_emptiest_of_runs(self) -> bool:
         runs = [
             each
-            for each in self._sealed(Stream.RUNS)
+            for each in self._extents.sealed(Stream.RUNS)
             if each.live_bytes and self._stuck.get(each.index) != each.epoch
         ]
         emptiest = min(runs, key=lambda each: each.live_bytes, default=None)
@@ -220,13 +219,6 @@ class Reclamation:
             self._stuck[emptiest.index] = epoch
             _log.warning("extent %d of the tree can not be emptied: %s", emptiest.index, error)
             return False
-
-    def _sealed(self, stream: Stream) -> list[Extent]:
-        return [
-            extent
-            for extent in self._extents.all
-            if extent.state is ExtentState.SEALED and extent.stream is stream
-        ]
 
 
 def require_read_trouble(error: CorruptionError | DeviceError) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +14,10 @@ import trio
 from shardfs import limits
 from shardfs.engine import commit
 from shardfs.engine.evacuation import Evacuator, _Move
+from shardfs.engine.extent import Extent, Usage, UsageSnapshot
 from shardfs.engine.lsm import compaction, segment
 from shardfs.engine.lsm.filter import Filter
+from shardfs.engine.lsm.manifest import Manifest, decode_manifest, encode_manifest
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.pacing import Slices, Throttle, delay_s, rest_s, share_between
 from shardfs.engine.store import Store
@@ -318,3 +322,56 @@ async def test_rot_in_the_tree_does_not_make_a_store_read_only() -> None:
         await store.put(b"more", b"value")
         await store.sync()
         assert await store.get(b"00499") == b"3" * 50
+
+
+class NeverAll(list[Extent]):
+    """All extents, of which any may be looked at, but not one after the other."""
+
+    def __iter__(self) -> Iterator[Extent]:
+        raise AssertionError("every extent is looked at")
+
+
+async def test_nothing_in_daily_work_looks_at_every_extent() -> None:
+    """There may be tens of thousands: commits, checkpoints, merges, reclamation, evacuation."""
+    device = await formatted(64)
+    async with opened(device) as store:
+        store._extents.all = NeverAll(store._extents.all)
+        for _ in range(2):
+            for number in range(2000):
+                await store.put(b"value %04d" % number, bytes(5 * KIB))
+            await store.checkpoint()
+        for number in range(2000):
+            if number % 3:
+                await store.delete(b"value %04d" % number)
+        await store.sync()
+        freed = 0
+        while step := await store.reclaim():
+            freed += step
+        assert freed > 8
+        assert store._evacuator.moved_bytes > 0
+        while await store.compact():
+            pass
+    async with opened(device) as store:
+        assert len(await content(store)) == 2000 // 3 + 1
+
+
+async def test_live_bytes_of_as_many_extents_as_there_may_be_are_encoded_in_slices() -> None:
+    count = limits.EXTENT_COUNT_MAX
+    live = array("Q", [number % 5 * 1000 for number in range(count)])
+    snapshot = UsageSnapshot(live, array("Q", range(count)))
+    slices = Slices()
+    steps = 0
+
+    async def take_turns() -> None:
+        nonlocal steps
+        while True:
+            await trio.lowlevel.checkpoint()
+            steps += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        data = await snapshot.encoded(slices)
+        nursery.cancel_scope.cancel()
+    found = decode_manifest(encode_manifest(Manifest(7, (), ()), data)).usage
+    assert found == tuple(Usage(each, each, live[each]) for each in range(count) if live[each])
+    assert steps >= count // 512

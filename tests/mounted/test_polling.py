@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 import trio
 
 from shardfs.fuse.control import connect
@@ -41,6 +42,7 @@ def work(path: Path, count: int) -> None:
         (path / f"{number}").read_bytes()
 
 
+@pytest.mark.alone
 def test_an_idle_mount_uses_no_processor(mounted_shardfs: MountedShardfs) -> None:
     work(mounted_shardfs.path, 50)
     time.sleep(5)  # what was written goes to the device meanwhile
@@ -50,6 +52,7 @@ def test_an_idle_mount_uses_no_processor(mounted_shardfs: MountedShardfs) -> Non
     assert used_s <= IDLE_S * IDLE_CPU_SHARE_MAX, f"{used_s:.2f} s in {IDLE_S} s"
 
 
+@pytest.mark.alone
 def test_two_mounts_leave_each_other_room(
     make_image: ImageFactory, mount_shardfs: MountFactory
 ) -> None:

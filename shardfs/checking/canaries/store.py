@@ -104,8 +104,8 @@ CANARIES: Final = (
         (
             Edit(
                 Committer.add,
-                "self._pending.update(changes)",
-                "for key, value in changes.items():\n    self._pending.setdefault(key, value)",
+                "pending[key] = value",
+                "pending.setdefault(key, value)",
             ),
         ),
         ("store",),

@@ -40,6 +40,8 @@ _CHUNK_BYTES_LEAST: Final = 4 * limits.KIB
 """A value is cut into chunks of no less, but for the end of each extent and of each value."""
 _ENTRY_BYTES: Final = 24
 _PIECE_BYTES: Final = 80
+_RECOUNTED_BYTES: Final = 64
+"""What is in memory is counted anew whenever a value is replaced, to within so much."""
 _RUN_BYTES: Final = 4 * limits.KIB
 
 
@@ -250,6 +252,7 @@ class SpaceModel:
         """Data of `wanted` bytes was taken (I5). Meanwhile a merge may have made room."""
         merged = 2 * max(0, before.tree - after.tree) + self._extent_bytes
         most = before.free + (merged if before.tree != after.tree else 0)
+        most += _RECOUNTED_BYTES
         assert wanted <= most, f"{wanted} bytes were taken, and {before.free} were free"
 
     def refused(self, key: bytes, wanted: int, before: Figures, after: Figures) -> None:

@@ -30,9 +30,16 @@ class Manifest(NamedTuple):
     usage: tuple[Usage, ...]
 
 
-def encode_manifest(manifest: Manifest) -> bytes:
-    """The payload of a manifest chunk."""
-    parts = [MANIFEST_HEADER.pack(manifest.checkpoint, len(manifest.segments), len(manifest.usage))]
+def encode_manifest(manifest: Manifest, usage: bytes = b"") -> bytes:
+    """The payload of a manifest chunk.
+
+    Args:
+        usage: in place of the manifest's own, encoded already (extent.UsageSnapshot).
+    """
+    usage = usage or b"".join(USAGE.pack(*each) for each in manifest.usage)
+    parts = [
+        MANIFEST_HEADER.pack(manifest.checkpoint, len(manifest.segments), len(usage) // USAGE.size)
+    ]
     for segment in manifest.segments:
         parts += [
             SEGMENT.pack(
@@ -48,8 +55,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             segment.last_key,
             encode_locator(segment.index_locator),
         ]
-    parts += [USAGE.pack(*usage) for usage in manifest.usage]
-    return b"".join(parts)
+    return b"".join((*parts, usage))
 
 
 def decode_manifest(data: Bytes) -> Manifest:
