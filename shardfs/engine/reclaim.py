@@ -37,12 +37,15 @@ async def reclaim_dead(extents: Extents, committer: Committer, scheduler: Schedu
         DeviceError, ReadOnlyError: extents not yet released stay unused until the next open.
     """
     freed = 0
-    while dead := extents.dead(
-        committer.durable_number,
-        committer.persistent_checkpoint,
-        committer.root.log_extent,
-        count_max=_FREED_AT_ONCE,
-    ):
+    while True:
+        dead = extents.dead(
+            committer.durable_number,
+            committer.persistent_checkpoint,
+            committer.root.log_extent,
+            count_max=_FREED_AT_ONCE,
+        )
+        if not dead:
+            return freed
         with trio.CancelScope(shield=True):
             # A cancellation half-way would lose the extents until the next open.
             for extent in dead:
@@ -51,4 +54,5 @@ async def reclaim_dead(extents: Extents, committer: Committer, scheduler: Schedu
             for extent in dead:
                 await extents.release(extent)
         freed += len(dead)
-    return freed
+        if len(dead) < _FREED_AT_ONCE:
+            return freed  # what has died meanwhile is for the next call

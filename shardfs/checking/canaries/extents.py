@@ -24,14 +24,14 @@ RECLAMATION: Final = (
         "are counted in whole pages.",
         (
             Edit(
-                Extents.dead,
-                "if extent.live_bytes == 0",
-                "if extent.live_bytes // 4096 == 0",
-            ),
-            Edit(
                 Extents.debit,
                 "if not state.live_bytes and",
-                "if not state.live_bytes // 4096 and",
+                "if not state.live_bytes // limits.BLOCK_BYTES and",
+            ),
+            Edit(
+                Extents.dead,
+                "if extent.live_bytes == 0",
+                "if extent.live_bytes // limits.BLOCK_BYTES == 0",
             ),
         ),
         ("store",),

@@ -185,9 +185,9 @@ ACCOUNT: Final = (
         "What is no longer referred to stays in the account of space.",
         (
             Edit(
-                Extents.debit,
-                "self._live_changed(state, -length)\n",
-                "",
+                Extents._live_changed,
+                "self.space.live_changed(extent.stream, change_bytes)",
+                "self.space.live_changed(extent.stream, max(0, change_bytes))",
             ),
         ),
         ("store", "files"),
@@ -199,9 +199,9 @@ ACCOUNT: Final = (
         (
             Edit(
                 SpaceAccount.user_bytes_with,
-                "return room * self._data_bytes_per_extent // self._extent_bytes - self._live_bytes",  # noqa: E501
-                "held = sum(self._held[stream] for stream in DATA_STREAMS) * self._extent_bytes\n"
-                "return (room - held) * self._data_bytes_per_extent // self._extent_bytes",
+                "room * self._data_bytes_per_extent // self._extent_bytes - self._live_bytes",
+                "(room - self._extent_bytes * sum(self._held[each] for each in DATA_STREAMS))"
+                " * self._data_bytes_per_extent // self._extent_bytes",
             ),
         ),
         ("store", "files"),

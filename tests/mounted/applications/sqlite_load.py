@@ -52,6 +52,18 @@ def commit_group(database: sqlite3.Connection, process: int, number: int) -> Non
     database.execute("commit")
 
 
+def sync_directory(path: str) -> None:
+    """Make the removal of a journal durable, or fail.
+
+    SQLite does so itself, but overlooks that it can not open a directory whose mount has just gone.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def main() -> None:
     """See the module's docstring."""
     path, mode, process, groups = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -59,8 +71,9 @@ def main() -> None:
     try:
         for number in range(groups) if groups else itertools.count():
             commit_group(database, process, number)
+            sync_directory(os.path.dirname(path))
             os.write(1, f"{number}\n".encode())
-    except sqlite3.OperationalError:
+    except (sqlite3.Error, OSError):
         if groups:
             raise
         return  # the mount has gone: that is what an endless load is for
