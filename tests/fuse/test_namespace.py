@@ -285,9 +285,9 @@ async def test_a_read_only_store_refuses_changes(kind: str) -> None:
         assert await caller.list() == ["a"] and await caller.read("a") == b"abc"
 
 
-async def test_too_many_names(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_names(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LINKS_MAX", 3)
-    async with mounted() as file_system:
+    async with mounted(kind) as file_system:
         caller = Caller(file_system)
         await caller.create("a")
         await caller.link("a", "b")
