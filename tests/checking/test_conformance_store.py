@@ -73,7 +73,7 @@ def a_part_ends_a_byte_early() -> AbstractContextManager[object]:
 @pytest.mark.parametrize(
     ("plant", "operations_max"),
     [
-        (data_may_follow_its_delta, 4),
+        (data_may_follow_its_delta, 5),
         (the_dead_are_freed_at_once, 12),
         (a_part_ends_a_byte_early, 2),
     ],

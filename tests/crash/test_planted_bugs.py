@@ -133,8 +133,8 @@ def test_extents_freed_before_what_dropped_them_is_durable(
 ) -> None:
     real_dead = Extents.dead
 
-    def dead(self: Extents, _durable: int, checkpoint: int, log_extent: int) -> list[Extent]:
-        return real_dead(self, 2**60, checkpoint, log_extent)
+    def dead(self: Extents, _durable: int, *arguments: Any, **options: Any) -> list[Extent]:
+        return real_dead(self, 2**60, *arguments, **options)
 
     async def unsynced(device: SimulatedDevice, history: History) -> None:
         """Overwrites a lot, and reclaims before anything of it is durable."""
