@@ -231,6 +231,15 @@ def shared_mount(
 
 
 @pytest.fixture
+def folder(shared_mount: MountedShardfs) -> Iterator[Path]:
+    """An empty directory of `shared_mount` for one test."""
+    path = shared_mount.path / "folder"
+    path.mkdir()
+    yield path
+    run_command("rm", "-rf", path)
+
+
+@pytest.fixture
 def run_shardfs() -> Callable[..., str]:
     """The real `shardfs` command: run_shardfs("info", device, expected_status=0) -> stdout."""
     return shardfs

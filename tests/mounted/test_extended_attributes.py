@@ -6,27 +6,18 @@ import errno
 import os
 import random
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.mounted.mounts import MountedShardfs, run_command
+from tests.mounted.mounts import MountedShardfs
 from tests.mounted.test_access_lists import ALICE, as_user
 from tests.mounted.test_posix_attributes import as_root
 
 KIB = 1024
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 """cap_net_raw=ep, as setcap(8) writes it."""
-
-
-@pytest.fixture
-def folder(shared_mount: MountedShardfs) -> Iterator[Path]:
-    """An empty directory for one test."""
-    path = shared_mount.path / "folder"
-    path.mkdir()
-    yield path
-    run_command("rm", "-rf", path)
 
 
 def errno_of(call: Callable[[], object]) -> int:

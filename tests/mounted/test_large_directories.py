@@ -11,14 +11,12 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.mounted.conftest import ImageFactory, MountFactory
-from tests.mounted.mounts import MountedShardfs, run_command
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.opendir.restype = LIBC.readdir.restype = ctypes.c_void_p
@@ -65,15 +63,6 @@ class Directory:
     def close(self) -> None:
         """closedir(3)."""
         LIBC.closedir(self._stream)
-
-
-@pytest.fixture
-def folder(shared_mount: MountedShardfs) -> Iterator[Path]:
-    """An empty directory for one test."""
-    path = shared_mount.path / "folder"
-    path.mkdir()
-    yield path
-    run_command("rm", "-rf", path)
 
 
 def fill(folder: Path, count: int, prefix: str = "file") -> set[str]:

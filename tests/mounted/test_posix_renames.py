@@ -9,25 +9,14 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mounted.mounts import MountedShardfs, run_command
 from tests.mounted.test_posix_names import EXCHANGE, NOREPLACE, errno_of, rename_with_flags
 
 KINDS = ("nothing", "file", "link", "fifo", "empty", "full")
 DIRECTORIES = ("empty", "full")
-
-
-@pytest.fixture
-def folder(shared_mount: MountedShardfs) -> Iterator[Path]:
-    """An empty directory for one test."""
-    path = shared_mount.path / "folder"
-    path.mkdir()
-    yield path
-    run_command("rm", "-rf", path)
 
 
 def make(path: Path, kind: str) -> int:

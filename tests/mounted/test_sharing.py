@@ -22,20 +22,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.mounts import MountedShardfs, run_command
+from tests.mounted.mounts import run_command
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PROCESSES = 4
 LINES = 300
-
-
-@pytest.fixture
-def folder(shared_mount: MountedShardfs) -> Iterator[Path]:
-    """An empty directory for one test."""
-    path = shared_mount.path / "folder"
-    path.mkdir()
-    yield path
-    run_command("rm", "-rf", path)
 
 
 class Helper:

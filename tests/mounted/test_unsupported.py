@@ -11,7 +11,6 @@ import errno
 import fcntl
 import mmap
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,15 +31,6 @@ FITRIM = 0xC0185879
 FIFREEZE = 0xC0045877
 RENAME_WHITEOUT = 4
 LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-@pytest.fixture
-def folder(shared_mount: MountedShardfs) -> Iterator[Path]:
-    """An empty directory for one test."""
-    path = shared_mount.path / "folder"
-    path.mkdir()
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture
