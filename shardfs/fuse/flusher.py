@@ -23,6 +23,7 @@ import trio
 
 from shardfs import limits
 from shardfs.engine.health import HealthState
+from shardfs.engine.pacing import Throttle, share_between
 from shardfs.engine.pieces import Shard
 from shardfs.errors import (
     CorruptionError,
@@ -45,7 +46,8 @@ _log = logging.getLogger(__name__)
 _RUNS_PER_STEP: Final = 32
 _FILES_PER_STEP: Final = 16
 _FILES_LOOKED_AT: Final = 256
-_RESERVED_SHARE: Final = 4
+_RESERVED_SHARE_FLUSHED: Final = 0.2
+_RESERVED_SHARE_MAX: Final = 0.9
 
 
 class Flusher:
@@ -72,6 +74,7 @@ class Flusher:
         self._dirty_bytes_max = dirty_bytes_max
         self._ready: dict[int, None] = {}
         self._wake = trio.Event()
+        self._throttle = Throttle()
 
     def notice(self, ino: int, *, is_ready: bool) -> None:
         """Something was written: wake the task if it has to do something about it.
@@ -95,6 +98,27 @@ class Flusher:
             self._store.health.require_writable()
             self._wake.set()
             await self._dirty.some_gone()
+
+    async def slow_down(self, length: int) -> None:
+        """Have what is buffered flushed while much of what is free is set aside for it, and delay
+        a writer of `length` bytes the longer the more it is: who writes much shall not leave
+        everybody without space until it has been flushed.
+
+        Takes limits.ADMISSION_DELAY_S_MAX at most. Checkpoints: only then.
+        """
+        debt = self._reservation_debt()
+        if debt:
+            self._wake.set()
+            await self._throttle.delay(debt, length)
+
+    def _reservation_debt(self) -> float:
+        """How much of what is free, or would be, is set aside: from when that has to be flushed
+        to when hardly anything is left for others."""
+        reserved = self._dirty.reserved_bytes
+        if not reserved:
+            return 0.0
+        share = reserved / (reserved + self._store.space().free_bytes)
+        return share_between(share, _RESERVED_SHARE_FLUSHED, _RESERVED_SHARE_MAX)
 
     async def flush(self, ino: int) -> None:
         """Give the file's dirty data to the engine.
@@ -147,12 +171,10 @@ class Flusher:
             await self._flush_logged(ino, lambda ranges: ranges.shards())
 
     def _holds_too_much(self) -> bool:
-        """More than half of the cap is buffered, or more is reserved for it than a part of what is
-        free: that is more than it will take, and a writer that comes when nothing else is free has
-        to wait for the difference."""
-        if 2 * self._dirty.memory_bytes > self._dirty_bytes_max:
-            return True
-        return self._dirty.reserved_bytes * _RESERVED_SHARE > self._store.space().free_bytes
+        """More than half of the cap is buffered, or much of what is free is set aside for it: that
+        is more than it will take, and a writer that comes when nothing else is free has to wait
+        for the difference."""
+        return 2 * self._dirty.memory_bytes > self._dirty_bytes_max or self._reservation_debt() > 0
 
     async def _flush_old(self) -> bool:
         """Flush what has been dirty for DIRTY_AGE_S; False if there was nothing."""

@@ -145,7 +145,7 @@ class Writeback:
 
         Durable when: `fsync` returned, or five seconds have passed.
 
-        Checkpoints: not when the inode is cached and there is room.
+        Checkpoints: not when the inode is cached and there is room; `Flusher.slow_down` may.
 
         Raises:
             NoSpaceError, ReadOnlyError, FileError: nothing was taken.
@@ -154,6 +154,7 @@ class Writeback:
             raise FileError(errno.EFBIG)
         if self._dirty.memory_bytes >= self._dirty_bytes_max:
             await self._flusher.wait_for_room()
+        await self._flusher.slow_down(len(data))
         if ino in self._files.truncations:
             await self._files.finish_truncation(ino)
         operation = partial(self._write_now, ino, offset, data, privileged)

@@ -208,6 +208,27 @@ async def test_the_less_is_free_the_earlier_is_flushed() -> None:
         assert most <= 0.25
 
 
+async def test_who_overwrites_a_lot_leaves_space_for_others() -> None:
+    """What is set aside for buffered data never is all that is free: the writer is delayed and the
+    flusher woken before that, so nobody finds the disk full that is not."""
+    async with (
+        opened_store("engine", size_bytes=24 * MIB) as store,
+        serving(store) as file_system,
+    ):
+        caller = Caller(file_system)
+        inos: list[int] = []
+        while file_system.store.space().free_bytes > 2 * MIB:
+            inos.append(await caller.create(f"f{len(inos)}", data=b"x" * 65536))
+            await file_system.writeback.flush(inos[-1])
+        dirty, most = file_system.writeback._dirty, 0.0
+        for number in range(3 * len(inos)):
+            await file_system.writeback.write(inos[number * 7 % len(inos)], 0, b"y" * 65536)
+            await trio.lowlevel.checkpoint()
+            reserved = dirty.reserved_bytes
+            most = max(most, reserved / (reserved + file_system.store.space().free_bytes))
+        assert 0.2 < most < 0.9
+
+
 async def test_space_is_given_back_by_truncate_and_unlink() -> None:
     store = ModelStore()
     async with serving(store, tasks=False) as file_system:
