@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 _BATCH_BYTES = 256 * limits.KIB
 _BATCH_PIECES = 16
-_SCAN_COST = 3
+_SCAN_COST = 8
 _PIECE_COST = 24
 _COST_BYTES = 8 * limits.KIB
 _ATTEMPTS_MAX = 8
