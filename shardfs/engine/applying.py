@@ -120,8 +120,7 @@ class Applier:
         Raises:
             NoSpaceError: there is not that much left; nothing was set aside.
         """
-        if self.reserved_bytes + length > self._extents.space.user_bytes():
-            raise NoSpaceError(f"no room for {length} more bytes")
+        self.require_room(length)
         self.reserved_bytes += length
 
     def release(self, length: int) -> None:

@@ -328,7 +328,9 @@ class _HeadScan:
         if block >= min(end, self._extent.write_pointer):
             return end
         self._offset = block
-        if await self._see(head_bytes(limits.KEY_BYTES_MAX, limits.CHUNK_BYTES_MAX)):
+        is_seen = await self._see(head_bytes(limits.KEY_BYTES_MAX, limits.CHUNK_BYTES_MAX))
+        # Nearly always there is data: that is no error worth raising for each frame.
+        if is_seen and self._window.startswith(FRAME_MAGIC, block - self._start):
             try:
                 later = decode_head(self._window, block - self._start, store_id=self._store_id)
             except CorruptionError:

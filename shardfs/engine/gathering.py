@@ -120,8 +120,6 @@ class Gatherer:
                 _log.info("the shard %s stays scattered: %s", key.hex(), error)
                 written = 0
             if written:
-                self.gathered_shards += 1
-                self.gathered_bytes += written
                 return written
             if key in self._waiting:
                 return 0  # it has changed meanwhile
@@ -144,16 +142,12 @@ class Gatherer:
                 key = max(self._piece_counts, key=self._piece_counts.__getitem__)
                 count = self._piece_counts.pop(key)  # it comes back when it changes
                 try:
-                    length = await self._gather(key, for_space=True)
+                    written += await self._gather(key, for_space=True)
                 except NoSpaceError:
                     self._piece_counts.setdefault(key, count)
                     break
                 except (DeviceError, CorruptionError, LimitError) as error:
                     _log.info("the shard %s keeps its pieces: %s", key.hex(), error)
-                    continue
-                self.gathered_shards += length > 0
-                self.gathered_bytes += length
-                written += length
         return written
 
     def _note(self, key: bytes, piece_count: int) -> None:
@@ -199,6 +193,8 @@ class Gatherer:
         batch = self._new_batch(essential=for_space)
         batch.put_shard(key, tuple(self._joined(key, shard, groups, copies)), shard)
         self._apply(batch)
+        self.gathered_shards += 1
+        self.gathered_bytes += length
         return length
 
     def _joined(

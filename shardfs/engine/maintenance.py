@@ -108,7 +108,7 @@ class Maintenance:
             await work()
         except ShardfsError as error:
             self._health.make_read_only(str(error))
-        except Exception:
+        except Exception:  # a bug ends neither the store nor its caller
             _log.exception("a background task of the store failed")
             self._health.make_read_only("an unexpected error in the background; see the log")
 

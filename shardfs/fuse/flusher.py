@@ -88,8 +88,15 @@ class Flusher:
         if 2 * self._dirty.memory_bytes > self._dirty_bytes_max:
             self._wake.set()
 
-    async def wait_for_room(self) -> None:
-        """Return when less is buffered than may be.
+    async def admit(self, length: int) -> None:
+        """Let a writer in: when less is buffered than may be, and the later the more of what is
+        free is set aside for it. Who writes much shall not leave everybody without space until it
+        has been flushed.
+
+        The second takes limits.ADMISSION_DELAY_S_MAX at most. Checkpoints: only to wait.
+
+        Args:
+            length: bytes that will be written.
 
         Raises:
             ReadOnlyError: nothing will be flushed any more.
@@ -98,14 +105,6 @@ class Flusher:
             self._store.health.require_writable()
             self._wake.set()
             await self._dirty.some_gone()
-
-    async def slow_down(self, length: int) -> None:
-        """Have what is buffered flushed while much of what is free is set aside for it, and delay
-        a writer of `length` bytes the longer the more it is: who writes much shall not leave
-        everybody without space until it has been flushed.
-
-        Takes limits.ADMISSION_DELAY_S_MAX at most. Checkpoints: only then.
-        """
         debt = self._reservation_debt()
         if debt:
             self._wake.set()
@@ -274,8 +273,8 @@ class Flusher:
 
         try:
             self._files.store_runs(file.ino, index, shard, runs, amend)
-        except Exception:
-            file.ranges.seal(index)  # the engine may hold some of these buffers
+        except Exception:  # whatever it is, the engine may hold some of these buffers
+            file.ranges.seal(index)
             raise
         end = runs[-1].start + runs[-1].length
         self._dirty.remove(file, index, runs[0].start, end)

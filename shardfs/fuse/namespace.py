@@ -361,11 +361,10 @@ class Namespace:
         """Change an inode, and its access list with the mode."""
         while True:
             seen = await self._tables.inode(ino) if changes_mode else None
-            entries = None
-            if seen is not None and seen.xattrs:
-                entries = await self._access_list(ino, ACCESS)
-            checked = seen if seen is not None and seen.xattrs else None
-            if await self._tables.run(partial(self._amend_now, ino, amend, checked, entries)):
+            if seen is not None and not seen.xattrs:
+                seen = None  # it has no list
+            entries = None if seen is None else await self._access_list(ino, ACCESS)
+            if await self._tables.run(partial(self._amend_now, ino, amend, seen, entries)):
                 return
 
     def _amend_now(

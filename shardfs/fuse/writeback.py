@@ -63,7 +63,6 @@ class Writeback:
         dirty_bytes_max: int = limits.DIRTY_BYTES_MAX,
         content_changed: Callable[[int], None] = _tell_nobody,
     ) -> None:
-        self._dirty_bytes_max = dirty_bytes_max
         self._store = store
         self._tables = tables
         self._files = files
@@ -145,16 +144,14 @@ class Writeback:
 
         Durable when: `fsync` returned, or five seconds have passed.
 
-        Checkpoints: not when the inode is cached and there is room; `Flusher.slow_down` may.
+        Checkpoints: not when the inode is cached and there is room; see `Flusher.admit`.
 
         Raises:
             NoSpaceError, ReadOnlyError, FileError: nothing was taken.
         """
         if offset + len(data) > limits.FILE_BYTES_MAX:
             raise FileError(errno.EFBIG)
-        if self._dirty.memory_bytes >= self._dirty_bytes_max:
-            await self._flusher.wait_for_room()
-        await self._flusher.slow_down(len(data))
+        await self._flusher.admit(len(data))
         if ino in self._files.truncations:
             await self._files.finish_truncation(ino)
         operation = partial(self._write_now, ino, offset, data, privileged)

@@ -137,19 +137,20 @@ class Xattrs:
         while True:
             inode = await self._inode(ino)
             mode = inode.mode
-            is_stored = entries is not None
+            kept = entries
             if name == access_lists.ACCESS and entries is not None:
-                is_stored = not access_lists.is_minimal(entries)
+                if access_lists.is_minimal(entries):
+                    kept = None
                 mode = access_lists.mode_of(entries, mode)
                 mode &= ~(0 if keeps_set_group_id else stat.S_ISGID)
-            elif name == access_lists.DEFAULT and is_stored and not inode.is_directory:
+            elif name == access_lists.DEFAULT and kept is not None and not inode.is_directory:
                 raise FileError(errno.EACCES)
             was_stored = bool(inode.xattrs) and await self._store.get_record(key) is not None
-            after = inode._replace(mode=mode, xattrs=inode.xattrs + is_stored - was_stored)
-            if after == inode and not is_stored:
+            after = inode._replace(mode=mode, xattrs=inode.xattrs + (kept is not None) - was_stored)
+            if after == inode and kept is None:
                 return
-            kept = encode_access_list(entries) if is_stored and entries is not None else None
-            if await self._change(ino, inode, key, kept, after):
+            record = None if kept is None else encode_access_list(kept)
+            if await self._change(ino, inode, key, record, after):
                 return
 
     async def remove(self, ino: int, name: bytes) -> None:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,15 @@ def run_command(
         f"{run.stdout}{run.stderr}"
     )
     return run.stdout
+
+
+def errno_of(call: Callable[..., object], *arguments: object) -> int:
+    """The errno with which a call fails; 0 if it does not."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 def shardfs(*arguments: str | Path, expected_status: int = 0) -> str:

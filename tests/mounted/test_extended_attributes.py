@@ -11,21 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.mounts import MountedShardfs
+from tests.mounted.mounts import MountedShardfs, errno_of
 from tests.mounted.test_access_lists import ALICE, as_user
 from tests.mounted.test_posix_attributes import as_root
 
 KIB = 1024
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 """cap_net_raw=ep, as setcap(8) writes it."""
-
-
-def errno_of(call: Callable[[], object]) -> int:
-    try:
-        call()
-    except OSError as error:
-        return error.errno or 0
-    return 0
 
 
 @as_root

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.conftest import MountFactory
-from tests.mounted.mounts import SHARDFS, MountedShardfs, find_mount, run_command, shardfs
-from tests.mounted.test_mount_options import errno_of, kernel_options
+from tests.mounted.mounts import SHARDFS, MountedShardfs, errno_of, find_mount, run_command, shardfs
+from tests.mounted.test_mount_options import kernel_options
 from tests.mounted.test_posix_attributes import as_root
 
 SECONDS_MAX = 60.0

@@ -18,7 +18,7 @@ import pytest
 
 from tests.cli.commands import refused
 from tests.mounted.conftest import MountFactory
-from tests.mounted.mounts import MountedShardfs, find_mount, run_command, shardfs
+from tests.mounted.mounts import MountedShardfs, errno_of, find_mount, run_command, shardfs
 from tests.mounted.test_posix_attributes import as_nobody, as_root
 
 DAY_NS = 24 * 3600 * 10**9
@@ -27,16 +27,6 @@ DAY_NS = 24 * 3600 * 10**9
 def kernel_options(path: Path) -> set[str]:
     """The options that the kernel shows for a mount."""
     return set(run_command("findmnt", "-no", "OPTIONS", path).strip().split(","))
-
-
-def errno_of(call: object, *arguments: object) -> int:
-    """The errno with which a call fails; 0 if it does not."""
-    assert callable(call)
-    try:
-        call(*arguments)
-    except OSError as error:
-        return error.errno or 0
-    return 0
 
 
 def moves_atime(path: Path, *, flags: int = 0) -> bool:

@@ -13,12 +13,12 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mounted.mounts import MountedShardfs
+from tests.mounted.mounts import MountedShardfs, errno_of
 
 CONTENT = bytes(range(256)) * 400
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT = 1, 2, 8, 16, 32
@@ -41,15 +41,6 @@ def descriptor(folder: Path) -> Iterator[int]:
     opened = os.open(path, os.O_RDWR)
     yield opened
     os.close(opened)
-
-
-def errno_of(call: Callable[[], object]) -> int:
-    """The errno with which a call fails; 0 if it does not."""
-    try:
-        call()
-    except OSError as error:
-        return error.errno or 0
-    return 0
 
 
 def call_libc(name: str, *arguments: object) -> None:

@@ -101,7 +101,7 @@ class KeyValueModel:
         applied = self.apply(changes)
         try:
             yield applied
-        except Exception:
+        except Exception:  # whatever it is, the system has not changed: I4
             self._pending.remove(applied)
             self.content = before
             raise
