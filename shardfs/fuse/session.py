@@ -186,7 +186,7 @@ async def _announce(mount: Mount, ready: Callable[[], None] | None) -> None:
     """Once the kernel has begun to talk: prepare the read-ahead, and say so."""
     await mount.file_system.started.wait()
     await trio.lowlevel.checkpoint()  # the reply to the kernel's first message goes out first
-    _raise_read_ahead(mount.mountpoint)
+    raise_read_ahead(mount.mountpoint)
     _show_flags(mount)
     if ready is not None:
         ready()
@@ -205,8 +205,12 @@ def _show_flags(mount: Mount) -> None:
             _log.info("the kernel does not show %s: %s", " and ".join(sorted(words)), error)
 
 
-def _raise_read_ahead(mountpoint: str) -> None:
-    """Let buffered reads arrive in large requests; only root may, others do without."""
+def raise_read_ahead(mountpoint: str) -> None:
+    """Let buffered reads arrive in large requests; only root may, others do without.
+
+    Args:
+        mountpoint: absolute path.
+    """
     if os.getuid() != 0:
         return
     try:
