@@ -10,8 +10,8 @@ Invariants:
     I1. The caller returns when the mount answers, or with one line when it cannot; the line and
         the exit status are the background process's own, sent through a pipe.
     I2. How the mount ended is left for `shardfs umount`, whatever happens.
-    I3. When the store turns read-only, the kernel's mount follows as soon as no file is open for
-        writing, so that who looks at the mount table sees it.
+    I3. With errors=remount-ro, when the store turns read-only, the kernel's mount follows as soon
+        as no file is open for writing, so that who looks at the mount table sees it.
 
 Not here: serving and its end (fuse/session.py), options (fuse/mount_options.py).
 """
@@ -40,10 +40,10 @@ from shardfs.engine.device import Device
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.recorder import Recorder, RecordingDevice
 from shardfs.engine.store import Store
-from shardfs.errors import DeviceBusyError, UsageError
+from shardfs.errors import DeviceBusyError, ReadOnlyError, UsageError
 from shardfs.fuse.control import ControlSocket
 from shardfs.fuse.inspection import Inspection
-from shardfs.fuse.mount_options import MountOptions
+from shardfs.fuse.mount_options import ErrorPolicy, MountOptions
 from shardfs.fuse.mounts import mounts_of
 from shardfs.fuse.promises import PromiseRecorder
 from shardfs.fuse.remounting import MountConversation
@@ -151,6 +151,8 @@ class Server:
         read_only = self.options.read_only or device.read_only
         async with Store.open(device, options=StoreOptions(read_only=read_only)) as store:
             _log.info("opened %s: %s", device.path, store.identity.uuid)
+            if self.options.errors is ErrorPolicy.UNMOUNT and store.health.reason and not read_only:
+                raise ReadOnlyError(f"{store.health.reason}; errors=unmount mounts no such store")
 
             async def answer_requests(mount: Mount) -> None:
                 def begin() -> MountConversation:
@@ -203,7 +205,7 @@ async def _show_read_only(mount: Mount) -> None:
     if mount.options.read_only:
         return
     notify(f"STATUS=read-only: {health.reason}")
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 or mount.options.errors is not ErrorPolicy.REMOUNT_READ_ONLY:
         return
     # Not from this process: the kernel writes back what it holds, and that is asked of us.
     command = [sys.executable, "-m", "shardfs", mount.source, mount.mountpoint, "-o", "remount,ro"]

@@ -41,6 +41,9 @@ class Counting(Protocol):
     requests: dict[str, int]
     """Handler -> number of calls; a defaultdict or the like, which begins with zeros."""
 
+    async def meet(self, error: Exception) -> None:
+        """Called before a request is answered with what stands for `error`; raises nothing."""
+
 
 P = ParamSpec("P")
 S = TypeVar("S", bound=Counting)
@@ -90,6 +93,7 @@ def guarded(
             raise
         except Exception as error:
             number = errno_of(error, name)
+            await self.meet(error)
         raise pyfuse3.FUSEError(number)
 
     return guard

@@ -33,6 +33,14 @@ class AccessTimes(StrEnum):
     ALWAYS = "strictatime"
 
 
+class ErrorPolicy(StrEnum):
+    """What a mount does when its device is in trouble; departure.py has the meaning of each."""
+
+    REMOUNT_READ_ONLY = "remount-ro"
+    CONTINUE = "continue"
+    UNMOUNT = "unmount"
+
+
 @dataclass(frozen=True)
 class MountOptions:
     """How to mount.
@@ -48,6 +56,7 @@ class MountOptions:
     uid, gid: whom every file is shown to belong to; None: whom it does belong to.
     dirty_bytes_max: writers wait while more bytes are buffered.
     poll_us: how long to wait awake for the next request, microseconds; POLL_ADAPTIVE: find out.
+    errors: what to do when the device is in trouble.
     suid, dev, exec: what the kernel allows; None: what it does by itself.
     """
 
@@ -63,6 +72,7 @@ class MountOptions:
     gid: int | None = None
     dirty_bytes_max: int = limits.DIRTY_BYTES_MAX
     poll_us: int = POLL_ADAPTIVE
+    errors: ErrorPolicy = ErrorPolicy.REMOUNT_READ_ONLY
     suid: bool | None = None
     dev: bool | None = None
     exec: bool | None = None
@@ -122,6 +132,7 @@ _FLAGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "dev": {"dev": True},
     "nodev": {"dev": False},
     "exec": {"exec": True},
+    **{f"errors={policy}": {"errors": policy} for policy in ErrorPolicy},
     "noexec": {"exec": False},
     # In fstab these two let users mount, who then get no more than this.
     "user": _NOTHING_PRIVILEGED,
@@ -144,12 +155,12 @@ _WITHOUT_EFFECT_BEFORE: Final = ("x-", "X-", "comment=", "helper=", "uhelper=", 
 _SHOWN_BY_THE_KERNEL: Final = ("user_id=", "group_id=", "rootcontext=", "max_read=", "blksize=")
 REMOUNTABLE: Final = frozenset(
     {"read_only", "sync", "dirsync", "access_times", "directory_access_times"}
-    | {"suid", "dev", "exec", "poll_us"}
+    | {"suid", "dev", "exec", "poll_us", "errors"}
 )
 KNOWN: Final = (
     "ro, rw, sync, async, dirsync, relatime, noatime, strictatime, nodiratime, [no]suid, [no]dev, "
     "[no]exec, allow_other, private, uid=ID, gid=ID, noxattr, noacl, dirty=SIZE, "
-    "poll=adaptive|off|MICROSECONDS, log=FILE|journal"
+    "poll=adaptive|off|MICROSECONDS, errors=remount-ro|unmount|continue, log=FILE|journal"
 )
 
 

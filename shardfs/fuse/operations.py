@@ -33,6 +33,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from shardfs import limits
 from shardfs.errors import FileError
 from shardfs.fuse import access_lists
+from shardfs.fuse.departure import Departure
 from shardfs.fuse.errnos import guarded, unanswered
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.listing import Item
@@ -69,6 +70,8 @@ class Operations(pyfuse3.Operations):
         self._handles = file_system.handles
         self._xattrs = file_system.xattrs
         self._reading = file_system.reading
+        self.departure = Departure(file_system.store.health, options.errors)
+        """Whether the mount has to go away because of its device."""
         self._generation = file_system.store.identity.uuid.int & 0xFFFFFFFF
         self.obey(options)
 
@@ -80,8 +83,13 @@ class Operations(pyfuse3.Operations):
     def obey(self, options: MountOptions) -> None:
         """From now on do as these options say; also when a living mount is remounted."""
         self._options = options
+        self.departure.policy = options.errors
         self._reading.rule = AccessTimes.NEVER if options.read_only else options.access_times
         self._reading.directories = options.directory_access_times
+
+    async def meet(self, error: Exception) -> None:
+        """See errnos.Counting."""
+        await self.departure.meet(error)
 
     def init(self) -> None:
         """The kernel has begun to talk to the mount."""

@@ -4,7 +4,8 @@ Role: `serve_store` mounts an open store, answers requests, and returns when the
 and everything is durable.
 
 Ordering at the end, with nothing lost: (1) the kernel lets go of the mount (umount(8), or SIGTERM
-and SIGINT, which unmount here; busy files get GRACE_S to be closed); (2) the request loop returns;
+and SIGINT, which unmount here; busy files get GRACE_S to be closed; or a device in trouble, with
+the option errors=unmount, departure.py); (2) the request loop returns;
 (3) services and background tasks are cancelled; (4) the file system brings all it holds to the
 store and syncs it (filesystem.end); (5) the caller closes the store.
 
@@ -29,7 +30,7 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
-from shardfs.errors import UsageError
+from shardfs.errors import ReadOnlyError, UsageError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.handshake import Handshake, fuse_descriptor
@@ -43,6 +44,8 @@ _log = logging.getLogger(__name__)
 
 GRACE_S: Final = 10.0
 """After a signal, open files may delay the end for this long."""
+ANSWERS_S: Final = 0.2
+"""Requests in trouble are answered within this time, then the connection ends."""
 _UNKNOWN_TO_LIBFUSE: Final = frozenset({"rw", "relatime", "strictatime", "nodiratime"})
 _READ_AHEAD_KIB: Final = 4096
 _MOUNTINFO: Final = Path("/proc/self/mountinfo")
@@ -149,6 +152,8 @@ async def serve_store(
         # Whatever has happened, and even if this task is cancelled: nothing is lost.
         with trio.CancelScope(shield=True):
             await file_system.end()
+    if operations.departure.reason:
+        raise ReadOnlyError(f"{mountpoint} was unmounted, {store.health.reason}")
 
 
 async def _answer_requests(
@@ -162,6 +167,7 @@ async def _answer_requests(
                 nursery.start_soon(_run_service, service, mount)
             nursery.start_soon(_watch_signals, mount)
             nursery.start_soon(_unmount_when_requested, mount)
+            nursery.start_soon(_leave_when_in_trouble, mount)
             nursery.start_soon(_announce, mount, ready)
             await pyfuse3.main()
             _log.info("the mount at %s has ended", mount.mountpoint)
@@ -271,6 +277,18 @@ async def _unmount_when_requested(mount: Mount) -> None:
         mount.detached.set()
         await trio.sleep(GRACE_S)
         _log.warning("files at %s are still open; ending all the same", mount.mountpoint)
+    pyfuse3.terminate()
+
+
+async def _leave_when_in_trouble(mount: Mount) -> None:
+    """With errors=unmount: take the mount away, and then answer what has waited for that."""
+    departure = mount.operations.departure
+    await departure.begun.wait()
+    _log.error("taking %s away: %s", mount.mountpoint, departure.reason)
+    if await _unmount(mount.mountpoint, "-z"):
+        mount.detached.set()
+    departure.detached.set()
+    await trio.sleep(ANSWERS_S)
     pyfuse3.terminate()
 
 

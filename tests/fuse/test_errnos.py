@@ -43,6 +43,11 @@ class Handlers:
 
     def __init__(self) -> None:
         self.requests: dict[str, int] = defaultdict(int)
+        self.met: list[Exception] = []
+
+    async def meet(self, error: Exception) -> None:
+        """See errnos.Counting."""
+        self.met.append(error)
 
     @guarded
     async def asked(self, error: BaseException) -> int:
@@ -63,9 +68,11 @@ class Handlers:
 @pytest.mark.expected_warnings("failed: ", "met a bug")
 @pytest.mark.parametrize(("error", "expected"), TABLE, ids=lambda value: type(value).__name__)
 async def test_the_table(error: BaseException, expected: int) -> None:
+    handlers = Handlers()
     with pytest.raises(pyfuse3.FUSEError) as raised:
-        await Handlers().asked(error)
+        await handlers.asked(error)
     assert raised.value.errno == expected
+    assert handlers.met == [error] or isinstance(error, pyfuse3.FUSEError)
     handlers = Handlers()
     await handlers.told(error)
     assert await handlers.sound(7) == 7
