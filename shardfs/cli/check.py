@@ -15,17 +15,17 @@ from __future__ import annotations
 import os
 import random
 import shlex
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from shardfs.cli.errors import FINDING, SUCCESS, root_cause
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_facts, print_json, print_row, printable
+from shardfs.cli.progress import progress
 from shardfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,13 +37,18 @@ if TYPE_CHECKING:
 _SECONDS_DEFAULT: Final = 60.0
 _CANARY_SECONDS_DEFAULT: Final = 600.0
 _SEED_MAX: Final = 10**6
-_PLAIN_PROGRESS_SECONDS: Final = 10.0
 _WORLD_WIDTHS: Final = (12, -12)
 _HUNT_WIDTHS: Final = (40, -5, 28, -9, -7)
 
 canary_option = click.option("--canary", metavar="NAME", help="With this mistake planted.")
 
 
+@examples(
+    {
+        "shardfs check": "a minute on all cores",
+        "shardfs check --seconds 3600 --seed 7": "an hour, the same each time",
+    }
+)
 @click.group(invoke_without_command=True, short_help="Check this build against its specification.")
 @click.option("--seconds", type=click.FloatRange(min=0), help="Stop then; default 60.")
 @click.option("--sequences", type=click.IntRange(min=1), help="Stop after so many.")
@@ -150,11 +155,11 @@ def _run_campaign(task: Task, as_json: bool) -> int:
     if not as_json:
         click.echo(f"seed {task.seed}, {task.jobs} processes")
     try:
-        with _progress(task.sequences or task.seconds) as show:
+        with progress("starting") as bar:
 
             def changed() -> None:
                 done = totals.sequences.total() if task.sequences else totals.seconds
-                show(done, _progress_text(totals))
+                bar.show(done, task.sequences or task.seconds, _progress_text(totals))
 
             run_campaign(task, totals, changed=changed)
     except BaseException as error:  # KeyboardInterrupt is one: what was done is told
@@ -164,34 +169,6 @@ def _run_campaign(task: Task, as_json: bool) -> int:
     _print_totals(task, totals, as_json)
     has_missed = any(totals.missing(world) for world in totals.alphabets)
     return FINDING if totals.failure is not None or has_missed else SUCCESS
-
-
-@contextmanager
-def _progress(total: float | None) -> Iterator[Callable[[float, str], None]]:
-    """A call that shows how much is done: live on a terminal, else a line now and then."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_progress()
-        return
-    columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("starting", total=total)
-        yield lambda done, text: progress.update(bar, completed=done, description=text)
-
-
-def _plain_progress() -> Callable[[float, str], None]:
-    told = time.monotonic()
-
-    def tell(done: float, text: str) -> None:
-        nonlocal told
-        if time.monotonic() >= told + _PLAIN_PROGRESS_SECONDS:
-            told = time.monotonic()
-            click.echo(text, err=True)
-
-    return tell
 
 
 def _progress_text(totals: Totals) -> str:
@@ -291,6 +268,11 @@ def _totals_as_json(task: Task, totals: Totals) -> dict[str, Any]:
 # --- one case -------------------------------------------------------------------------------
 
 
+@examples(
+    {
+        "shardfs check replay LINE": "the line that a finding has printed",
+    }
+)
 @check.command()
 @click.argument("line")
 @click.option("--story", is_flag=True, help="Print every step of the schedule.")
@@ -351,11 +333,30 @@ def _print_hunt(report: HuntReport) -> None:
 # --- recordings -----------------------------------------------------------------------------
 
 
+@examples(
+    {
+        "shardfs check crashes writes.rec --states 5000": "of a mount with --record writes.rec",
+    }
+)
 @check.command()
 @click.argument("file", type=PATH)
-@click.option("--states", type=click.IntRange(min=1), default=1000, show_default=True)
-@click.option("--per-point", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--states",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Crash states to open, about.",
+)
+@click.option(
+    "--per-point",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="At most so many of one moment.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice."
+)
 @json_option
 def crashes(file: str, states: int, per_point: int, seed: int, as_json: bool) -> int:
     """Check what crashes would have left of a mount that was recorded to FILE.
@@ -365,13 +366,13 @@ def crashes(file: str, states: int, per_point: int, seed: int, as_json: bool) ->
     """
     from shardfs.checking.recordings import check_crashes
 
-    with _progress(1.0) as show:
+    with progress("opening crash states") as bar:
 
-        def progress(done: int, planned: int) -> None:
-            show(done / planned, f"{done:,} of {planned:,} crash states")
+        def show(done: int, planned: int) -> None:
+            bar.show(done, planned, f"{done:,} of {planned:,} crash states")
 
         report = check_crashes(
-            file, states_per_point=per_point, states_max=states, seed=seed, progress=progress
+            file, states_per_point=per_point, states_max=states, seed=seed, progress=show
         )
     if as_json:
         print_json({**asdict(report), "clean": report.is_clean})

@@ -16,6 +16,7 @@ from typing import Any, Final
 import click
 import trio
 
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, printable, size_text
 from shardfs.fuse.targets import default_target, open_target
@@ -24,6 +25,13 @@ _BAR_WIDTH: Final = 64
 _MARKS: Final = "#=.~+x"
 
 
+@examples(
+    {
+        "shardfs df": "of the mount that one is in",
+        "shardfs df /srv/data --json": "for programs",
+        "shardfs df disk.img": "of an image that is not mounted",
+    }
+)
 @click.command()
 @click.argument("target", metavar="[DEVICE|MOUNTPOINT]", type=PATH, required=False)
 @json_option

@@ -16,8 +16,10 @@ import click
 import trio
 
 from shardfs.cli.errors import FINDING, SUCCESS
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, printable, size_text
+from shardfs.cli.progress import waiting
 from shardfs.engine.block_device import open_device
 from shardfs.engine.findings import Finding, Report
 from shardfs.engine.options import StoreOptions
@@ -27,6 +29,12 @@ from shardfs.fuse.fsck import check_all
 from shardfs.fuse.mounts import mounts_of
 
 
+@examples(
+    {
+        "shardfs fsck /dev/sdb1": "every structure",
+        "shardfs fsck disk.img --data": "every byte as well",
+    }
+)
 @click.command()
 @click.argument("device", type=PATH)
 @click.option("--data", is_flag=True, help="Verify every checksum too; reads all data.")
@@ -58,7 +66,8 @@ async def _check(path: str, data: bool) -> Report:
     try:
         options = StoreOptions(read_only=True, background=False)
         async with Store.open(device, options=options) as store:
-            report = await check_all(store, data=data)
+            async with waiting("verifying"):
+                report = await check_all(store, data=data)
             report.notes[:0] = [note for note in store.notes if note not in report.notes]
             return report
     except CorruptionError as error:

@@ -6,7 +6,6 @@ are taken by its server, which goes on serving.
 Invariants:
     I1. It may be interrupted at any moment: the step under way is finished or given up, no
         further one is taken, and nothing has to be cleaned up.
-    I2. Progress is shown on a terminal only, on standard error.
 
 Not here: what a step does (engine/collection.py), when it happens by itself
 (engine/maintenance.py).
@@ -14,8 +13,7 @@ Not here: what a step does (engine/collection.py), when it happens by itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -23,8 +21,10 @@ import click
 import trio
 
 from shardfs.cli.errors import FINDING, SUCCESS, root_cause
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_facts, print_json, size_text
+from shardfs.cli.progress import Bar, progress
 from shardfs.fuse.targets import Questions, default_target, open_target
 
 _STAGES = {
@@ -34,9 +34,13 @@ _STAGES = {
     "done": "done",
 }
 
-Show = Callable[[dict[str, Any]], None]
 
-
+@examples(
+    {
+        "shardfs gc /srv/data": "what it would give and take",
+        "shardfs gc --now /srv/data": "do it now",
+    }
+)
 @click.command()
 @click.argument("target", metavar="[DEVICE|MOUNTPOINT]", type=PATH, required=False)
 @click.option("--now", is_flag=True, help="Do it, until nothing more is worth it.")
@@ -78,10 +82,10 @@ async def _collect(name: str, done: dict[str, Any]) -> None:
     async with open_target(name, change=True) as target:
         done["before"] = await _parts(target.conversation)
         done.update(await target.conversation.answer({"request": "gc-begin"}))
-        with _progress() as show:
+        with progress("collecting garbage") as bar:
             while done["stage"] != "done":
                 done.update(await target.conversation.answer({"request": "gc-step"}))
-                show(done)
+                _show(bar, done)
         done["after"] = await _parts(target.conversation)
 
 
@@ -134,26 +138,10 @@ def _print_done(done: dict[str, Any], as_json: bool) -> None:
     print_facts(lines)
 
 
-@contextmanager
-def _progress() -> Iterator[Show]:
-    """A call that shows how much is done (I2)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done: None
-        return
-    columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("starting", total=None)
-
-        def show(done: dict[str, Any]) -> None:
-            moved, left = done["moved_bytes"], done["left_bytes"]
-            text = (
-                f"{_STAGES.get(done['stage'], done['stage'])}: {size_text(moved)} moved, "
-                f"{size_text(left)} to go, {size_text(done['freed_bytes'])} freed"
-            )
-            progress.update(bar, completed=moved, total=moved + left or None, description=text)
-
-        yield show
+def _show(bar: Bar, done: dict[str, Any]) -> None:
+    moved, left = done["moved_bytes"], done["left_bytes"]
+    text = (
+        f"{_STAGES.get(done['stage'], done['stage'])}: {size_text(moved)} moved, "
+        f"{size_text(left)} to go, {size_text(done['freed_bytes'])} freed"
+    )
+    bar.show(moved, moved + left, text)

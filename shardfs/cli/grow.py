@@ -13,11 +13,19 @@ from typing import Any
 import click
 import trio
 
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, SIZE, json_option
 from shardfs.cli.output import print_resized
+from shardfs.cli.progress import waiting
 from shardfs.fuse.targets import open_target
 
 
+@examples(
+    {
+        "shardfs grow /srv/data": "take all of a device that became larger",
+        "shardfs grow disk.img --size 4G": "lengthen an image file and use it",
+    }
+)
 @click.command()
 @click.argument("target", type=PATH)
 @click.option("--size", type=SIZE, help="The new size; an image file is made that long first.")
@@ -31,5 +39,5 @@ def grow(target: str, size: int | None, as_json: bool) -> None:
 
 
 async def _grow(target: str, size: int | None) -> dict[str, Any]:
-    async with open_target(target, change=True) as opened:
+    async with open_target(target, change=True) as opened, waiting("growing"):
         return await opened.conversation.answer({"request": "grow", "size": size})

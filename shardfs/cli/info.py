@@ -14,11 +14,18 @@ import click
 import trio
 
 from shardfs.cli.errors import FINDING, SUCCESS
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_facts, print_json, printable, size_text, time_text
 from shardfs.fuse.targets import open_target
 
 
+@examples(
+    {
+        "shardfs info /dev/sdb1": "which store it is",
+        "shardfs info /srv/data --json": "a mount, for programs",
+    }
+)
 @click.command()
 @click.argument("target", metavar="DEVICE|MOUNTPOINT", type=PATH)
 @json_option

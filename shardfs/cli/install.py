@@ -18,6 +18,7 @@ from typing import Final
 
 import click
 
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH
 from shardfs.errors import UsageError
 
@@ -32,6 +33,12 @@ _TEMPLATE: Final = Path(__file__).with_name("shardfs@.service")
 _MARK: Final = "# Made by `shardfs install`."
 
 
+@examples(
+    {
+        "sudo .venv/bin/shardfs install": "helpers, unit, completion, manual",
+        "sudo shardfs install --remove": "take them away again",
+    }
+)
 @click.command()
 @click.option("--remove", is_flag=True, help="Take away what this command has put there.")
 @click.option("--root", default="/", type=PATH, help="Directory that stands for /.")

@@ -19,6 +19,7 @@ from shardfs import __version__
 from shardfs.cli.check import check
 from shardfs.cli.df import df
 from shardfs.cli.errors import SUCCESS, report, root_cause
+from shardfs.cli.examples import examples
 from shardfs.cli.fsck import fsck
 from shardfs.cli.gc import gc
 from shardfs.cli.grow import grow
@@ -39,6 +40,13 @@ from shardfs.cli.why import why
 _VERBOSE = (logging.INFO, logging.DEBUG)
 
 
+@examples(
+    {
+        "shardfs mkfs disk.img --size 1G": "a store in a new image file",
+        "shardfs mount disk.img mnt": "a directory to copy files into",
+        "shardfs umount mnt": "everything is safe on the disk",
+    }
+)
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("-v", "--verbose", count=True, help="Say more; twice for everything.")
 @click.option("-q", "--quiet", is_flag=True, help="Log errors only.")

@@ -22,8 +22,10 @@ import click
 import trio
 
 from shardfs import limits
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, SIZE, json_option
 from shardfs.cli.output import print_json, size_text
+from shardfs.cli.progress import waiting
 from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.images import create_image
 from shardfs.engine.layout import FRAME_MAGIC, Kind
@@ -37,6 +39,12 @@ _SUPERBLOCK_START = FRAME_MAGIC + bytes([Kind.SUPERBLOCK])
 _CONTENT_BYTES_LOOKED_AT = 1 * MIB
 
 
+@examples(
+    {
+        "shardfs mkfs /dev/sdb1 --label backup": "a whole disk or a partition",
+        "shardfs mkfs disk.img --size 4G": "a new image file",
+    }
+)
 @click.command()
 @click.argument("device", type=PATH)
 @click.option("--size", type=SIZE, help="Make a new image file of this size, like 512M or 4G.")
@@ -124,8 +132,13 @@ def _format_existing(path: str, label: str, extent_size: int | None, force: bool
 
 def _format(device: BlockDevice, label: str, extent_size: int | None) -> Identity:
     identity = plan(device.size_bytes, device.sector_bytes, label=label, extent_bytes=extent_size)
-    trio.run(partial(format_device, device, identity))
+    trio.run(partial(_write, device, identity))
     return identity
+
+
+async def _write(device: BlockDevice, identity: Identity) -> None:
+    async with waiting("formatting"):
+        await format_device(device, identity)
 
 
 def _require_unused(device: BlockDevice) -> None:

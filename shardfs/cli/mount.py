@@ -14,6 +14,7 @@ import click
 import trio
 
 from shardfs.cli.errors import SUCCESS
+from shardfs.cli.examples import examples
 from shardfs.cli.mount_preparation import chosen_log, prepare
 from shardfs.cli.options import PATH
 from shardfs.cli.serving import run_in_background, say_notes
@@ -22,6 +23,13 @@ from shardfs.fuse.remounting import remount
 from shardfs.fuse.targets import require_mount
 
 
+@examples(
+    {
+        "shardfs mount /dev/sdb1 /srv/data": "in the background",
+        "shardfs mount disk.img mnt -o noatime,ro": "with options",
+        "shardfs mount -f disk.img mnt": "stay, and log to the terminal",
+    }
+)
 @click.command()
 @click.argument("device", type=PATH)
 @click.argument("mountpoint", type=PATH)

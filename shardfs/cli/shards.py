@@ -21,6 +21,7 @@ from typing import Any
 import click
 import trio
 
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, print_json_line, print_row, printable, size_text
 from shardfs.errors import UsageError
@@ -33,11 +34,22 @@ _PIECE_WIDTHS = (-9, -9, -6, -6, -10, -9, -9, 16)
 _TARGET_HELP = """TARGET is a device or image file, a mount point, or a path in a mount."""
 
 
+@examples(
+    {
+        "shardfs shards ls disk.img": "everything on an image",
+    }
+)
 @click.group(short_help="List, explain and print shards.")
 def shards() -> None:
     """List, explain and print shards, the pieces that files are kept in."""
 
 
+@examples(
+    {
+        "shardfs shards ls /srv/data/photos": "of a directory in a mount",
+        "shardfs shards ls disk.img photos --json": "of an image, one a line",
+    }
+)
 @shards.command("ls", epilog=_TARGET_HELP)
 @click.argument("target", type=PATH)
 @click.argument("path", type=PATH, required=False)
@@ -64,6 +76,12 @@ async def _list(name: str, path: str | None, as_json: bool) -> None:
             print_row(cells, _LIST_WIDTHS)
 
 
+@examples(
+    {
+        "shardfs shards show /srv/data/photos/001.jpg": "all shards of a file",
+        "shardfs shards show disk.img 12.0": "the first shard of inode 12",
+    }
+)
 @shards.command("show", epilog=_TARGET_HELP)
 @click.argument("target", type=PATH)
 @click.argument("shard", metavar="[SHARD_ID|PATH]", required=False)
@@ -112,6 +130,11 @@ def _print_shard(shard: dict[str, Any]) -> None:
         print_row(cells, _PIECE_WIDTHS)
 
 
+@examples(
+    {
+        "shardfs shards cat disk.img photos/001.jpg >001.jpg": "without mounting",
+    }
+)
 @shards.command("cat", epilog=_TARGET_HELP)
 @click.argument("target", type=PATH)
 @click.argument("shard", metavar="[SHARD_ID|PATH]", required=False)

@@ -10,21 +10,24 @@ Not here: what it does (engine/resizing.py).
 
 from __future__ import annotations
 
-import sys
-import time
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import click
 import trio
 
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, SIZE, json_option
 from shardfs.cli.output import print_resized, size_text
+from shardfs.cli.progress import progress
 from shardfs.fuse.targets import open_target
 
-_PLAIN_PROGRESS_SECONDS: Final = 10.0
 
-
+@examples(
+    {
+        "shardfs shrink /srv/data --size 100G": "while it is in use",
+    }
+)
 @click.command()
 @click.argument("target", type=PATH)
 @click.option("--size", type=SIZE, required=True, help="The new size.")
@@ -42,33 +45,12 @@ def shrink(target: str, size: int, as_json: bool) -> None:
 async def _shrink(target: str, size: int) -> dict[str, Any]:
     async with open_target(target, change=True) as opened:
         begun = await opened.conversation.answer({"request": "shrink-begin", "size": size})
-        line = _ProgressLine(begun["total_bytes"])
-        while True:
-            answer = await opened.conversation.answer({"request": "shrink-more"})
-            line.show(answer["left_bytes"])
-            if answer["result"] is not None:
-                line.end()
-                return {**answer["result"], "moved_bytes": answer["total_bytes"]}
-
-
-class _ProgressLine:
-    """One line on standard error that is kept current; without a terminal, one now and then."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self._total_bytes = total_bytes
-        self._shown_at = time.monotonic()
-        self._is_terminal = sys.stderr.isatty()
-
-    def show(self, left_bytes: int) -> None:
-        """So much is still to be moved."""
-        text = f"moving {size_text(self._total_bytes)}: {size_text(left_bytes)} left"
-        if self._is_terminal:
-            click.echo(f"\r\x1b[K{text}", err=True, nl=False)
-        elif time.monotonic() >= self._shown_at + _PLAIN_PROGRESS_SECONDS:
-            self._shown_at = time.monotonic()
-            click.echo(text, err=True)
-
-    def end(self) -> None:
-        """Leave a clean line."""
-        if self._is_terminal:
-            click.echo("\r\x1b[K", err=True, nl=False)
+        total = begun["total_bytes"]
+        with progress("shrinking") as bar:
+            while True:
+                answer = await opened.conversation.answer({"request": "shrink-more"})
+                left = answer["left_bytes"]
+                text = f"moving {size_text(total)}: {size_text(left)} left"
+                bar.show(total - left, total, text)
+                if answer["result"] is not None:
+                    return {**answer["result"], "moved_bytes": answer["total_bytes"]}

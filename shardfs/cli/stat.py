@@ -13,12 +13,19 @@ from typing import Any
 import click
 import trio
 
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_facts, print_json, size_text
 from shardfs.fuse.control import connect
 from shardfs.fuse.targets import require_mount
 
 
+@examples(
+    {
+        "shardfs stat /srv/data": "counts and latencies",
+        "shardfs stat /srv/data --json": "for programs",
+    }
+)
 @click.command()
 @click.argument("mountpoint", type=PATH)
 @json_option

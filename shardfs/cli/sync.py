@@ -12,11 +12,18 @@ from functools import partial
 import click
 import trio
 
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH
+from shardfs.cli.progress import waiting
 from shardfs.fuse.control import connect
 from shardfs.fuse.targets import require_mount
 
 
+@examples(
+    {
+        "cp -a photos /srv/data && shardfs sync /srv/data": "copy, then make it durable",
+    }
+)
 @click.command()
 @click.argument("mountpoint", type=PATH)
 def sync(mountpoint: str) -> None:
@@ -25,5 +32,5 @@ def sync(mountpoint: str) -> None:
 
 
 async def _sync(mountpoint: str) -> None:
-    async with connect(require_mount(mountpoint)) as client:
+    async with connect(require_mount(mountpoint)) as client, waiting("making everything durable"):
         await client.answer({"request": "sync"})

@@ -13,11 +13,18 @@ from typing import Any
 import click
 import trio
 
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, size_text
+from shardfs.cli.progress import waiting
 from shardfs.fuse.targets import open_target
 
 
+@examples(
+    {
+        "shardfs trim /srv/data": "what fstrim(8) does elsewhere",
+    }
+)
 @click.command()
 @click.argument("target", type=PATH)
 @json_option
@@ -35,5 +42,5 @@ def trim(target: str, as_json: bool) -> None:
 
 
 async def _trim(target: str) -> dict[str, Any]:
-    async with open_target(target, change=True) as opened:
+    async with open_target(target, change=True) as opened, waiting("discarding what is free"):
         return await opened.conversation.answer({"request": "trim"})

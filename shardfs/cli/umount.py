@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import click
 
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH
 from shardfs.cli.unmounting import unmount_and_wait
 from shardfs.fuse.mounts import unmount
 from shardfs.fuse.targets import require_mount
 
 
+@examples(
+    {
+        "shardfs umount /srv/data": "returns when all is on the device",
+        "shardfs umount --lazy /srv/data": "although it is in use",
+    }
+)
 @click.command()
 @click.argument("mountpoint", type=PATH)
 @click.option(

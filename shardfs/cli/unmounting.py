@@ -16,6 +16,7 @@ import os
 import select
 
 from shardfs.cli.errors import DamageError
+from shardfs.cli.progress import SHOWN_AFTER_S, progress
 from shardfs.errors import UsageError
 from shardfs.fuse.control import read_ending, server_pid
 from shardfs.fuse.mounts import MountEntry, is_stale, unmount
@@ -39,7 +40,9 @@ def unmount_and_wait(entry: MountEntry) -> None:
                 "was killed, what was not synced may be lost"
             )
         if descriptor is not None:
-            select.select([descriptor], [], [])
+            with progress("writing what is left") as bar:
+                while not select.select([descriptor], [], [], SHOWN_AFTER_S)[0]:
+                    bar.show(0)
     finally:
         if descriptor is not None:
             os.close(descriptor)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import click
 import trio
 
+from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_facts, print_json, print_row, printable, size_text
 from shardfs.errors import UsageError
@@ -32,6 +33,12 @@ _REMOVED: Final = {
 }
 
 
+@examples(
+    {
+        "shardfs why /srv/data/photos/001.jpg": "where a file lies, what it costs",
+        "shardfs why disk.img 20": "why extent 20 is not free",
+    }
+)
 @click.command()
 @click.argument("target", type=PATH)
 @click.argument("what", metavar="[EXTENT|PATH]", type=PATH, required=False)

@@ -79,8 +79,8 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
 CLI_SHARED = frozenset(
     f"shardfs.cli.{name}"
     for name in (
-        *("errors", "heap", "logs", "mount_preparation", "options", "output"),
-        *("serving", "systemd", "unmounting"),
+        *("errors", "examples", "heap", "logs", "mount_preparation", "options", "output"),
+        *("progress", "serving", "systemd", "unmounting"),
     )
 )
 
