@@ -33,6 +33,7 @@ from shardfs.cli.shards import shards
 from shardfs.cli.shrink import shrink
 from shardfs.cli.stat import stat
 from shardfs.cli.sync import sync
+from shardfs.cli.top import top
 from shardfs.cli.trim import trim
 from shardfs.cli.umount import umount
 from shardfs.cli.why import why
@@ -70,7 +71,7 @@ def group(context: click.Context, verbose: int, quiet: bool, log_level: str | No
 
 
 for command in (
-    *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat),
+    *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, top),
     *(grow, shrink, trim, check, install),
 ):
     group.add_command(command)

@@ -18,6 +18,7 @@ Not here: serving and its end (fuse/session.py), options (fuse/mount_options.py)
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
@@ -160,15 +161,33 @@ class Server:
 
                 await control.serve(mount.mountpoint, begin)
 
+            async def export_metrics(mount: Mount) -> None:
+                if mount.options.metrics is not None:
+                    from shardfs.fuse.exporter import serve_metrics
+
+                    await serve_metrics(
+                        mount.options.metrics,
+                        lambda: Inspection(store, device.path, mount=mount),
+                    )
+
+            services = (answer_requests, export_metrics, _tell_systemd, _show_read_only)
             await serve_store(
                 store,
                 device.path,
                 self.mountpoint,
                 _with_read_only(self.options, read_only or bool(store.health.reason)),
-                ready=partial(ready, store.notes),
-                services=(answer_requests, _tell_systemd, _show_read_only, _keep_pauses_short),
+                ready=partial(ready, (*store.notes, *_warnings(self.options))),
+                services=(*services, _keep_pauses_short),
                 observer=observer,
             )
+
+
+def _warnings(options: MountOptions) -> tuple[str, ...]:
+    """What the user may not have meant."""
+    if options.metrics is None or ipaddress.ip_address(options.metrics[0]).is_loopback:
+        return ()
+    host, port = options.metrics
+    return (f"whoever reaches {host} port {port} can read how this mount is used, without a word",)
 
 
 def _with_read_only(options: MountOptions, read_only: bool) -> MountOptions:

@@ -9,6 +9,7 @@ Not here: counting (each component counts for itself), how much may be written (
 from __future__ import annotations
 
 from shardfs import limits
+from shardfs.engine.debts import Debts
 from shardfs.engine.extents import Extents
 from shardfs.engine.gathering import Gatherer
 from shardfs.engine.layout import ExtentState, Stream
@@ -77,7 +78,7 @@ def space_parts(parts: Parts, reserved_bytes: int) -> SpaceParts:
     )
 
 
-def statistics_of(parts: Parts, gatherer: Gatherer) -> StoreStatistics:
+def statistics_of(parts: Parts, gatherer: Gatherer, debts: Debts) -> StoreStatistics:
     """Counts since the open, sizes as of now."""
     runs = parts.tree.runs
     cache = parts.cache.statistics()
@@ -111,5 +112,11 @@ def statistics_of(parts: Parts, gatherer: Gatherer) -> StoreStatistics:
             stream.name.lower(): parts.extents.space.written_bytes[stream]
             for stream in Stream
             if stream is not Stream.NONE
+        },
+        debts={
+            "checkpoint": round(debts.log(), 4),
+            "merging": round(debts.merges(), 4),
+            "reclamation": round(debts.space(), 4),
+            "queue": round(debts.queue(), 4),
         },
     )

@@ -192,3 +192,6 @@ class StoreStatistics:
     gathered_bytes: int
     stream_bytes: dict[str, int]
     """Written to the device, by the stream they belong to; the superblock's are not among them."""
+    debts: dict[str, float]
+    """How far each kind of background work is behind, from 0 (nothing has to be done) to 1 (writers
+    wait for it): checkpoint, merging, reclamation, and the queue of the device."""

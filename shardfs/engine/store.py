@@ -375,7 +375,7 @@ class Store:
 
     def statistics(self) -> StoreStatistics:
         """Counts since the open, sizes as of now."""
-        return statistics_of(self._parts, self._gatherer)
+        return statistics_of(self._parts, self._gatherer, self._maintenance.debts)
 
     # --- maintenance ------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 Role: pyfuse3 ends the mount when a handler raises anything but FUSEError. `guarded` turns every
 exception into one; what nobody expected is logged with its traceback and answered with EIO.
 
-It also counts: `requests` of the handlers' object has the number of calls of each.
+It also counts: `durations` of the handlers' object says how often each was called and how long it
+took, `answers` how often each errno was the answer. That costs a fraction of a microsecond.
 
 Invariants:
     I1. A guarded handler raises FUSEError or trio.Cancelled (a BaseException), nothing else.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
@@ -31,6 +33,7 @@ from shardfs.errors import (
     ReadOnlyError,
     StoreClosedError,
 )
+from shardfs.fuse.durations import SUM, Durations
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +41,10 @@ _log = logging.getLogger(__name__)
 class Counting(Protocol):
     """Has handlers, and counts their calls."""
 
-    requests: dict[str, int]
-    """Handler -> number of calls; a defaultdict or the like, which begins with zeros."""
+    durations: dict[str, Durations]
+    """Handler -> how long its calls took; a defaultdict or the like, which begins with nothing."""
+    answers: dict[int, int]
+    """errno -> how often it was the answer; the same."""
 
     async def meet(self, error: Exception) -> None:
         """Called before a request is answered with what stands for `error`; raises nothing."""
@@ -83,17 +88,24 @@ def guarded(
     """A request handler that raises nothing but FUSEError (I1)."""
 
     name = handler.__name__
+    now_ns = time.perf_counter_ns
 
     @functools.wraps(handler)
     async def guard(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.requests[name] += 1
+        begun_ns = now_ns()
         try:
             return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except Exception as error:
             number = errno_of(error, name)
+            self.answers[number] += 1
             await self.meet(error)
+        finally:
+            took_ns = now_ns() - begun_ns
+            durations = self.durations[name]
+            durations[took_ns.bit_length()] += 1
+            durations[SUM] += took_ns
         raise pyfuse3.FUSEError(number)
 
     return guard
@@ -105,13 +117,19 @@ def unanswered(
     """A request handler that raises nothing at all (I2)."""
 
     name = handler.__name__
+    now_ns = time.perf_counter_ns
 
     @functools.wraps(handler)
     async def guard(self: S, /, *args: Any, **kwargs: Any) -> None:
-        self.requests[name] += 1
+        begun_ns = now_ns()
         try:
             await handler(self, *args, **kwargs)
         except Exception as error:
             errno_of(error, name)
+        finally:
+            took_ns = now_ns() - begun_ns
+            durations = self.durations[name]
+            durations[took_ns.bit_length()] += 1
+            durations[SUM] += took_ns
 
     return guard

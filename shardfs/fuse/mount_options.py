@@ -9,6 +9,7 @@ access_times.py (reading times).
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -57,6 +58,7 @@ class MountOptions:
     dirty_bytes_max: writers wait while more bytes are buffered.
     poll_us: how long to wait awake for the next request, microseconds; POLL_ADAPTIVE: find out.
     errors: what to do when the device is in trouble.
+    metrics: address and port at which figures are served over HTTP; None: nowhere.
     suid, dev, exec: what the kernel allows; None: what it does by itself.
     """
 
@@ -73,6 +75,7 @@ class MountOptions:
     dirty_bytes_max: int = limits.DIRTY_BYTES_MAX
     poll_us: int = POLL_ADAPTIVE
     errors: ErrorPolicy = ErrorPolicy.REMOUNT_READ_ONLY
+    metrics: tuple[str, int] | None = None
     suid: bool | None = None
     dev: bool | None = None
     exec: bool | None = None
@@ -143,8 +146,11 @@ _VALUES: Final = {
     "gid": "gid",
     "dirty": "dirty_bytes_max",
     "poll": "poll_us",
+    "metrics": "metrics",
     "log": "",
 }
+_LOOPBACK: Final = "127.0.0.1"
+_PORT_MAX: Final = 65535
 _POLLS: Final = {"adaptive": POLL_ADAPTIVE, "off": 0}
 _WITHOUT_EFFECT: Final = frozenset(
     {"", "defaults", "auto", "noauto", "nofail", "nouser", "owner", "group", "_netdev"}
@@ -160,7 +166,8 @@ REMOUNTABLE: Final = frozenset(
 KNOWN: Final = (
     "ro, rw, sync, async, dirsync, relatime, noatime, strictatime, nodiratime, [no]suid, [no]dev, "
     "[no]exec, allow_other, private, uid=ID, gid=ID, noxattr, noacl, dirty=SIZE, "
-    "poll=adaptive|off|MICROSECONDS, errors=remount-ro|unmount|continue, log=FILE|journal"
+    "poll=adaptive|off|MICROSECONDS, errors=remount-ro|unmount|continue, "
+    "metrics=[ADDRESS:]PORT, log=FILE|journal"
 )
 
 
@@ -187,7 +194,8 @@ def read_options(
         elif name == "log" and value:
             log = value
         elif name in _VALUES and value:
-            changes[_VALUES[name]] = _number(option, name, value)
+            read = _address if name == "metrics" else _number
+            changes[_VALUES[name]] = read(option, name, value)
         elif not (sloppy or _is_without_effect(option, remount)):
             raise UsageError(f"unknown mount option {option!r}; known are {KNOWN}")
     options = replace(base or MountOptions(), **changes)
@@ -198,6 +206,21 @@ def _is_without_effect(option: str, remount: bool) -> bool:
     if option in _WITHOUT_EFFECT or option.startswith(_WITHOUT_EFFECT_BEFORE):
         return True
     return option.startswith("user=") or (remount and option.startswith(_SHOWN_BY_THE_KERNEL))
+
+
+def _address(option: str, name: str, value: str) -> tuple[str, int]:
+    """Where to serve metrics; without an address, for this machine only."""
+    host, _, port = value.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.strip("[]") or _LOOPBACK)
+    except ValueError:
+        raise UsageError(
+            f"mount option {option}: {host!r} is no address in numbers; write it like "
+            f"{_LOOPBACK}:9100"
+        ) from None
+    if not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) <= _PORT_MAX:
+        raise UsageError(f"mount option {option}: {port!r} is no port; 1 to {_PORT_MAX}")
+    return str(address), int(port)
 
 
 def _number(option: str, name: str, value: str) -> int:

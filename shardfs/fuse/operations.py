@@ -34,6 +34,7 @@ from shardfs import limits
 from shardfs.errors import FileError
 from shardfs.fuse import access_lists
 from shardfs.fuse.departure import Departure
+from shardfs.fuse.durations import Durations, no_durations
 from shardfs.fuse.errnos import guarded, unanswered
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.listing import Item
@@ -62,8 +63,10 @@ class Operations(pyfuse3.Operations):
 
     def __init__(self, file_system: FileSystem, options: MountOptions) -> None:
         super().__init__()
-        self.requests: dict[str, int] = defaultdict(int)
-        """How often each handler was called."""
+        self.durations: dict[str, Durations] = defaultdict(no_durations)
+        self.answers: dict[int, int] = defaultdict(int)
+        self.read_bytes = self.written_bytes = 0
+        """What requests have read and written."""
         self._file_system = file_system
         self._namespace = file_system.namespace
         self._writeback = file_system.writeback
@@ -253,6 +256,7 @@ class Operations(pyfuse3.Operations):
         data = await self._writeback.read(handle.ino, off, size)
         if handle.touches:
             self._reading.notice(handle.ino)
+        self.read_bytes += len(data)
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer
 
     @guarded
@@ -260,6 +264,7 @@ class Operations(pyfuse3.Operations):
         """Buffer the bytes."""
         handle = self._handles.file(fh)
         await self._writeback.write(handle.ino, off, buf, privileged=handle.privileged)
+        self.written_bytes += len(buf)
         return len(buf)
 
     @guarded

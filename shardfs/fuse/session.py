@@ -16,6 +16,7 @@ Not here: becoming a daemon and telling the user (cli/mount.py), handlers (opera
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -30,8 +31,10 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
+from shardfs import clock
 from shardfs.errors import ReadOnlyError, UsageError
 from shardfs.fuse.door import StoreDoor
+from shardfs.fuse.durations import Summary
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.handshake import Handshake, fuse_descriptor
 from shardfs.fuse.mount_options import MountOptions
@@ -82,9 +85,23 @@ class Mount:
         self.operations.obey(options)
 
     def request_figures(self) -> dict[str, Any]:
-        """How many requests the kernel has sent, by kind, and how they were waited for."""
+        """What the kernel has asked for, how long it took, and how requests were waited for."""
+        operations = self.operations
+        latencies = {
+            name: Summary.of(durations).as_answer()
+            for name, durations in sorted(operations.durations.items())
+        }
         return {
-            "requests": dict(sorted(self.operations.requests.items())),
+            "requests": {name: latency["count"] for name, latency in latencies.items()},
+            "latencies": latencies,
+            "errors": {
+                errno.errorcode.get(number, str(number)): count
+                for number, count in sorted(operations.answers.items())
+            },
+            "read_bytes": operations.read_bytes,
+            "written_bytes": operations.written_bytes,
+            "processor_s": round(clock.processor_s(), 3),
+            "resident_bytes": resident_bytes(),
             "requests_read": self.polling.waits,
             "requests_that_woke": self.polling.sleeps,
             "poll_window_us": self.polling.window.window_ns // 1000,
@@ -245,6 +262,12 @@ def device_number_of(mountpoint: str, mountinfo: str) -> str:
     if not found:
         raise FileNotFoundError(f"nothing is mounted at {mountpoint}")
     return found
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def _run_service(service: Service, mount: Mount) -> None:

@@ -48,6 +48,7 @@ MOUNTED_CALLS: dict[str, tuple[str, ...]] = {
     "gc": ("gc {mount}", "gc --now {mount}"),
     "why": ("why {mount} photo", "why {mount} 3", "why {mount}/notes"),
     "stat": ("stat {mount}",),
+    "top": ("top {mount} --once --interval 0.2",),
     "trim": ("trim {mount}",),
     "grow": ("grow {mount} --size 48M",),
     "shards ls": ("shards ls {mount}",),

@@ -21,6 +21,7 @@ from shardfs.errors import (
     StaleError,
     StoreClosedError,
 )
+from shardfs.fuse.durations import BUCKETS, Durations, no_durations
 from shardfs.fuse.errnos import guarded, unanswered
 
 TABLE: list[tuple[BaseException, int]] = [
@@ -42,7 +43,8 @@ class Handlers:
     """Handlers that raise what they are told to."""
 
     def __init__(self) -> None:
-        self.requests: dict[str, int] = defaultdict(int)
+        self.durations: dict[str, Durations] = defaultdict(no_durations)
+        self.answers: dict[int, int] = defaultdict(int)
         self.met: list[Exception] = []
 
     async def meet(self, error: Exception) -> None:
@@ -72,11 +74,16 @@ async def test_the_table(error: BaseException, expected: int) -> None:
     with pytest.raises(pyfuse3.FUSEError) as raised:
         await handlers.asked(error)
     assert raised.value.errno == expected
+    expected_answers = {} if isinstance(error, pyfuse3.FUSEError) else {expected: 1}
+    assert handlers.answers == expected_answers
     assert handlers.met == [error] or isinstance(error, pyfuse3.FUSEError)
     handlers = Handlers()
     await handlers.told(error)
     assert await handlers.sound(7) == 7
-    assert handlers.requests == {"told": 1, "sound": 1}
+    assert {name: sum(each[:BUCKETS]) for name, each in handlers.durations.items()} == {
+        "told": 1,
+        "sound": 1,
+    }
 
 
 async def test_cancellation_passes() -> None:

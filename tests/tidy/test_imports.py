@@ -80,7 +80,7 @@ CLI_SHARED = frozenset(
     f"shardfs.cli.{name}"
     for name in (
         *("errors", "examples", "heap", "logs", "mount_preparation", "options", "output"),
-        *("progress", "serving", "systemd", "unmounting"),
+        *("progress", "serving", "systemd", "top_figures", "top_view", "unmounting"),
     )
 )
 
@@ -88,6 +88,8 @@ CLI_SHARED = frozenset(
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "click": ("shardfs.cli.",),
     "rich": ("shardfs.cli.",),
+    "h11": ("shardfs.fuse.exporter.",),
+    "prometheus_client": ("shardfs.fuse.exporter.", "shardfs.fuse.metrics."),
     "pyfuse3": ("shardfs.fuse.", "shardfs.cli."),
     "hypothesis": ("shardfs.checking.",),
     "pytest": (),
