@@ -21,15 +21,16 @@ from typing import Any
 import click
 import trio
 
+from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, print_json_line, print_row, printable, size_text
 from shardfs.errors import UsageError
-from shardfs.fuse.inspection import READ_BYTES_MAX, parse_shard_id
+from shardfs.fuse.shard_requests import READ_BYTES_MAX, parse_shard_id
 from shardfs.fuse.targets import Target, open_target
 
 _LIST_WIDTHS = (12, -10, -6, 10)
-_PIECE_WIDTHS = (-9, -9, -6, -6, -10, -9, -9, 16)
+_PIECE_WIDTHS = (-8, -8, -12, -6, -5, -9, -8, -7, -13, 16)
 
 _TARGET_HELP = """TARGET is a device or image file, a mount point, or a path in a mount."""
 
@@ -39,9 +40,9 @@ _TARGET_HELP = """TARGET is a device or image file, a mount point, or a path in 
         "shardfs shards ls disk.img": "everything on an image",
     }
 )
-@click.group(short_help="List, explain and print shards.")
+@click.group(short_help="List, explain, print and verify shards.")
 def shards() -> None:
-    """List, explain and print shards, the pieces that files are kept in."""
+    """List, explain, print and verify shards, the pieces that files are kept in."""
 
 
 @examples(
@@ -87,7 +88,11 @@ async def _list(name: str, path: str | None, as_json: bool) -> None:
 @click.argument("shard", metavar="[SHARD_ID|PATH]", required=False)
 @json_option
 def show_shard(target: str, shard: str | None, as_json: bool) -> None:
-    """Say where the pieces of a shard lie on the device; of each shard, if a file is named."""
+    """Say where the pieces of a shard lie on the device; of each shard, if a file is named.
+
+    ADDRESS is the byte of the device where a piece begins, OFFSET the byte of the extent where its
+    chunk's frame does.
+    """
     trio.run(partial(_show, target, shard, as_json))
 
 
@@ -110,13 +115,24 @@ def _print_shard(shard: dict[str, Any]) -> None:
         f"shard {shard['id']}: bytes {shard['start']} and on of inode {shard['ino']}, "
         f"{size_text(shard['bytes'])} in {len(shard['pieces'])} pieces, {_state(shard)}"
     )
-    header = ("START", "LENGTH", "EXTENT", "EPOCH", "OFFSET", "CHUNK", "SKIP", "SEQUENCE")
+    header = (
+        "START",
+        "LENGTH",
+        "ADDRESS",
+        "EXTENT",
+        "EPOCH",
+        "OFFSET",
+        "CHUNK",
+        "SKIP",
+        "SEQUENCE",
+    )
     print_row((*header, "CHECKSUMS"), _PIECE_WIDTHS)
     for piece in shard["pieces"]:
         chunk = piece["chunk"]
         numbers = (
             piece["start"],
             piece["length"],
+            piece["address"],
             chunk["extent"],
             chunk["epoch"],
             chunk["offset"],
@@ -139,7 +155,8 @@ def _print_shard(shard: dict[str, Any]) -> None:
 @click.argument("target", type=PATH)
 @click.argument("shard", metavar="[SHARD_ID|PATH]", required=False)
 def cat_shard(target: str, shard: str | None) -> None:
-    """Write the bytes of a shard, or of a whole file, to standard output."""
+    """Write the bytes of a shard, or of a whole file, to standard output.
+    """
     trio.run(partial(_cat, target, shard))
 
 
@@ -176,6 +193,58 @@ async def _write_out(target: Target, ino: int, index: int, length: int) -> None:
         sys.stdout.buffer.write(data)
         start += len(data)
     sys.stdout.buffer.flush()
+
+
+@examples(
+    {
+        "shardfs shards verify disk.img photos": "all files below a directory of an image",
+        "shardfs shards verify /srv/data/photos/001.jpg": "one file in a mount",
+    }
+)
+@shards.command("verify", epilog=_TARGET_HELP)
+@click.argument("target", type=PATH)
+@click.argument("shard", metavar="[SHARD_ID|PATH]", required=False)
+@json_option
+def verify_shard(target: str, shard: str | None, as_json: bool) -> int:
+    """Read the data of a shard, of a file, or of all files below a directory, and check it.
+
+    What does not match its checksum, or cannot be read, is printed as bytes of the file; exit
+    status 1 then. Without SHARD_ID or PATH: everything. With --json, each shard is one line.
+    """
+    return trio.run(partial(_verify, target, shard, as_json))
+
+
+async def _verify(name: str, what: str | None, as_json: bool) -> int:
+    count = size = damaged_bytes = 0
+    async with open_target(name) as target:
+        async for ino, index, path in _shards_to_verify(target, what):
+            request = {"request": "verify", "ino": ino, "index": index}
+            shard = await target.conversation.answer(request) | {"path": path}
+            count, size = count + 1, size + shard["bytes"]
+            damaged_bytes += sum(each["length"] for each in shard["damaged"])
+            if as_json:
+                print_json_line(shard)
+                continue
+            for each in shard["damaged"]:
+                last = each["start"] + each["length"] - 1
+                where = f"inode {ino}" if path is None else f"/{printable(path)}"
+                click.echo(f"{where} bytes {each['start']} to {last}: {each['error']}")
+    if not as_json:
+        verdict = f"{size_text(damaged_bytes)} damaged" if damaged_bytes else "all right"
+        click.echo(f"{count} shards, {size_text(size)}: {verdict}")
+    return FINDING if damaged_bytes else SUCCESS
+
+
+async def _shards_to_verify(
+    target: Target, what: str | None
+) -> AsyncIterator[tuple[int, int, str | None]]:
+    """(inode, index, path) of the shards that the user named."""
+    shard_id = parse_shard_id(what) if what is not None else None
+    if shard_id is not None:
+        yield *shard_id, None
+        return
+    async for shard in _shards_below(target, _inner_path(target, what)):
+        yield shard["ino"], shard["index"], shard["path"]
 
 
 def _state(shard: dict[str, Any]) -> str:

@@ -41,6 +41,11 @@ def locator_bytes(locator: Locator) -> int:
     return frame_bytes(locator.key_bytes, locator.length)
 
 
+def payload_offset(locator: Locator) -> int:
+    """Where the chunk's payload starts within its extent, bytes."""
+    return locator.offset + head_bytes(locator.key_bytes, locator.length)
+
+
 class ChunkStore:
     """Chunks of one store.
 
@@ -128,7 +133,7 @@ class ChunkStore:
         first = start // granule
         begin = first * granule
         end = min(locator.length, -(-(start + length) // granule) * granule)
-        payload_at = locator.offset + head_bytes(locator.key_bytes, locator.length)
+        payload_at = payload_offset(locator)
         data = await self._extents.read(locator.extent, payload_at + begin, end - begin)
         where = f"extent {locator.extent} byte {locator.offset} (chunk {locator.sequence})"
         if len(data) != end - begin:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -39,11 +39,10 @@ from shardfs.fuse.records import (
     shard_key,
     shards_end,
 )
+from shardfs.fuse.requests import Answer
 
 EXTENTS_LISTED_MAX: Final = 1024
 _FILES_NAMED_AT_ONCE: Final = 4096
-
-Answer = dict[str, Any]
 
 
 @dataclass

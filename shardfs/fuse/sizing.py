@@ -17,17 +17,14 @@ Not here: what each of them does (engine/resizing.py), how requests travel (cont
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any
 
 import trio
 
 from shardfs.engine.resizing import Resized, Shrinking, grow, trim
 from shardfs.engine.store import Store
 from shardfs.errors import UsageError
-
-Answer = dict[str, Any]
+from shardfs.fuse.requests import Answer, Handlers, number_of
 
 
 class Sizing:
@@ -42,7 +39,7 @@ class Sizing:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._shrinking: Shrinking | None = None
-        self.handlers: dict[str, Callable[[Answer], Awaitable[Answer]]] = {
+        self.handlers: Handlers = {
             "grow": self._grow,
             "shrink-begin": self._begin,
             "shrink-more": self._more,
@@ -57,14 +54,14 @@ class Sizing:
             self._shrinking = None
 
     async def _grow(self, request: Answer) -> Answer:
-        wanted = None if request.get("size") is None else _size(request)
+        wanted = None if request.get("size") is None else number_of(request, "size")
         return _facts(await grow(self._store, wanted))
 
     async def _begin(self, request: Answer) -> Answer:
         await self.aclose()
         # What was deleted a moment ago shall count, so that nobody is refused for it.
         await self._store.sync()
-        self._shrinking = Shrinking(self._store, _size(request))
+        self._shrinking = Shrinking(self._store, number_of(request, "size"))
         return {"total_bytes": self._shrinking.total_bytes}
 
     async def _more(self, _request: Answer) -> Answer:
@@ -92,10 +89,3 @@ class Sizing:
 
 def _facts(resized: Resized) -> Answer:
     return asdict(resized)
-
-
-def _size(request: Answer) -> int:
-    value = request.get("size")
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
-        raise UsageError("the request needs a number 'size'")
-    return value

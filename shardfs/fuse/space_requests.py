@@ -16,38 +16,18 @@ Not here: the figures (engine/figures.py), what a step does (engine/collection.p
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any, Final, Protocol
+from typing import Final
 
 import trio
 
 from shardfs.engine.collection import Collection, collection_plan
 from shardfs.engine.store import Store
 from shardfs.errors import UsageError
-from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.requests import Answer, Handlers
+from shardfs.fuse.resolving import MountedFiles
 
 _FREEING_S_PER_STEP: Final = 1.0
-
-Answer = dict[str, Any]
-
-
-class MountedFiles(Protocol):
-    """What is asked of a mount (session.Mount fits)."""
-
-    @property
-    def mountpoint(self) -> str:
-        """Absolute path."""
-
-    @property
-    def file_system(self) -> FileSystem:
-        """What it serves."""
-
-    async def sync(self) -> None:
-        """Make everything durable."""
-
-    def request_figures(self) -> Answer:
-        """How many requests the kernel has sent, and how they were waited for."""
 
 
 class SpaceRequests:
@@ -64,7 +44,7 @@ class SpaceRequests:
         self._device = device
         self._mount = mount
         self._collection: Collection | None = None
-        self.handlers: dict[str, Callable[[Answer], Awaitable[Answer]]] = {
+        self.handlers: Handlers = {
             "space": self._space,
             "gc-plan": self._plan,
             "gc-begin": self._begin,

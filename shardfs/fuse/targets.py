@@ -29,7 +29,7 @@ from shardfs.engine.recovery import read_superblock
 from shardfs.engine.store import Store
 from shardfs.errors import UsageError
 from shardfs.fuse.control import connect
-from shardfs.fuse.inspection import Answer, Inspection
+from shardfs.fuse.inspection import Inspection
 from shardfs.fuse.mounts import (
     MountEntry,
     find_mount,
@@ -37,6 +37,7 @@ from shardfs.fuse.mounts import (
     mounts_of,
     shardfs_mounts,
 )
+from shardfs.fuse.requests import Answer
 
 
 class Questions(Protocol):

@@ -30,7 +30,7 @@ from shardfs.errors import (
     UsageError,
 )
 from shardfs.fuse.control import RemoteError, answer_line
-from shardfs.fuse.inspection import parse_shard_id
+from shardfs.fuse.shard_requests import parse_shard_id
 
 
 @pytest.mark.parametrize(

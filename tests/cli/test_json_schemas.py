@@ -41,6 +41,7 @@ CALLS: dict[str, tuple[str, ...]] = {
     "check": ("check --sequences 1 --seed 1 --jobs 1",),
     "shards ls": ("shards ls {image}", "shards ls {image} notes"),
     "shards show": ("shards show {image} photo", "shards show {image} notes/sparse"),
+    "shards verify": ("shards verify {image}", "shards verify {image} photo"),
 }
 MOUNTED_CALLS: dict[str, tuple[str, ...]] = {
     "info": ("info {mount}",),
@@ -53,6 +54,7 @@ MOUNTED_CALLS: dict[str, tuple[str, ...]] = {
     "grow": ("grow {mount} --size 48M",),
     "shards ls": ("shards ls {mount}",),
     "shards show": ("shards show {mount} photo",),
+    "shards verify": ("shards verify {mount} photo",),
 }
 RECORDED_CALLS: dict[str, tuple[str, ...]] = {
     "check crashes": ("check crashes {record} --states 3",),

@@ -29,7 +29,7 @@ EXEMPT = {
     "recording.RecordingReader._decode": "a part of RecordingReader",
     "recording.RecordingReader._decode_request": "likewise",
     "promises._decode_names": "a part of decode_mark",
-    "inspection.parse_shard_id": "of the command line, not of stored bytes",
+    "shard_requests.parse_shard_id": "of the command line, not of stored bytes",
     "probe._probe_ext": "names foreign formats and refuses nothing; see tests/engine/test_probe.py",
     "control.server_pid": "what the kernel says of a socket",
     "handshake._number": "of messages between the kernel and libfuse",
