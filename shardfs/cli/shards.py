@@ -155,8 +155,7 @@ def _print_shard(shard: dict[str, Any]) -> None:
 @click.argument("target", type=PATH)
 @click.argument("shard", metavar="[SHARD_ID|PATH]", required=False)
 def cat_shard(target: str, shard: str | None) -> None:
-    """Write the bytes of a shard, or of a whole file, to standard output.
-    """
+    """Write the bytes of a shard, or of a whole file, to standard output."""
     trio.run(partial(_cat, target, shard))
 
 
