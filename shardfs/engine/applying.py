@@ -55,10 +55,13 @@ class Applier:
         self._on_applied = on_applied
         chunk_bytes_max = extents.identity.chunk_bytes_max
         self._record_bytes_max = record_bytes_max(chunk_bytes_max)
-        self.reserved_bytes = 0
-        """Set aside by `reserve`."""
         self.is_closed = False
         """Nothing is taken any more."""
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Set aside by `reserve`."""
+        return self._extents.space.reserved_bytes
 
     def require_open(self) -> None:
         """Raises:
@@ -121,9 +124,9 @@ class Applier:
             NoSpaceError: there is not that much left; nothing was set aside.
         """
         self.require_room(length)
-        self.reserved_bytes += length
+        self._extents.space.reserved_bytes += length
 
     def release(self, length: int) -> None:
         """Give back what `reserve` set aside."""
         assert length <= self.reserved_bytes, "more released than reserved"
-        self.reserved_bytes -= length
+        self._extents.space.reserved_bytes -= length

@@ -123,7 +123,9 @@ class Debts:
     def scarce_bytes(self, length: int) -> int:
         """Who appends `length` bytes waits while less than this is ready: some more, for others."""
         wanted = length + min(_SCARCE_BYTES_MAX, self._extents.extent_bytes // _SCARCE_SHARE)
-        return min(wanted, self._extents.space.user_bytes())
+        # Changes that a full device takes all the same may have left less than was set aside.
+        space = self._extents.space
+        return min(wanted, max(space.user_bytes(), space.reserved_bytes))
 
     # --- who waits, what is put off ---------------------------------------------------------
 

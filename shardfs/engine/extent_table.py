@@ -231,6 +231,15 @@ class ExtentTable:
             and not self._free.is_behind_end(extent)
         ]
 
+    @property
+    def has_unwritten_data(self) -> bool:
+        """Some of the sealed extents of data wait to be written."""
+        return any(
+            extent.writes_pending
+            for stream in DATA_STREAMS
+            for extent in self._sealed[stream].values()
+        )
+
     # --- another size -----------------------------------------------------------------------
 
     def lengthen(self, extent_count: int) -> list[Extent]:

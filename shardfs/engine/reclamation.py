@@ -94,7 +94,7 @@ class Reclamation:
             try:
                 freed = await self._reclaim_dead()
                 if evacuate and not freed:
-                    freed = await self._empty_some()
+                    freed = await self._empty_some() or await self._free_what_was_unwritten()
                     self._steps_ended += 1
             except NoSpaceError:
                 self._steps_ended += evacuate
@@ -148,6 +148,14 @@ class Reclamation:
             return await self._empty_runs()
         await self._commit_and_reclaim()
         return self._extents.released_count - released
+
+    async def _free_what_was_unwritten(self) -> int:
+        """An extent is neither dead nor can it be emptied while something of it waits to be
+        written: what was appended and given up at once may be all of what there is to be had."""
+        if not self._extents.has_unwritten_data:
+            return 0
+        await self._scheduler.write_out()
+        return await self._reclaim_dead() or await self._empty_some()
 
     async def _commit_and_reclaim(self) -> int:
         # Also if there was nothing to move: extents may only wait for this to be dead.

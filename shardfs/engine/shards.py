@@ -22,6 +22,7 @@ from shardfs.engine.device import Buffer
 from shardfs.engine.extents import Extents
 from shardfs.engine.layout import Kind, Stream
 from shardfs.engine.pieces import Locator, Piece
+from shardfs.errors import NoSpaceError
 
 
 class ShardData:
@@ -55,9 +56,8 @@ class ShardData:
         Raises:
             NoSpaceError: the device is full to the last reserve.
         """
-        floor = 0 if stream is Stream.SURVIVORS else self._extents.reserve // 2
         locator, persistent = self._chunks.put(
-            Kind.DATA, stream, owner, offset, buffers, floor=floor
+            Kind.DATA, stream, owner, offset, buffers, floor=self._floor(stream)
         )
         self._appended[locator.sequence] = persistent
         persistent.on_settled(partial(self._forget, locator.sequence))
@@ -75,7 +75,12 @@ class ShardData:
 
         Returns:
             Pieces that cover [offset, offset + total length) of the shard.
+
+        Raises:
+            NoSpaceError: as `append`; what clearly does not fit is not begun, as a part of it would
+                be garbage at once, in the last room that is ready.
         """
+        self._require_room(sum(map(len, buffers)), stream)
         pieces = []
         for part, length in _cut(buffers, lambda: self._payload_room(owner, stream)):
             locator = self.append(owner, offset, part, stream=stream)
@@ -122,6 +127,17 @@ class ShardData:
         if end > at:
             parts.append(bytes(end - at))
         return b"".join(parts)
+
+    def _floor(self, stream: Stream) -> int:
+        """Free extents that writing to the stream must leave."""
+        return 0 if stream is Stream.SURVIVORS else self._extents.reserve // 2
+
+    def _require_room(self, length: int, stream: Stream) -> None:
+        extents = self._extents
+        ready = max(0, extents.free_count - self._floor(stream)) * extents.extent_bytes
+        ready += extents.room(stream)
+        if length > ready:
+            raise NoSpaceError(f"the device is full: {ready} bytes are ready, not {length}")
 
     def _forget(self, sequence: int) -> None:
         self._appended.pop(sequence, None)

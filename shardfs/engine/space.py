@@ -62,6 +62,8 @@ class SpaceAccount:
         """Bytes of the runs."""
         self.memory_bytes = 0
         """Bytes that what is only in memory will take as runs."""
+        self.reserved_bytes = 0
+        """Set aside for data that will be appended later."""
         self.written_bytes: Counter[Stream] = Counter()
         """Handed to the device since the open, padding included."""
         self.hot_lives: deque[int] = deque(maxlen=_HOT_LIVES_KEPT)

@@ -32,6 +32,7 @@ from shardfs import limits
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.layout import Bytes
 from shardfs.engine.pieces import Piece, Shard, encoded_bytes, overlapped, splice, truncate
+from shardfs.engine.reserve import record_bytes_max
 from shardfs.errors import CorruptionError, StaleError
 from shardfs.fuse.dirty import Run, split
 from shardfs.fuse.door import StoreDoor, scan_some
@@ -51,7 +52,6 @@ from shardfs.fuse.tables import Tables
 
 SHARD_BYTES: Final = limits.SHARD_BYTES
 _GAP_BYTES_FILLED: Final = 4 * limits.KIB
-_RECORD_BYTES_TARGET: Final = limits.RECORD_BYTES_MAX // 2
 _RUN_BYTES_IN_RECORD: Final = 128
 
 
@@ -64,6 +64,7 @@ class Files:
         self.truncations = truncations
         """Files with shards above their end (I2)."""
         self._finishing = trio.Lock()
+        self._record_bytes_max = record_bytes_max(store.identity.chunk_bytes_max)
 
     @classmethod
     async def open(cls, store: StoreDoor, tables: Tables) -> Files:
@@ -167,7 +168,7 @@ class Files:
             return True
         return (
             len(shard.pieces) + 2 * run_count <= limits.PIECES_PER_SHARD_MAX
-            and encoded_bytes(shard.pieces) <= _RECORD_BYTES_TARGET
+            and 2 * encoded_bytes(shard.pieces) <= self._record_bytes_max
             and not self._is_wasteful(shard.pieces)
         )
 
@@ -181,10 +182,12 @@ class Files:
     def fits(self, shard: Shard | None, run_count: int) -> bool:
         """Whether the record of a shard can take that many more runs, though no more after them."""
         added = _RUN_BYTES_IN_RECORD * run_count
-        return shard is None or encoded_bytes(shard.pieces) + added <= _RECORD_BYTES_TARGET
+        return shard is None or encoded_bytes(shard.pieces) + added <= self._record_bytes_max
 
     async def gather(self, ino: int, index: int) -> None:
-        """Rewrite a scattered shard in fewer pieces; holes stay holes where the record allows.
+        """Rewrite a scattered shard in fewer pieces, if that makes many fewer of them.
+
+        Holes stay holes where the record allows, and where there is no space to fill them.
 
         Raises:
             DeviceError, CorruptionError, ReadOnlyError, NoSpaceError
@@ -194,10 +197,10 @@ class Files:
             shard = await self.store.get_shard(key)
             if shard is None:
                 return
-            stretches = _stretches(shard.pieces, _GAP_BYTES_FILLED)
-            if 2 * len(stretches) > limits.PIECES_PER_SHARD_MAX:
-                stretches = _stretches(shard.pieces, SHARD_BYTES)
-            await self.store.admit(sum(end - start for start, end in stretches))
+            stretches = self._stretches_to_write(shard.pieces)
+            if not stretches:
+                return
+            await self.store.admit(_length(stretches))
             runs = []
             for start, end in stretches:
                 data = await self.read(ino, index * SHARD_BYTES + start, end - start)
@@ -208,11 +211,34 @@ class Files:
                 continue
             return
 
+    def _stretches_to_write(self, pieces: Sequence[Piece]) -> list[tuple[int, int]]:
+        """What becomes one run each: with the holes between them filled if there is space for
+        that, else as they are; nothing if that would save too few pieces."""
+        stretches = _stretches(pieces, _GAP_BYTES_FILLED)
+        if 2 * len(stretches) > limits.PIECES_PER_SHARD_MAX:
+            stretches = _stretches(pieces, SHARD_BYTES)
+        if self._has_space_to_grow(pieces, stretches):
+            return stretches
+        stretches = _stretches(pieces, 0)
+        chunk_bytes_max = self.store.identity.chunk_bytes_max
+        count = sum([-(-(end - start) // chunk_bytes_max) for start, end in stretches])
+        is_worth_it = 2 * count <= len(pieces) or self._is_wasteful(pieces)
+        return stretches if is_worth_it else []
+
+    def _has_space_to_grow(
+        self, pieces: Sequence[Piece], stretches: Sequence[tuple[int, int]]
+    ) -> bool:
+        """Filled holes take what is free and not set aside: it is owed to what is buffered."""
+        return _length(stretches) - _used_bytes(pieces) <= self.store.space().free_bytes
+
     def _replace_shard(self, ino: int, key: bytes, base: Shard, runs: Sequence[Run]) -> None:
         change = self.tables.change()
         inode = change.find_inode(ino)
         if inode is None:
             return  # freed meanwhile
+        stretches = [(run.start, run.start + run.length) for run in runs]
+        if not self._has_space_to_grow(base.pieces, stretches):
+            raise StaleError("the space to fill holes has gone meanwhile")
         pieces: tuple[Piece, ...] = ()
         for run in runs:
             pieces = self._append(key, pieces, run)
@@ -392,6 +418,10 @@ class Files:
 
 def _used_bytes(pieces: Sequence[Piece]) -> int:
     return sum([piece.length for piece in pieces])
+
+
+def _length(stretches: Sequence[tuple[int, int]]) -> int:
+    return sum([end - start for start, end in stretches])
 
 
 def _stretches(pieces: Sequence[Piece], gap_bytes: int) -> list[tuple[int, int]]:

@@ -44,6 +44,8 @@ from shardfs.fuse.tables import NotLoaded, Tables
 
 _log = logging.getLogger(__name__)
 _RUNS_PER_STEP: Final = 32
+"""Separate stretches of a shard that are one batch; what that means: docs/crash-consistency.md."""
+_FRUITLESS_MAX: Final = 2
 _FILES_PER_STEP: Final = 16
 _FILES_LOOKED_AT: Final = 256
 _RESERVED_SHARE_FLUSHED: Final = 0.2
@@ -232,12 +234,13 @@ class Flusher:
     async def _flush_step(self, file: DirtyFile, index: int, start: int) -> int:
         """Flush some runs of a shard; returns where the next step starts."""
         key = shard_key(file.ino, index)
+        fruitless = 0
         while True:
             await self._store.admit(min(limits.SHARD_BYTES, file.ranges.bytes))
             await self._tables.load(file.ino)
             shard = await self._store.get_shard(key)
             if not self._files.has_room_for(shard, _RUNS_PER_STEP):
-                await self._gather(file.ino, index, shard)
+                await self._gather(file.ino, index)
                 # Gathering has taken room that was ready, whether it came to its end or not.
                 await self._store.admit(min(limits.SHARD_BYTES, file.ranges.bytes))
                 await self._tables.load(file.ino)
@@ -246,21 +249,30 @@ class Flusher:
                 return self._flush_now(file, index, start, shard)
             except (StaleError, NotLoaded):
                 pass  # the shard has moved, or the inode left the cache: look again
+            except NoSpaceError:
+                # The space was set aside at write(2): others have only taken what was ready.
+                fruitless = 0 if await self._store.reclaim() else fruitless + 1
+                if fruitless == _FRUITLESS_MAX:
+                    raise
             await trio.lowlevel.checkpoint()
 
-    async def _gather(self, ino: int, index: int, shard: Shard | None) -> None:
+    async def _gather(self, ino: int, index: int) -> None:
         """Rewrite a scattered shard, if that can be done; the next runs may fit all the same.
 
         Raises:
             NoSpaceError: there is no room now for that, and none in its record for the next runs.
         """
         try:
-            await self._store.admit(SHARD_BYTES)
             await self._files.gather(ino, index)
         except (CorruptionError, DeviceError, NoSpaceError) as error:
-            if isinstance(error, NoSpaceError) and not self._files.fits(shard, _RUNS_PER_STEP):
-                raise  # what is buffered stays so
             _log.info("shard %d of inode %d stays scattered: %s", index, ino, error)
+            if not isinstance(error, NoSpaceError):
+                return
+        if not self._files.fits(await self._store.get_shard(shard_key(ino, index)), _RUNS_PER_STEP):
+            raise NoSpaceError(  # what is buffered stays so
+                f"shard {index} of inode {ino} is in too many pieces, and there is no room to "
+                "write it anew: remove something"
+            )
 
     def _flush_now(self, file: DirtyFile, index: int, start: int, shard: Shard | None) -> int:
         runs = file.ranges.runs(index, start, _RUNS_PER_STEP)

@@ -102,9 +102,14 @@ class FileClient:
     # --- asking both
 
     async def both(
-        self, expect: Callable[[], T], ask: Callable[[], Awaitable[U]]
+        self, expect: Callable[[], T], ask: Callable[[], Awaitable[U]], *, takes_space: bool = True
     ) -> tuple[T, U] | None:
-        """The two answers if there is no error; None for an error that is right."""
+        """The two answers if there is no error; None for an error that is right.
+
+        Args:
+            takes_space: a full device may refuse it. What was taken by write(2) has its space, and
+                what frees some needs none that is not set aside for it.
+        """
         mark = self.model.mark()
         wanted: T | None = None
         wanted_errno = got_errno = 0
@@ -121,15 +126,15 @@ class FileClient:
                 return wanted, got  # type: ignore[return-value]  # expect() has returned it
         if got_errno == wanted_errno:
             return None
-        assert self._is_excused(got_errno), (
+        assert self._is_excused(got_errno, takes_space), (
             f"answered {_errno_name(got_errno)}, should be {_errno_name(wanted_errno)}"
         )
         self.model.back_to(mark)
         return None
 
-    def _is_excused(self, number: int) -> bool:
+    def _is_excused(self, number: int, takes_space: bool) -> bool:
         if number == errno.ENOSPC:
-            return self.file_system.store.space().free_bytes < _SCARCE_BYTES
+            return takes_space and self.file_system.store.space().free_bytes < _SCARCE_BYTES
         return number in (errno.EIO, errno.EROFS) and self.circumstances.faults > 0
 
     # --- paths, as the kernel walks them
@@ -186,9 +191,11 @@ class FileClient:
     async def truncate(self, node: Node, ino: int, length: int) -> None:
         """Truncate both."""
         update = Update(size=length % OFFSETS_END)
+        grows = length % OFFSETS_END > len(self.model.read(node))
         await self.both(
             lambda: self.model.truncate(node, length % OFFSETS_END),
             lambda: self.file_system.namespace.set_attributes(ino, update, privileged=True),
+            takes_space=grows,
         )
         await self.check_du(node, ino)
 
@@ -240,7 +247,9 @@ class FileClient:
             await self.file_system.writeback.fsync(number)
             return bool(self.file_system.writeback.error_count(number))
 
-        answers = await self.both(lambda: self.model.begin_sync((expect(),)), ask)
+        answers = await self.both(
+            lambda: self.model.begin_sync((expect(),)), ask, takes_space=False
+        )
         if answers is not None:
             promise, lost = answers
             if lost:  # an earlier write was; an open handle would be told now

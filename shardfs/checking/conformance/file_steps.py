@@ -136,7 +136,7 @@ async def unlink(client: FileClient, path: int, *_: object) -> None:
     async def ask() -> None:
         await client.file_system.namespace.unlink(*await client.place(where))
 
-    await client.both(lambda: client.model.unlink(where), ask)
+    await client.both(lambda: client.model.unlink(where), ask, takes_space=False)
 
 
 async def rmdir(client: FileClient, path: int, *_: object) -> None:
@@ -146,7 +146,7 @@ async def rmdir(client: FileClient, path: int, *_: object) -> None:
     async def ask() -> None:
         await client.file_system.namespace.rmdir(*await client.place(where))
 
-    await client.both(lambda: client.model.rmdir(where), ask)
+    await client.both(lambda: client.model.rmdir(where), ask, takes_space=False)
 
 
 async def rename(client: FileClient, old: int, new: int, flags: int, _: object) -> None:
@@ -157,7 +157,9 @@ async def rename(client: FileClient, old: int, new: int, flags: int, _: object) 
         places = (*await client.place(_path(old)), *await client.place(_path(new)))
         await client.file_system.namespace.rename(*places, flag)
 
-    await client.both(lambda: client.model.rename(_path(old), _path(new), flag), ask)
+    await client.both(
+        lambda: client.model.rename(_path(old), _path(new), flag), ask, takes_space=False
+    )
 
 
 # --- attributes
@@ -216,7 +218,7 @@ async def xattr_remove(client: FileClient, path: int, number: int, *_: object) -
     async def ask() -> None:
         await client.file_system.xattrs.remove(await client.resolve(where), name.encode())
 
-    await client.both(lambda: client.model.remove_xattr(where, name), ask)
+    await client.both(lambda: client.model.remove_xattr(where, name), ask, takes_space=False)
 
 
 # --- contents
@@ -262,7 +264,9 @@ async def flush(client: FileClient, path: int, *_: object) -> None:
     if answers is not None:
         node, ino = answers
         await client.both(
-            lambda: client.model.store(node), lambda: client.file_system.writeback.flush(ino)
+            lambda: client.model.store(node),
+            lambda: client.file_system.writeback.flush(ino),
+            takes_space=False,
         )
 
 
@@ -360,7 +364,7 @@ async def churn(client: FileClient, path: int, rounds: int, length: int, clients
         await write(client, path, _CHURNED_BYTES + stays, _STAYING_BYTES, clients)
         await flush(client, path)
         if client.file_system.writeback.is_dirty(answers[1]):
-            return  # The device is full. Very many parts are not one batch: no model knows them.
+            return  # A fault. Very many parts are not one batch: no model knows them.
 
 
 async def remove_all(client: FileClient) -> None:
@@ -379,7 +383,7 @@ async def remove_all(client: FileClient) -> None:
             remove = namespace.rmdir if node.kind is Kind.DIRECTORY else namespace.unlink
             await remove(*await client.place(where))
 
-        await client.both(expect, ask)
+        await client.both(expect, ask, takes_space=False)
 
 
 STEPS: Final[dict[str, Step]] = {

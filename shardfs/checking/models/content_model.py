@@ -15,6 +15,9 @@ Invariants (what an application may rely on after a crash):
     I5. A truncation is a numbered change: it is there wholly or not at all, and after all writes
         before it.
 
+Not of files of which more than 32 separate stretches of one shard are buffered at once: those
+are stored in several batches (docs/crash-consistency.md), and I1 does not hold between them.
+
 Not here: names (namespace_model.py), and which call applies what (file_model.py).
 """
 
