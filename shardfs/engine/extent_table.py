@@ -232,13 +232,9 @@ class ExtentTable:
         ]
 
     @property
-    def has_unwritten_data(self) -> bool:
-        """Some of the sealed extents of data wait to be written."""
-        return any(
-            extent.writes_pending
-            for stream in DATA_STREAMS
-            for extent in self._sealed[stream].values()
-        )
+    def has_pinned_garbage(self) -> bool:
+        """Something that nobody refers to any more is still being read."""
+        return any(extent.pins and not extent.live_bytes for extent in self._lifeless.values())
 
     # --- another size -----------------------------------------------------------------------
 

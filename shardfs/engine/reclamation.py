@@ -6,7 +6,7 @@ data first, then of the tree and its log. Who needs space asks for a step, or wa
 Invariants:
     I1. One step at a time; it may be cancelled between its parts and leaves nothing half-done.
     I2. `wait_for_space` says that nothing is to be had only when a whole step that began after
-        the call has freed nothing.
+        the call has freed nothing, though it waited for what was being written or read.
     I3. A step says that it has freed something only if more is free than before: moving what the
         tree has in two extents to two others is not gone on with.
     I4. Rot and failed reads keep an extent where it is, and are no reason to fail; a failed
@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 _EVACUATED_AT_ONCE = 4
 _EVACUATED_BYTES = 16 * limits.MIB
+_READ_S_MAX = 0.5
+_LOOK_INTERVAL_S = 0.005
 
 
 class Reclamation:
@@ -94,7 +96,7 @@ class Reclamation:
             try:
                 freed = await self._reclaim_dead()
                 if evacuate and not freed:
-                    freed = await self._empty_some() or await self._free_what_was_unwritten()
+                    freed = await self._empty_some() or await self._free_what_was_in_use()
                     self._steps_ended += 1
             except NoSpaceError:
                 self._steps_ended += evacuate
@@ -149,12 +151,16 @@ class Reclamation:
         await self._commit_and_reclaim()
         return self._extents.released_count - released
 
-    async def _free_what_was_unwritten(self) -> int:
-        """An extent is neither dead nor can it be emptied while something of it waits to be
-        written: what was appended and given up at once may be all of what there is to be had."""
-        if not self._extents.has_unwritten_data:
+    async def _free_what_was_in_use(self) -> int:
+        """An extent is not dead while it is read, nor can it be emptied while something of it waits
+        to be written: what was given up just now may be all that there is to be had."""
+        if not (self._scheduler.queued_bytes or self._extents.has_pinned_garbage):
             return 0
         await self._scheduler.write_out()
+        # Not for longer: whoever reads on, entry by entry, may himself wait for space.
+        with trio.move_on_after(_READ_S_MAX):
+            while self._extents.has_pinned_garbage:
+                await trio.sleep(_LOOK_INTERVAL_S)
         return await self._reclaim_dead() or await self._empty_some()
 
     async def _commit_and_reclaim(self) -> int:

@@ -2,10 +2,11 @@
 was lost by an orderly unmount.
 
 Found by the world of files (seed 3087 of its day), and when it no longer excused ENOSPC for what
-takes no space. There were three causes, each with a test below. Gathering a scattered shard began
+takes no space. There were four causes, each with a test below. Gathering a scattered shard began
 to write what did not fit, and what it had written was garbage that nobody could reclaim before it
-had reached the device. It filled holes with space that was set aside for others. And a file that
-found its room taken by another, after it had been let in, gave up.
+had reached the device. It filled holes with space that was set aside for others. A file that found
+its room taken by another, after it had been let in, gave up. And reclamation found nothing while
+all garbage lay in extents that were just being read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+import trio
+import trio.testing
 
 from shardfs import limits
 from shardfs.checking.conformance.running import decode_line, run_case
@@ -45,6 +48,25 @@ async def test_garbage_that_has_not_reached_the_device_is_reclaimed() -> None:
         await store.sync()
         store.append_pieces(b"given up", 0, (bytes(2 * EXTENT_BYTES),))
         assert await store.reclaim() == 1, "an extent is full of it"
+
+
+async def test_garbage_that_is_being_read_is_reclaimed_after_that() -> None:
+    async with opened(await formatted(3, extent_bytes=EXTENT_BYTES)) as store:
+        await store.put(b"read", bytes(EXTENT_BYTES))
+        await store.put(b"live", bytes(EXTENT_BYTES // 2))
+        shard = await store.get_shard(b"read")
+        assert shard is not None
+
+        async def read() -> None:
+            with store.pinned(shard.pieces):
+                await trio.sleep(0.1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            await store.delete(b"read")
+            await store.sync()
+            assert await store.reclaim() == 1
 
 
 async def test_what_does_not_fit_is_not_begun() -> None:
