@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 _EVACUATED_AT_ONCE = 4
 _EVACUATED_BYTES = 16 * limits.MIB
-_READ_S_MAX = 0.5
+_LOOKS_MAX = 100
 _LOOK_INTERVAL_S = 0.005
 
 
@@ -158,9 +158,10 @@ class Reclamation:
             return 0
         await self._scheduler.write_out()
         # Not for longer: whoever reads on, entry by entry, may himself wait for space.
-        with trio.move_on_after(_READ_S_MAX):
-            while self._extents.has_pinned_garbage:
-                await trio.sleep(_LOOK_INTERVAL_S)
+        for _ in range(_LOOKS_MAX):
+            if not self._extents.has_pinned_garbage:
+                break
+            await trio.sleep(_LOOK_INTERVAL_S)
         return await self._reclaim_dead() or await self._empty_some()
 
     async def _commit_and_reclaim(self) -> int:
