@@ -33,15 +33,19 @@ class FileHandle:
         privileged: whoever opened it may write without losing set-user-ID bits.
         errors_seen: the file's error count that this handle has reported.
         touches: reading through it may move the file's access time.
+        writes: it was opened for writing.
     """
 
-    __slots__ = ("errors_seen", "ino", "privileged", "touches")
+    __slots__ = ("errors_seen", "ino", "privileged", "touches", "writes")
 
-    def __init__(self, ino: int, privileged: bool, errors_seen: int, touches: bool) -> None:
+    def __init__(
+        self, ino: int, privileged: bool, errors_seen: int, touches: bool, writes: bool
+    ) -> None:
         self.ino = ino
         self.privileged = privileged
         self.errors_seen = errors_seen
         self.touches = touches
+        self.writes = writes
 
 
 class Handles:
@@ -78,12 +82,18 @@ class Handles:
         self._orphans.hold(ino)
         self._unused(ino)
 
-    def open_file(self, ino: int, *, privileged: bool, touches: bool = True) -> int:
+    def open_file(
+        self, ino: int, *, privileged: bool, touches: bool = True, writes: bool = True
+    ) -> int:
         """A handle for a file; see FileHandle."""
         number = self._open(ino)
         errors = self._writeback.error_count(ino)
-        self._files[number] = FileHandle(ino, privileged, errors, touches)
+        self._files[number] = FileHandle(ino, privileged, errors, touches, writes)
         return number
+
+    def is_open_for_writing(self, ino: int) -> bool:
+        """Whether anybody may be writing to a file. Takes a look at every open file."""
+        return any(handle.ino == ino and handle.writes for handle in self._files.values())
 
     def file(self, number: int) -> FileHandle:
         """The open file of that number.

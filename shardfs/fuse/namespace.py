@@ -60,7 +60,8 @@ class Update(NamedTuple):
     """Attributes to set; None leaves one as it is. Times in nanoseconds, size in bytes.
 
     With nothing to set it takes a file's set-user-ID and set-group-ID bits away: so the kernel asks
-    for that when someone without privileges writes through a handle that root has opened.
+    for that when someone without privileges writes through a handle that root has opened. (Who may
+    ask is operations.py's business.)
     """
 
     mode: int | None = None
@@ -71,7 +72,7 @@ class Update(NamedTuple):
     mtime_ns: int | None = None
 
 
-_NOTHING: Final = Update()
+NOTHING: Final = Update()
 
 
 class Namespace:
@@ -439,7 +440,7 @@ def _amend(tables: Tables, update: Update, privileged: bool, inode: Inode) -> In
         mode = stat.S_IFMT(mode) | update.mode & _PERMISSION_BITS
     elif inode.is_directory:
         pass
-    elif update == _NOTHING or update.uid is not None or update.gid is not None:
+    elif update == NOTHING or update.uid is not None or update.gid is not None:
         mode = without_set_id(mode)
     if update.size is not None:
         mtime_ns = now

@@ -39,8 +39,9 @@ from shardfs.fuse.errnos import guarded, unanswered
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.listing import Item
 from shardfs.fuse.mount_options import AccessTimes, MountOptions
-from shardfs.fuse.namespace import Found, Update
+from shardfs.fuse.namespace import NOTHING, Found, Update
 from shardfs.fuse.records import Inode
+from shardfs.fuse.writeback import without_set_id
 
 _TIMEOUT_S: Final = 365 * 86400.0
 _STAT_BLOCK_BYTES: Final = 512
@@ -217,6 +218,8 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
+        if update == NOTHING:
+            await self._require_owner_or_writer(inode, ctx)
         changed = await self._namespace.set_attributes(inode, update, privileged=ctx.uid == 0)
         await self._settle()
         return self._attributes(inode, changed)
@@ -403,6 +406,19 @@ class Operations(pyfuse3.Operations):
         uid, gid = self._options.uid, self._options.gid
         return ctx.uid if uid is None else uid, ctx.gid if gid is None else gid
 
+    async def _require_owner_or_writer(self, ino: int, ctx: RequestContext) -> None:
+        """Who may have set-ID bits taken away by setting nothing (see namespace.Update).
+
+        The kernel asks for that before someone without privileges writes, whoever owns the file.
+        But it passes on chown(2) with neither a user nor a group as well, unchecked, from anybody.
+        """
+        inode = await self._namespace.inode(ino)
+        owner = inode.uid if self._options.uid is None else self._options.uid
+        if ctx.uid in (0, owner) or without_set_id(inode.mode) == inode.mode:
+            return
+        if not self._handles.is_open_for_writing(ino):
+            raise FileError(errno.EPERM)
+
     async def _keeps_set_group_id(self, ino: int, ctx: RequestContext) -> bool:
         """Giving a file an access list may leave its set-group-ID bit."""
         if ctx.uid == 0:
@@ -419,7 +435,10 @@ class Operations(pyfuse3.Operations):
 
     def _opened(self, found: Found, flags: int, ctx: RequestContext) -> FileInfo:
         number = self._handles.open_file(
-            found.ino, privileged=ctx.uid == 0, touches=not flags & os.O_NOATIME
+            found.ino,
+            privileged=ctx.uid == 0,
+            touches=not flags & os.O_NOATIME,
+            writes=flags & os.O_ACCMODE != os.O_RDONLY,
         )
         keeps = not self._reading.must_see_reads(found.inode, flags)
         return FileInfo(fh=number, keep_cache=keeps)

@@ -1,7 +1,8 @@
 """Directories with many entries: listed in full and once, while others come and go.
 
 Role: telldir and seekdir positions stay valid whatever happens to other entries; readdir gives
-what is there all the time exactly once. The size that is marked slow has 100,000 entries.
+what is there all the time exactly once. Those that are marked slow have 100,000 and 1,000,000
+entries.
 """
 
 from __future__ import annotations
@@ -169,8 +170,71 @@ def test_a_hundred_thousand_entries(make_image: ImageFactory, mount_shardfs: Mou
     before = set(os.listdir(folder))
     assert len(before) >= 100_000
     assert (folder / "file-77777").stat().st_size == 0
+    remove_all(folder)
+
+
+def tell_and_return(folder: Path, names: set[str], every: int) -> None:
+    """Each name comes once; each of many positions leads back, also when every third is gone."""
+    with closing(Directory(folder)) as stream:
+        assert [stream.read(), stream.read()] == [".", ".."]
+        left = set(names)
+        places: list[tuple[int, str]] = []
+        position = stream.tell()
+        while (name := stream.read()) is not None:
+            left.remove(name)
+            if len(left) % every == 0:
+                places.append((position, name))
+            position = stream.tell()
+        assert not left
+        assert len(places) == len(names) // every
+        random.Random(2).shuffle(places)
+        gone = {name for _, name in places[::3]}
+        for name in gone:
+            (folder / name).unlink()
+        names -= gone
+        for position, name in places:
+            stream.seek(position)
+            if name in gone:
+                following = stream.read()
+                assert following is None or following in names
+            else:
+                assert stream.read() == name
+
+
+def stat_all(folder: Path, names: set[str]) -> None:
+    """What a listing says of each entry is what the entry itself says."""
+    numbers = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            assert (entry.inode(), status.st_nlink, status.st_size) == (status.st_ino, 1, 0)
+            numbers.add(status.st_ino)
+    assert len(numbers) == len(names), "each entry is a file of its own"
+
+
+def remove_all(folder: Path) -> None:
+    """Every entry, in the order of a listing that goes on meanwhile."""
     with os.scandir(folder) as entries:
         for entry in entries:
             os.unlink(entry.path)
     assert os.listdir(folder) == []
     folder.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_million_entries(make_image: ImageFactory, mount_shardfs: MountFactory) -> None:
+    mounted = mount_shardfs(make_image(4 << 30), seconds_max=7000)
+    before = os.statvfs(mounted.path)
+    folder = mounted.path / "many"
+    folder.mkdir()
+    names = fill(folder, 1_000_000)
+    tell_and_return(folder, names, 1000)
+    mounted.remount()
+    assert set(os.listdir(folder)) == names
+    stat_all(folder, names)
+    remove_all(folder)
+    mounted.remount()
+    after = os.statvfs(mounted.path)
+    assert after.f_files - after.f_ffree == before.f_files - before.f_ffree
+    assert after.f_bfree >= before.f_bfree - before.f_blocks // 100, "all space is back"

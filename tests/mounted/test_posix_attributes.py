@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.mounts import MountedShardfs
+from tests.mounted.mounts import MountedShardfs, errno_of
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts for another user: needs root")
@@ -141,6 +141,37 @@ def test_set_id_bits_go_when_others_write_through_a_handle_of_root(
             check=True,
         )
     assert path.read_bytes() == b"by rootothers"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o777
+
+
+@as_root
+def test_set_id_bits_stay_when_strangers_ask(
+    mounted_shardfs: MountedShardfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """chown(2) with neither user nor group takes these bits away, but not for anybody.
+
+    The kernel passed it on unchecked, as the same request as before a write. So whoever could
+    reach a program could take its set-user-ID bit away. Found by test_beside_ext4.py.
+    """
+    path = mounted_shardfs.path / "file"
+    path.write_bytes(b"content")
+    path.chmod(0o6777)
+    monkeypatch.chdir(mounted_shardfs.path)
+
+    def chown_as_nobody() -> int:
+        os.seteuid(NOBODY)
+        try:
+            return errno_of(os.chown, "file", -1, -1)
+        finally:
+            os.seteuid(0)
+
+    assert chown_as_nobody() == errno.EPERM
+    assert stat.S_IMODE(path.stat().st_mode) == 0o6777
+    os.chown(path, -1, -1)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o777
+    os.chown(path, NOBODY, NOBODY)
+    path.chmod(0o6777)
+    assert chown_as_nobody() == 0
     assert stat.S_IMODE(path.stat().st_mode) == 0o777
 
 

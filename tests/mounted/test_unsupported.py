@@ -11,6 +11,7 @@ import errno
 import fcntl
 import mmap
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ FS_IOC_FIEMAP = 0xC020660B
 FITRIM = 0xC0185879
 FIFREEZE = 0xC0045877
 RENAME_WHITEOUT = 4
+NOWAIT, ATOMIC, DONTCACHE = 0x8, 0x40, 0x80
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -57,6 +59,26 @@ def test_fallocate(descriptor: int, mode: int) -> None:
     refusal = errno_of(lambda: call_libc("fallocate", descriptor, mode, ctypes.c_long(0), length))
     assert refusal == errno.EOPNOTSUPP
     assert os.pread(descriptor, 200_000, 0) == CONTENT
+
+
+def test_punching_a_mapping(descriptor: int) -> None:
+    with mmap.mmap(descriptor, 8192) as mapped:
+        assert errno_of(lambda: mapped.madvise(mmap.MADV_REMOVE)) == errno.EOPNOTSUPP
+        assert mapped[:] == CONTENT[:8192]
+
+
+@pytest.mark.parametrize("flag", [NOWAIT, ATOMIC, DONTCACHE], ids=str)
+def test_flags_of_one_write(descriptor: int, flag: int) -> None:
+    """pwritev2(2) with a flag that FUSE does not have writes nothing."""
+    refusal = errno_of(lambda: os.pwritev(descriptor, [b"other"], 0, flag))
+    assert refusal == errno.EOPNOTSUPP
+    assert os.pread(descriptor, 5, 0) == CONTENT[:5]
+
+
+def test_regular_files_are_always_ready(descriptor: int) -> None:
+    with select.epoll() as waiting:
+        waiting.register(descriptor, select.EPOLLIN | select.EPOLLOUT)
+        assert waiting.poll(0) == [(descriptor, select.EPOLLIN | select.EPOLLOUT)]
 
 
 def test_posix_fallocate_is_made_of_writes(descriptor: int) -> None:

@@ -24,7 +24,7 @@ import pytest
 
 from tests.mounted.mounts import run_command
 
-SECONDS_TO_START_MAX = 120.0
+SECONDS_TO_START_MAX = 600.0
 SECONDS_TO_STOP_MAX = 120.0
 SETTINGS = {
     "listen_addresses": "",

@@ -106,6 +106,6 @@ def test_postgresql_recovers_when_shardfs_is_killed(mounted_shardfs: MountedShar
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_postgresql_recovers_many_times(mounted_shardfs: MountedShardfs) -> None:
     killed_rounds(mounted_shardfs, 15)
