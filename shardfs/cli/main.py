@@ -29,6 +29,7 @@ from shardfs.cli.logs import LEVELS, level_number, log_to_standard_error
 from shardfs.cli.mkfs import mkfs
 from shardfs.cli.mount import mount
 from shardfs.cli.mount_helper import is_helper_call, mount_device, run_helper
+from shardfs.cli.salvage import salvage
 from shardfs.cli.shards import shards
 from shardfs.cli.shrink import shrink
 from shardfs.cli.stat import stat
@@ -72,7 +73,7 @@ def group(context: click.Context, verbose: int, quiet: bool, log_level: str | No
 
 for command in (
     *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, top),
-    *(grow, shrink, trim, check, install),
+    *(grow, shrink, trim, check, install, salvage),
 ):
     group.add_command(command)
 

@@ -24,6 +24,7 @@ from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.files import Files
 from shardfs.fuse.handles import Handles
 from shardfs.fuse.listing import Listing
+from shardfs.fuse.name_pages import NamePages
 from shardfs.fuse.namespace import Namespace
 from shardfs.fuse.observed import ObservedNamespace, ObservedWriteback
 from shardfs.fuse.orphans import Orphans
@@ -46,12 +47,14 @@ class FileSystem:
         store: StoreDoor,
         tables: Tables,
         files: Files,
+        name_pages: NamePages,
         *,
         dirty_bytes_max: int,
         observer: Observer | None = None,
     ) -> None:
         self.store = store
         self.tables = tables
+        self.name_pages = name_pages
         self.files = files
         self.orphans = Orphans(store, files)
         self._observer = observer
@@ -93,7 +96,8 @@ class FileSystem:
         """
         tables = await Tables.open(store, uid=uid, gid=gid, observer=observer)
         files = await Files.open(store, tables)
-        return cls(store, tables, files, dirty_bytes_max=dirty_bytes_max, observer=observer)
+        pages = await NamePages.open(store, tables)
+        return cls(store, tables, files, pages, dirty_bytes_max=dirty_bytes_max, observer=observer)
 
     def list_directory(self, ino: int) -> Listing:
         """A view of a directory's entries."""
@@ -103,6 +107,7 @@ class FileSystem:
         """Start the background tasks, which run until they are cancelled."""
         nursery.start_soon(self._supervise, "flusher", self.writeback.run)
         nursery.start_soon(self._supervise, "reaper", self.orphans.run)
+        nursery.start_soon(self._supervise, "writer of name pages", self.name_pages.run)
 
     async def sync(self) -> None:
         """Make everything durable, buffered data included.
@@ -137,6 +142,8 @@ class FileSystem:
         with trio.move_on_after(FREEING_AT_END_S):
             await self.orphans.reap_queued()
         try:
+            await self.writeback.flush_all()
+            await self.name_pages.finish()
             await self.sync()
         finally:
             if self.writeback.dirty_count:

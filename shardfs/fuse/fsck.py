@@ -17,6 +17,8 @@ Invariants checked (each finding names its number):
     F8. The next inode number is above every one in use, and the count of inodes is right.
     F9. Every key is of a known kind, every record decodes, marks name inodes that exist.
     F10. An access list is one, says more than a mode, and agrees with its inode's mode.
+    F11. Every name page decodes and is the one that its key says; while they are marked as
+        complete, they hold every name.
 
 Invariants:
     I1. Memory: a few words for each inode.
@@ -38,15 +40,19 @@ from shardfs.engine.findings import Finding, Report
 from shardfs.engine.fsck import check_store
 from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError, ShardfsError
+from shardfs.errors import CorruptionError, DeviceError, ShardfsError
 from shardfs.fuse import access_lists
 from shardfs.fuse.access_lists import AccessList
 from shardfs.fuse.door import StoreDoor, scan_some
+from shardfs.fuse.name_pages import NAME_PAGES_END, read_pieces
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.records import (
     ENTRY_PREFIX,
     FACT_KEY,
     INODE_PREFIX,
+    NAME_PAGE_PREFIX,
+    NAMES_KEY,
+    NAMES_PER_INODE_MAX,
     ORPHAN_PREFIX,
     ROOT_INO,
     TRUNCATION_PREFIX,
@@ -58,11 +64,14 @@ from shardfs.fuse.records import (
     decode_file_key,
     decode_inode,
     decode_marker_key,
+    decode_name_page,
+    decode_name_page_key,
 )
 
 _KEY_END = b"\xff" * 16
 _DIRECTORY_TYPE = stat.S_IFDIR >> 12
-_KINDS = frozenset((ENTRY_PREFIX, INODE_PREFIX, ORPHAN_PREFIX, TRUNCATION_PREFIX))
+_KINDS = frozenset((ENTRY_PREFIX, INODE_PREFIX, NAME_PAGE_PREFIX, ORPHAN_PREFIX, TRUNCATION_PREFIX))
+_SINGLE_KEYS = frozenset((FACT_KEY, NAMES_KEY))
 
 
 async def check_all(store: Store, *, data: bool = False) -> Report:
@@ -119,6 +128,7 @@ class _FilesCheck:
         self._inode_count = 0
         self._ino_max = 0
         self._directories: set[int] = set()
+        self._many_names = False
 
     async def run(self) -> None:
         """Every check: marks, then names, then what they name."""
@@ -131,6 +141,7 @@ class _FilesCheck:
         await self._read_names()
         await self._read_files()
         self._check_names()
+        await self._check_name_pages()
 
     async def _is_empty(self) -> bool:
         return not await scan_some(self._store, b"", _KEY_END, 1)
@@ -151,10 +162,10 @@ class _FilesCheck:
                 except CorruptionError as error:
                     self._find("F9", str(error), key)
         start = b""
-        for prefix in sorted((*_KINDS, FACT_KEY)):
+        for prefix in sorted((*_KINDS, *_SINGLE_KEYS)):
             async for key, _ in self._range(start, prefix):
                 self._find("F9", "a key of no known kind", key)
-            start = prefix + b"\0" if prefix == FACT_KEY else _behind(prefix)
+            start = prefix + b"\0" if prefix in _SINGLE_KEYS else _behind(prefix)
         async for key, _ in self._range(start, _KEY_END):
             self._find("F9", "a key of no known kind", key)
 
@@ -169,6 +180,7 @@ class _FilesCheck:
                 continue
             ino = entry.ino
             self._links[ino] = self._links.get(ino, 0) + 1
+            self._many_names = self._many_names or self._links[ino] > NAMES_PER_INODE_MAX
             self._entries[parent] = self._entries.get(parent, 0) + 1
             if self._types.setdefault(ino, entry.type) != entry.type:
                 self._find("F1", "its names disagree on its type", ino=ino)
@@ -307,6 +319,29 @@ class _FilesCheck:
                 rooted.update(chain)
             elif at is not None:
                 self._find("F4", "its chain of parents is a loop", ino=ino)
+
+    async def _check_name_pages(self) -> None:
+        """F11."""
+        names = 0
+        is_whole = True
+        async for key, value in self._range(NAME_PAGE_PREFIX, NAME_PAGES_END):
+            try:
+                page = decode_name_page_key(key)
+                if not isinstance(value, Shard):
+                    raise CorruptionError("a record stands where a name page should")
+                number, inodes = decode_name_page(await read_pieces(self._store, value))
+                if number != page:
+                    raise CorruptionError(f"it is name page {number}")
+            except (CorruptionError, DeviceError) as error:
+                is_whole = False
+                self._find("F11", str(error), key)
+                continue
+            names += sum(len(each.names) for each in inodes.values())
+        total = self._report.counts.get("names", 0)
+        if not is_whole or self._many_names or await self._store.get_record(NAMES_KEY) is None:
+            return
+        if names != total:
+            self._find("F11", f"{names} names are in name pages, and there are {total}")
 
     def _find(
         self, invariant: str, message: str, key: bytes | None = None, *, ino: int | None = None

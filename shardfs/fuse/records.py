@@ -16,7 +16,7 @@ Not here: shards' contents (engine/pieces.py), and what operations do (namespace
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import xxhash
@@ -35,6 +35,7 @@ ENTRY_PREFIX: Final = b"D"
 ORPHAN_PREFIX: Final = b"O"
 TRUNCATION_PREFIX: Final = b"T"
 FACT_PREFIX: Final = b"M"
+NAME_PAGE_PREFIX: Final = b"N"
 
 _INODE_PART: Final = b"\x00"
 _SHARD_PART: Final = b"\x01"
@@ -47,6 +48,11 @@ HASH_FIRST: Final = 4
 HASH_MAX: Final = (1 << 63) - 1
 
 FACT_KEY: Final = FACT_PREFIX + b"inode-numbers"
+NAMES_KEY: Final = FACT_PREFIX + b"name-pages"
+"""Marks that every name is in the name pages; its record is empty."""
+INODES_PER_NAME_PAGE: Final = 32
+NAMES_PER_INODE_MAX: Final = 64
+"""A name page keeps no more names of one inode."""
 
 _TIME_NS_MIN: Final = -(1 << 63)
 _TIME_NS_MAX: Final = (1 << 63) - 1
@@ -111,6 +117,33 @@ ACCESS_ENTRY: Final = Table(
         ("tag", "H", "1 owner, 2 user, 4 owning group, 8 group, 16 mask, 32 others"),
         ("permissions", "H", "4 read, 2 write, 1 execute"),
         ("id", "I", "of the user or the group; 0xffffffff where the tag names none"),
+    ),
+)
+
+NAME_PAGE: Final = Table(
+    "name page",
+    (
+        ("version", "B", "RECORD_VERSION"),
+        ("page", "Q", "number of the page: inode number / 32"),
+        ("length", "I", "bytes of the whole page"),
+        ("inode_count", "H", "named inodes that follow"),
+    ),
+)
+
+NAMED_INODE: Final = Table(
+    "named inode",
+    (
+        ("ino", "Q", "inode number"),
+        ("inode_bytes", "H", "length of its inode record, which follows"),
+        ("name_count", "H", "names that follow the record"),
+    ),
+)
+
+LINKED_NAME: Final = Table(
+    "linked name",
+    (
+        ("parent", "Q", "inode number of the directory"),
+        ("name_bytes", "B", "length of the name, which follows"),
     ),
 )
 
@@ -263,6 +296,76 @@ def decode_access_list(data: Bytes) -> tuple[AccessEntry, ...]:
     if version != ACCESS_LIST_VERSION or rest:
         raise CorruptionError(f"access list of version {version} and {len(data)} bytes")
     return tuple(map(AccessEntry._make, ACCESS_ENTRY.unpack_many(data, ACCESS_LIST.size, count)))
+
+
+class NamedInode(NamedTuple):
+    """An inode, and the (directory, name) of each of its names, as a name page keeps them."""
+
+    inode: Inode
+    names: tuple[tuple[int, bytes], ...]
+
+
+def encode_name_page(page: int, inodes: Mapping[int, NamedInode]) -> bytes:
+    """A name page: the inodes of one range, by number, with their names."""
+    parts = []
+    for ino in sorted(inodes):
+        inode, names = inodes[ino]
+        record = encode_inode(inode)
+        parts += [NAMED_INODE.pack(ino, len(record), len(names)), record]
+        for parent, name in names:
+            parts += [LINKED_NAME.pack(parent, len(name)), name]
+    body = b"".join(parts)
+    return NAME_PAGE.pack(RECORD_VERSION, page, NAME_PAGE.size + len(body), len(inodes)) + body
+
+
+def decode_name_page(data: Bytes) -> tuple[int, dict[int, NamedInode]]:
+    """The number of the name page that `data` begins with, and what it holds.
+
+    Raises:
+        CorruptionError: the bytes are no name page.
+    """
+    version, page, length, count = NAME_PAGE.unpack(data)
+    if version != RECORD_VERSION or length > len(data):
+        raise CorruptionError(f"name page of version {version} and {length} bytes")
+    data = bytes(data[:length])
+    at = NAME_PAGE.size
+    inodes: dict[int, NamedInode] = {}
+    for _ in range(count):
+        ino, inode_bytes, name_count = NAMED_INODE.unpack(data, at)
+        at += NAMED_INODE.size
+        if ino // INODES_PER_NAME_PAGE != page or ino in inodes or at + inode_bytes > length:
+            raise CorruptionError(f"inode {ino} does not belong into name page {page}")
+        inode = decode_inode(data[at : at + inode_bytes])
+        at += inode_bytes
+        names = []
+        for _ in range(name_count):
+            parent, name_bytes = LINKED_NAME.unpack(data, at)
+            at += LINKED_NAME.size
+            name = data[at : at + name_bytes]
+            at += name_bytes
+            if not 0 < parent <= INO_MAX or len(name) != name_bytes or not is_name(name):
+                raise CorruptionError(f"a name of inode {ino} in name page {page} is none")
+            names.append((parent, name))
+        inodes[ino] = NamedInode(inode, tuple(names))
+    if at != length:
+        raise CorruptionError(f"{length - at} stray bytes in name page {page}")
+    return page, inodes
+
+
+def name_page_key(page: int) -> bytes:
+    """Key of the shard that holds a name page."""
+    return NAME_PAGE_PREFIX + page.to_bytes(8, "big")
+
+
+def decode_name_page_key(key: Bytes) -> int:
+    """The number of a name page.
+
+    Raises:
+        CorruptionError: no such key.
+    """
+    if len(key) != 9 or bytes(key[:1]) != NAME_PAGE_PREFIX:
+        raise CorruptionError(f"key {bytes(key[:32]).hex()} is not one of a name page")
+    return int.from_bytes(key[1:], "big")
 
 
 def inode_key(ino: int) -> bytes:

@@ -18,14 +18,14 @@ Not here: what the operations are (namespace.py, xattrs.py, files.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from shardfs import clock, limits
 from shardfs.engine.dependency import Dependency
 from shardfs.errors import CorruptionError, ReadOnlyError
-from shardfs.fuse.door import StoreDoor
+from shardfs.fuse.door import BatchDoor, StoreDoor
 from shardfs.fuse.promises import Observer
 from shardfs.fuse.records import (
     FACT_KEY,
@@ -101,6 +101,22 @@ class RecentCache(Generic[K, V]):
             self._young = {}
 
 
+class NameWatcher(Protocol):
+    """Is told of every change (name_pages.NamePages)."""
+
+    @property
+    def is_marked(self) -> bool:
+        """The next change has to be told before it is applied."""
+
+    def unmark(self, batch: BatchDoor) -> None:
+        """A change is about to be applied with this batch."""
+
+    def changed(
+        self, inodes: Mapping[int, Inode | None], entries: Mapping[EntryName, Entry | None]
+    ) -> None:
+        """A change was applied."""
+
+
 class _Load:
     """A read of one record that is under way, and whether a commit has overtaken it."""
 
@@ -137,6 +153,9 @@ class Tables:
         self.inode_count = facts.inodes
         """Inodes that there are, those without a name included."""
         self._last_ns = 0
+        self.name_watcher: NameWatcher | None = None
+        self.is_new = False
+        """The file system was made by this opening."""
 
     @classmethod
     async def open(
@@ -167,11 +186,17 @@ class Tables:
             return tables
         if await store.get_record(inode_key(ROOT_INO)) is not None:
             raise CorruptionError("a root directory but no counter of inode numbers", "facts")
+        tables.is_new = True
         try:
             tables._make_root(uid, gid)
         except ReadOnlyError as error:
             raise ReadOnlyError("it was never mounted, so it has no root directory") from error
         return tables
+
+    @property
+    def next_ino(self) -> int:
+        """No inode has this number or a higher one."""
+        return self._next_ino
 
     def now_ns(self) -> int:
         """The time for a change, nanoseconds since the epoch; later than any it gave before."""
@@ -284,6 +309,8 @@ class Tables:
             self._entries[name] = entry
         if self._observer is not None:
             self._observer.names_changed(change.entries)
+        if self.name_watcher is not None:
+            self.name_watcher.changed(change.inodes, change.entries)
         if self._loads:
             changed: list[int | EntryName] = [*change.inodes, *change.entries]
             for key in changed:
@@ -370,6 +397,9 @@ class Change:
         inode_count = tables.inode_count + bool(self._new_ino) - deleted
         if leased != tables._leased_ino or inode_count != tables.inode_count:
             batch.put(FACT_KEY, encode_facts(Facts(leased, inode_count)))
+        watcher = tables.name_watcher
+        if watcher is not None and watcher.is_marked:
+            watcher.unmark(batch)
         dependency = tables.store.apply(batch)
         if self._new_ino:
             tables._next_ino = self._new_ino + 1

@@ -1,0 +1,341 @@
+"""Keeps a second copy of the names beside the data, for the day on which the tree is lost.
+
+Role: frames of data tell which inode they belong to, not what it is called. So names and inodes
+are also written as *name pages*: ordinary shards, one for 32 inodes, whose frames lie among those
+of data. They are written some seconds late, many changes at once, never on the way of a request.
+
+Invariants:
+    I1. Nothing reads a name page while the tree is whole: what is wrong in one harms nobody.
+    I2. Every name is in a page, or waiting in memory, or NAMES_KEY is not in the store; then all
+        pages are compared with the tree after the next mount, in the background.
+    I3. Writing pages takes only space that is plentiful; without it, or when too much waits, I2's
+        mark stays away.
+
+Ordering: the first change after an open takes the mark away in its own batch; the end of a mount
+sets it when nothing waits.
+
+Not here: reading pages without a tree (frame_index.py), extended attributes (not kept).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import trio
+
+from shardfs import limits
+from shardfs.engine.health import HealthState
+from shardfs.engine.layout import Bytes
+from shardfs.engine.pieces import Shard
+from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError, StaleError
+from shardfs.fuse.door import BatchDoor, StoreDoor
+from shardfs.fuse.records import (
+    ENTRY_PREFIX,
+    INODES_PER_NAME_PAGE,
+    NAME_PAGE_PREFIX,
+    NAMES_KEY,
+    NAMES_PER_INODE_MAX,
+    ROOT_INO,
+    Entry,
+    Inode,
+    NamedInode,
+    decode_entry,
+    decode_entry_key,
+    decode_name_page,
+    encode_name_page,
+    name_page_key,
+)
+from shardfs.fuse.tables import Tables
+
+_log = logging.getLogger(__name__)
+
+INTERVAL_S: Final = 10.0
+"""A changed name waits about this long for its page."""
+_WAITING_MAX: Final = 64 * limits.KIB
+"""Inodes that may wait; beyond it the pages are given up until the next mount."""
+_WAITING_MANY: Final = 8 * limits.KIB
+_FREE_SHARE_MIN: Final = 16
+"""Pages are written only while more than this part of the device is free."""
+_INODES_PER_SCAN: Final = 64 * limits.KIB
+_ENTRIES_PER_SLICE: Final = 64
+
+Name = tuple[int, bytes]
+
+
+class NamePages:
+    """The name pages of one mount.
+
+    Args:
+        is_marked: NAMES_KEY is in the store.
+        is_complete: every name is in a page (or there is none yet).
+    """
+
+    def __init__(
+        self, store: StoreDoor, tables: Tables, *, is_marked: bool, is_complete: bool
+    ) -> None:
+        self._store = store
+        self._tables = tables
+        self.is_marked = is_marked
+        self.is_complete = is_complete
+        self._waiting: dict[int, list[tuple[Name, bool]]] = {}
+        self._wake = trio.Event()
+        self._full = trio.Event()
+
+    @classmethod
+    async def open(cls, store: StoreDoor, tables: Tables) -> NamePages:
+        """The pages of a store; from now on `tables` tells them of every change.
+
+        Raises:
+            DeviceError, CorruptionError
+        """
+        is_marked = await store.get_record(NAMES_KEY) is not None
+        pages = cls(store, tables, is_marked=is_marked, is_complete=is_marked or tables.is_new)
+        tables.name_watcher = pages
+        return pages
+
+    @property
+    def waiting_count(self) -> int:
+        """Inodes whose page is to be written."""
+        return len(self._waiting)
+
+    def unmark(self, batch: BatchDoor) -> None:
+        """A change is about to be applied with this batch (I2)."""
+        batch.delete(NAMES_KEY)
+
+    def changed(
+        self, inodes: Mapping[int, Inode | None], entries: Mapping[Name, Entry | None]
+    ) -> None:
+        """A change was applied. Must not await."""
+        self.is_marked = False
+        waiting = self._waiting
+        if not waiting:
+            self._wake.set()
+        parents = {parent for parent, _ in entries}
+        for ino in inodes:
+            if ino in parents:
+                continue  # its times and its count of entries have changed, not its names
+            changes = waiting.setdefault(ino, [])
+            for name, entry in entries.items():
+                changes.append((name, entry is not None and entry.ino == ino))
+        if len(waiting) >= _WAITING_MANY:
+            self._full.set()
+            if len(waiting) > _WAITING_MAX:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        _log.info("too many names have changed for the name pages; after the next mount")
+        self._waiting.clear()
+        self.is_complete = False
+
+    # --- writing
+
+    async def run(self) -> None:
+        """The task that writes pages; returns when the store takes no more changes."""
+        if not self.is_complete and self._store.health.state is HealthState.HEALTHY:
+            await self._logged(self.rebuild)
+        while self._store.health.state is HealthState.HEALTHY:
+            if not self._waiting:
+                await self._wake.wait()
+            self._wake = trio.Event()
+            with trio.move_on_after(INTERVAL_S):
+                await self._full.wait()
+            self._full = trio.Event()
+            await self._logged(self.write)
+
+    async def finish(self) -> None:
+        """Write what waits, and mark the pages as complete if they are. The end of a mount."""
+        if self._store.health.state is not HealthState.HEALTHY or self.is_marked:
+            return
+        await self._logged(self.write)
+        if self.is_complete and not self._waiting:
+            batch = self._store.batch(essential=True)
+            batch.put(NAMES_KEY, b"")
+            self._store.apply(batch)
+            self.is_marked = True
+
+    async def _logged(self, task: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await task()
+        except ShardfsError as error:
+            _log.info("name pages: %s", error)
+
+    async def write(self) -> None:
+        """Write the page of every inode that waits.
+
+        Raises:
+            ShardfsError: some are left waiting.
+        """
+        pages = sorted({ino // INODES_PER_NAME_PAGE for ino in self._waiting})
+        for page in pages:
+            if not self._has_room():
+                return
+            first = page * INODES_PER_NAME_PAGE
+            inos = range(first, first + INODES_PER_NAME_PAGE)
+            changes = {ino: self._waiting.pop(ino) for ino in inos if ino in self._waiting}
+            try:
+                await self._write_page(page, changes)
+            except BaseException:  # cancelled too
+                for ino, earlier in changes.items():
+                    self._waiting[ino] = earlier + self._waiting.get(ino, [])
+                raise
+
+    def _has_room(self) -> bool:
+        space = self._store.space()
+        return space.free_bytes * _FREE_SHARE_MIN > space.total_bytes
+
+    async def _write_page(self, page: int, changes: Mapping[int, list[tuple[Name, bool]]]) -> None:
+        """Bring the changes of names into a page."""
+        key = name_page_key(page)
+        while True:
+            shard = await self._store.get_shard(key)
+            try:
+                kept = await self._read(page, shard)
+            except CorruptionError as error:
+                _log.warning("a name page cannot be read, and is begun anew: %s", error)
+                kept, self.is_complete = {}, False
+            wanted = dict(kept)
+            for ino, names in changes.items():
+                before = kept[ino].names if ino in kept else ()
+                await self._put(wanted, ino, _changed_names(before, names))
+            if await self._replace(page, shard, kept, wanted):
+                return
+
+    async def _put(self, wanted: dict[int, NamedInode], ino: int, names: tuple[Name, ...]) -> None:
+        inode = await self._tables.inode(ino)
+        if inode is None or (not names and ino != ROOT_INO):
+            wanted.pop(ino, None)
+        else:
+            wanted[ino] = NamedInode(inode, names[:NAMES_PER_INODE_MAX])
+
+    async def _replace(
+        self,
+        page: int,
+        shard: Shard | None,
+        kept: Mapping[int, NamedInode],
+        wanted: Mapping[int, NamedInode],
+    ) -> bool:
+        """Write a page, unless it says the same already; False if its shard has moved."""
+        if _essence(kept) == _essence(wanted):
+            return True
+        key = name_page_key(page)
+        batch = self._store.batch()
+        try:
+            if wanted:
+                data = encode_name_page(page, wanted)
+                await self._store.admit(len(data))
+                if not self._has_room():
+                    raise NoSpaceError("little space is left")
+                replaced = shard.pieces if shard is not None else ()
+                pieces = self._store.append_pieces(key, 0, (data,), replaced=replaced)
+                batch.put_shard(key, pieces, shard)
+            elif shard is not None:
+                batch.delete_shard(key, shard)
+            self._store.apply(batch)
+        except StaleError:
+            return False
+        return True
+
+    async def _read(self, page: int, shard: Shard | None) -> dict[int, NamedInode]:
+        if shard is None:
+            return {}
+        number, inodes = decode_name_page(await read_pieces(self._store, shard))
+        if number != page:
+            raise CorruptionError(f"name page {number} stands where {page} should")
+        return inodes
+
+    # --- all of them
+
+    async def rebuild(self) -> None:
+        """Make every page say what the tree says.
+
+        Raises:
+            ShardfsError: they are not complete.
+        """
+        last = self._tables.next_ino
+        for first in range(0, last, _INODES_PER_SCAN):
+            names = await self._names_of(range(first, min(last, first + _INODES_PER_SCAN)))
+            pages = {ino // INODES_PER_NAME_PAGE for ino in names}
+            pages.add(ROOT_INO // INODES_PER_NAME_PAGE)
+            pages.update(await self._pages_between(first, first + _INODES_PER_SCAN))
+            for page in sorted(pages):
+                if not self._has_room():
+                    return
+                await self._rewrite_page(page, names)
+        self.is_complete = True
+
+    async def _names_of(self, inos: range) -> dict[int, list[Name]]:
+        found: dict[int, list[Name]] = {}
+        count = 0
+        async for key, value in self._store.scan(ENTRY_PREFIX, bytes([ENTRY_PREFIX[0] + 1])):
+            count += 1
+            if count % _ENTRIES_PER_SLICE == 0:
+                await trio.lowlevel.checkpoint()
+            if isinstance(value, Shard):
+                continue
+            try:
+                ino = decode_entry(value).ino
+                parent, _, name = decode_entry_key(key)
+            except CorruptionError:
+                continue
+            if ino in inos:
+                found.setdefault(ino, []).append((parent, name))
+        return found
+
+    async def _pages_between(self, first: int, end: int) -> list[int]:
+        start = name_page_key(first // INODES_PER_NAME_PAGE)
+        stop = name_page_key(end // INODES_PER_NAME_PAGE)
+        return [int.from_bytes(key[1:9], "big") async for key, _ in self._store.scan(start, stop)]
+
+    async def _rewrite_page(self, page: int, names: Mapping[int, list[Name]]) -> None:
+        first = page * INODES_PER_NAME_PAGE
+        while True:
+            shard = await self._store.get_shard(name_page_key(page))
+            try:
+                kept = await self._read(page, shard)
+            except CorruptionError:
+                kept = {-1: NamedInode(Inode(0), ())}  # like no other
+            wanted: dict[int, NamedInode] = {}
+            for ino in range(first, first + INODES_PER_NAME_PAGE):
+                if ino in names or ino == ROOT_INO:
+                    await self._put(wanted, ino, tuple(names.get(ino, ())))
+            if await self._replace(page, shard, kept, wanted):
+                return
+            await trio.lowlevel.checkpoint()
+
+
+def _changed_names(before: tuple[Name, ...], changes: list[tuple[Name, bool]]) -> tuple[Name, ...]:
+    names = dict.fromkeys(before)
+    for name, is_there in changes:
+        if is_there:
+            names[name] = None
+        else:
+            names.pop(name, None)
+    return tuple(names)
+
+
+def _essence(inodes: Mapping[int, NamedInode]) -> dict[int, object]:
+    """What makes a page worth writing: not that times have passed."""
+    return {
+        ino: (names, inode._replace(atime_ns=0, mtime_ns=0, ctime_ns=0, nlink=0, xattrs=0))
+        if not inode.is_directory
+        else (names, inode.mode, inode.uid, inode.gid, inode.parent)
+        for ino, (inode, names) in inodes.items()
+    }
+
+
+async def read_pieces(store: StoreDoor, shard: Shard) -> Bytes:
+    """All bytes of a shard without holes.
+
+    Raises:
+        DeviceError, CorruptionError: they cannot be read as they were written.
+    """
+    parts = []
+    with store.pinned(shard.pieces):
+        for piece in shard.pieces:
+            parts.append(await store.read_chunk(piece.locator, piece.skip, piece.length))
+    return b"".join(parts)
+
+
+NAME_PAGES_END: Final = bytes([NAME_PAGE_PREFIX[0] + 1])
