@@ -31,7 +31,7 @@ from shardfs.engine.framing import (
     head_bytes,
     verify_granules,
 )
-from shardfs.engine.layout import Kind, Stream
+from shardfs.engine.layout import DAMAGED_EXTENT, Kind, Stream
 from shardfs.engine.pieces import Locator
 from shardfs.errors import CorruptionError
 
@@ -120,6 +120,8 @@ class ChunkStore:
                 extent has been reset since (I3).
         """
         assert start >= 0 and start + length <= locator.length, "outside the chunk"
+        if locator.extent == DAMAGED_EXTENT:
+            raise CorruptionError("the data is lost: it was damaged, and fsck has recorded that")
         extent = self._extents.at(locator.extent)
         if extent.epoch != locator.epoch:
             where = f"extent {locator.extent} byte {locator.offset} (chunk {locator.sequence})"

@@ -196,6 +196,9 @@ class _StoreCheck:
         self.report.count("shards")
         for (extent, _), live in live_bytes(shard.pieces).items():
             self._live[extent] = self._live.get(extent, 0) + live
+        for piece in shard.pieces:
+            if piece.is_damaged:
+                self.report.count("lost_bytes", piece.length)
         for locator in locators(shard.pieces).values():
             await self._check_chunk(locator, Kind.DATA, key, None, f"key {key[:48].hex()}")
             if self._data:
@@ -276,18 +279,12 @@ class _StoreCheck:
         if self._extents.unwritten(locator.extent, locator.offset) is not None:
             return
         try:
-            frame = await self._read_head(locator)
+            frame = await read_head(self._store, locator)
         except _UNREADABLE as error:
             self._find("E10", str(error), where, key, locator)
             return
-        if not _is_meant(frame, locator, kind, owner, owner_offset):
+        if not is_meant(frame, locator, kind, owner, owner_offset):
             self._find("E10", "another frame stands there", where, key, locator)
-
-    async def _read_head(self, locator: Locator) -> Frame:
-        size = head_bytes(locator.key_bytes, locator.length)
-        room = self._extents.extent_bytes - locator.offset
-        data = await self._extents.read(locator.extent, locator.offset, min(size, room))
-        return decode_head(data, store_id=self._store.identity.store_id)
 
     # --- extents ------------------------------------------------------------------------------
 
@@ -329,9 +326,22 @@ class _StoreCheck:
         self.report.add(Finding(invariant, message, where, key, None, None, extent, offset))
 
 
-def _is_meant(
+async def read_head(store: Store, locator: Locator) -> Frame:
+    """The head of the frame that stands where a locator points.
+
+    Raises:
+        DeviceError, CorruptionError: there is none that can be read.
+    """
+    size = head_bytes(locator.key_bytes, locator.length)
+    room = store._extents.extent_bytes - locator.offset
+    data = await store._extents.read(locator.extent, locator.offset, min(size, room))
+    return decode_head(data, store_id=store.identity.store_id)
+
+
+def is_meant(
     frame: Frame, locator: Locator, kind: Kind, owner: bytes, owner_offset: int | None
 ) -> bool:
+    """Whether a frame is the one that a locator names."""
     return (
         frame.kind is kind
         and frame.owner == owner

@@ -82,6 +82,10 @@ class RecordKind(IntEnum):
     CHANGE = 2
 
 
+DAMAGED_EXTENT: Final = 0xFFFFFFFF
+"""A locator with this extent number names no chunk: what stood there was damaged, and `fsck
+--repair` has recorded that. Reading it is an error, never zeros."""
+
 SUPERBLOCK_CLEAN: Final = 1
 """Superblock record flag: the store was closed in order; nothing was written after this record."""
 

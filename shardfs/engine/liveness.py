@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from shardfs.engine.framing import frame_bytes
+from shardfs.engine.layout import DAMAGED_EXTENT
 from shardfs.engine.pieces import Piece
 
 ExtentLife = tuple[int, int]
@@ -38,6 +39,8 @@ def live_bytes(pieces: Iterable[Piece]) -> dict[ExtentLife, int]:
     found: dict[ExtentLife, int] = {}
     for piece in pieces:
         life = piece.locator.extent, piece.locator.epoch
+        if life[0] == DAMAGED_EXTENT:
+            continue
         found[life] = found.get(life, 0) + piece_bytes(piece)
     return found
 

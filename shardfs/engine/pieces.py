@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from shardfs import limits
-from shardfs.engine.layout import LOCATOR, PIECE, SHARD_HEADER, Bytes
+from shardfs.engine.layout import DAMAGED_EXTENT, LOCATOR, PIECE, SHARD_HEADER, Bytes
 from shardfs.errors import CorruptionError
 
 DIGEST_BYTES = 8
@@ -52,6 +52,19 @@ class Piece(NamedTuple):
     def end(self) -> int:
         """First byte behind the piece, within the shard."""
         return self.start + self.length
+
+    @property
+    def is_damaged(self) -> bool:
+        """The bytes are lost, and that is recorded."""
+        return self.locator.extent == DAMAGED_EXTENT
+
+    def part(self, start: int, end: int) -> Piece:
+        """The part [start, end) of the piece, within the shard."""
+        return Piece(start, end - start, self.skip + start - self.start, self.locator)
+
+    def as_damaged(self) -> Piece:
+        """The piece as one whose bytes are lost."""
+        return self._replace(locator=self.locator._replace(extent=DAMAGED_EXTENT))
 
 
 class Shard(NamedTuple):
@@ -95,6 +108,17 @@ def decode_locator(data: Bytes, offset: int = 0) -> tuple[Locator, int]:
     return Locator(extent, epoch, start, length, sequence, key_bytes, checksums), end
 
 
+def lost_pieces(start: int, end: int) -> tuple[Piece, ...]:
+    """Pieces that record the bytes [start, end) of a shard as lost."""
+    step = limits.CHUNK_BYTES_MAX
+    found = []
+    for at in range(start, end, step):
+        length = min(step, end - at)
+        digests = bytes(granule_count(length) * DIGEST_BYTES)
+        found.append(Piece(at, length, 0, Locator(DAMAGED_EXTENT, 0, 0, length, 0, 0, digests)))
+    return tuple(found)
+
+
 def encode_pieces(pieces: Iterable[Piece]) -> bytes:
     """The pieces of a shard as stored: counts, the locator of each chunk once, the pieces."""
     numbers: dict[Locator, int] = {}
@@ -108,7 +132,7 @@ def encode_pieces(pieces: Iterable[Piece]) -> bytes:
 
 def encoded_bytes(pieces: Sequence[Piece]) -> int:
     """Length of what `encode_pieces` gives."""
-    chunks = locators(pieces).values()
+    chunks = {piece.locator[:5:4]: piece.locator for piece in pieces}.values()
     checksums = sum([len(locator.checksums) for locator in chunks])
     return SHARD_HEADER.size + len(pieces) * PIECE.size + len(chunks) * LOCATOR.size + checksums
 
@@ -188,5 +212,9 @@ def truncate(pieces: tuple[Piece, ...], length: int) -> tuple[Piece, ...]:
 
 
 def locators(pieces: Iterable[Piece]) -> dict[int, Locator]:
-    """The distinct chunks that the pieces refer to, by sequence number."""
-    return {piece.locator.sequence: piece.locator for piece in pieces}
+    """The distinct chunks that the pieces refer to, by sequence number; lost ones left out."""
+    return {
+        piece.locator.sequence: piece.locator
+        for piece in pieces
+        if piece.locator.extent != DAMAGED_EXTENT
+    }

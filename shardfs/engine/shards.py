@@ -15,14 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Final
 
 from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer
 from shardfs.engine.extents import Extents
-from shardfs.engine.layout import Kind, Stream
+from shardfs.engine.layout import DAMAGED_EXTENT, Kind, Stream
 from shardfs.engine.pieces import Locator, Piece
 from shardfs.errors import NoSpaceError
+
+_NO_EXTENTS: Final = frozenset({DAMAGED_EXTENT})
 
 
 class ShardData:
@@ -101,7 +104,7 @@ class ShardData:
     def pinned(self, pieces: Sequence[Piece]) -> Iterator[None]:
         """Keeps the chunks of these pieces from being reclaimed while the body runs."""
         with ExitStack() as stack:
-            for extent in {piece.locator.extent for piece in pieces}:
+            for extent in {piece.locator.extent for piece in pieces} - _NO_EXTENTS:
                 stack.enter_context(self._extents.pinned(extent))
             yield
 

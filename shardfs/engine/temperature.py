@@ -66,6 +66,8 @@ class Temperature:
             return Stream.DATA
         born_after = extents.tick() - self._hot_age
         for piece in replaced:
+            if piece.is_damaged:
+                continue
             at = piece.locator
             if at.sequence < born_after or extents.at(at.extent).stream is Stream.SURVIVORS:
                 return Stream.DATA

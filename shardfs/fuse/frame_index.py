@@ -19,16 +19,18 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NamedTuple
 
 from shardfs import limits
 from shardfs.engine.framing import Frame
 from shardfs.engine.layout import Kind, Tag
-from shardfs.engine.lsm.delta import decode_delta
+from shardfs.engine.lsm.delta import DeltaPart, decode_delta
 from shardfs.engine.lsm.entry import Block, decode_block
 from shardfs.engine.salvage import FoundFrame
-from shardfs.errors import CorruptionError
+from shardfs.engine.superblock_record import ExtentEntry, Identity, Record, decode_record
+from shardfs.errors import CorruptionError, IncompatibleError
 from shardfs.fuse.records import (
     ENTRY_PREFIX,
     INODES_PER_NAME_PAGE,
@@ -50,6 +52,8 @@ CREATE TABLE data (store, ino, shard, start, length, sequence, at, payload, epoc
 CREATE TABLE pages (store, page, start, sequence, content);
 CREATE TABLE inodes (store, ino, sequence, ctime, record);
 CREATE TABLE names (store, ino, parent, name, sequence);
+CREATE TABLE deltas (store, number, part, parts, durable, sequence, epoch, at, content);
+CREATE TABLE places (store, at, end, epoch, kind, sequence, damaged);
 CREATE TABLE found (ino INTEGER PRIMARY KEY, page_sequence, record);
 CREATE TABLE linked (ino, parent, name);
 """
@@ -58,6 +62,8 @@ CREATE INDEX data_by_file ON data (store, ino, shard, sequence);
 CREATE INDEX pages_by_number ON pages (store, page, sequence);
 CREATE INDEX inodes_by_number ON inodes (store, ino, ctime);
 CREATE INDEX names_by_inode ON names (store, ino, sequence);
+CREATE INDEX deltas_by_number ON deltas (store, number, part, sequence);
+CREATE INDEX places_by_sequence ON places (store, sequence);
 CREATE INDEX linked_by_inode ON linked (ino);
 """
 
@@ -80,6 +86,25 @@ class DataFrame(NamedTuple):
     damaged: tuple[int, ...]
 
 
+class DeltaFrame(NamedTuple):
+    """One part of a delta, and where its frame begins on the device."""
+
+    part: DeltaPart
+    sequence: int
+    epoch: int
+    at: int
+
+
+@dataclass
+class SuperblockRemains:
+    """What records of a superblock say, wherever they were found: the newest one, and the newest
+    word on each extent (with the number of the record it is from)."""
+
+    identity: Identity
+    record: Record
+    entries: dict[int, tuple[int, ExtentEntry]]
+
+
 class FrameIndex:
     """What a scan has found. A context manager; the database goes with it.
 
@@ -99,6 +124,7 @@ class FrameIndex:
         self.store_id = 0
         self._frames: dict[int, int] = {}
         """Frames of each store."""
+        self._superblocks: dict[int, SuperblockRemains] = {}
 
     def __enter__(self) -> FrameIndex:
         return self
@@ -117,14 +143,20 @@ class FrameIndex:
         """Take in a frame."""
         frame, store = found.frame, _signed(found.store_id)
         self._frames[store] = self._frames.get(store, 0) + 1
+        end = found.at + frame.total_bytes
+        place = (store, found.at, end, frame.epoch, int(frame.kind), _signed(frame.sequence))
+        values = (*place, len(found.damaged))
+        self._db.execute("INSERT INTO places VALUES (?, ?, ?, ?, ?, ?, ?)", values)
         try:
             if frame.kind is Kind.DATA:
                 self._add_data(found, store)
+            elif frame.kind is Kind.SUPERBLOCK and not found.damaged:
+                self._add_record(*decode_record(found.payload))
             elif frame.kind is Kind.RUN_BLOCK and not found.damaged:
                 self._add_entries(decode_block(bytes(found.payload)), frame, store)
             elif frame.kind is Kind.DELTA and not found.damaged:
-                self._add_entries(decode_delta(bytes(found.payload)).block, frame, store)
-        except CorruptionError:
+                self._add_delta(found, store)
+        except (CorruptionError, IncompatibleError):
             return  # whole, and yet not what it should be: made by something else
 
     def _add_data(self, found: FoundFrame, store: int) -> None:
@@ -154,6 +186,26 @@ class FrameIndex:
                 " ".join(map(str, found.damaged)),
             ),
         )
+
+    def _add_record(self, identity: Identity, record: Record) -> None:
+        store = _signed(identity.store_id)
+        remains = self._superblocks.get(store)
+        if remains is None:
+            remains = self._superblocks[store] = SuperblockRemains(identity, record, {})
+        elif record.number > remains.record.number:
+            remains.identity, remains.record = identity, record
+        for entry in record.entries:
+            known = remains.entries.get(entry.extent)
+            if known is None or record.number >= known[0]:
+                remains.entries[entry.extent] = (record.number, entry)
+
+    def _add_delta(self, found: FoundFrame, store: int) -> None:
+        content = bytes(found.payload)
+        part = decode_delta(content)
+        numbers = (store, _signed(part.number), part.part, part.parts, _signed(part.durable))
+        values = (*numbers, _signed(found.frame.sequence), found.frame.epoch, found.at, content)
+        self._db.execute("INSERT INTO deltas VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        self._add_entries(part.block, found.frame, store)
 
     def _add_entries(self, block: Block, frame: Frame, store: int) -> None:
         for key, value in zip(block.keys, block.values, strict=True):
@@ -288,6 +340,58 @@ class FrameIndex:
         query = "SELECT MAX(sequence) FROM data WHERE store = ? AND ino = ?"
         row = self._db.execute(query, (self.store_id, ino)).fetchone()
         return -1 if row is None or row[0] is None else int(row[0])
+
+    # --- for repair
+
+    @property
+    def superblock(self) -> SuperblockRemains | None:
+        """What is left of the store's superblock."""
+        return self._superblocks.get(self.store_id)
+
+    def choose_by_superblock(self) -> None:
+        """Take the store of which most is left and a record of the superblock too, if any."""
+        stores = [each for each in self._frames if each in self._superblocks]
+        if stores:
+            self.store_id = max(stores, key=lambda store: self._frames[store])
+
+    def delta_numbers(self, above: int) -> list[int]:
+        """Numbers of deltas of which something is left, above a number, descending."""
+        query = (
+            "SELECT DISTINCT number FROM deltas WHERE store = ? AND number > ? "
+            "ORDER BY number DESC LIMIT 1000000"
+        )
+        rows = self._db.execute(query, (self.store_id, above))
+        return [number for (number,) in rows]
+
+    def delta(self, number: int) -> list[DeltaFrame]:
+        """Frames of the parts of a delta; of one part, the one written last comes last."""
+        query = (
+            "SELECT sequence, epoch, at, content FROM deltas WHERE store = ? AND number = ? "
+            "ORDER BY part, sequence"
+        )
+        rows = self._db.execute(query, (self.store_id, number))
+        return [
+            DeltaFrame(decode_delta(content), sequence, epoch, at)
+            for sequence, epoch, at, content in rows
+        ]
+
+    def has_whole(self, sequence: int) -> bool:
+        """The frame with this sequence number is there, and undamaged."""
+        query = "SELECT damaged FROM places WHERE store = ? AND sequence = ?"
+        row = self._db.execute(query, (self.store_id, _signed(sequence))).fetchone()
+        return row is not None and row[0] == 0
+
+    def places(self) -> Iterator[tuple[int, int, int, int]]:
+        """(first byte on the device, first byte behind it, epoch, kind) of every frame."""
+        query = "SELECT at, end, epoch, kind FROM places WHERE store = ? ORDER BY at"
+        yield from self._db.execute(query, (self.store_id,))
+
+    def highest(self) -> tuple[int, int]:
+        """The highest sequence number, and the highest number of a delta, of the store."""
+        query = "SELECT MAX(sequence) FROM places WHERE store = ?"
+        sequence = self._db.execute(query, (self.store_id,)).fetchone()[0] or 0
+        query = "SELECT MAX(number) FROM deltas WHERE store = ?"
+        return sequence, self._db.execute(query, (self.store_id,)).fetchone()[0] or 0
 
     def is_deleted(self, ino: int) -> bool:
         """A name page that was written after the newest data of the inode does not know it."""

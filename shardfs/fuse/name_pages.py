@@ -37,7 +37,6 @@ from shardfs.fuse.records import (
     NAME_PAGE_PREFIX,
     NAMES_KEY,
     NAMES_PER_INODE_MAX,
-    ROOT_INO,
     Entry,
     Inode,
     NamedInode,
@@ -150,10 +149,13 @@ class NamePages:
             return
         await self._logged(self.write)
         if self.is_complete and not self._waiting:
-            batch = self._store.batch(essential=True)
-            batch.put(NAMES_KEY, b"")
-            self._store.apply(batch)
-            self.is_marked = True
+            await self._logged(self._mark)
+
+    async def _mark(self) -> None:
+        batch = self._store.batch(essential=True)
+        batch.put(NAMES_KEY, b"")
+        self._store.apply(batch)
+        self.is_marked = True
 
     async def _logged(self, task: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -204,7 +206,7 @@ class NamePages:
 
     async def _put(self, wanted: dict[int, NamedInode], ino: int, names: tuple[Name, ...]) -> None:
         inode = await self._tables.inode(ino)
-        if inode is None or (not names and ino != ROOT_INO):
+        if inode is None or not names:
             wanted.pop(ino, None)
         else:
             wanted[ino] = NamedInode(inode, names[:NAMES_PER_INODE_MAX])
@@ -257,7 +259,6 @@ class NamePages:
         for first in range(0, last, _INODES_PER_SCAN):
             names = await self._names_of(range(first, min(last, first + _INODES_PER_SCAN)))
             pages = {ino // INODES_PER_NAME_PAGE for ino in names}
-            pages.add(ROOT_INO // INODES_PER_NAME_PAGE)
             pages.update(await self._pages_between(first, first + _INODES_PER_SCAN))
             for page in sorted(pages):
                 if not self._has_room():
@@ -298,8 +299,8 @@ class NamePages:
                 kept = {-1: NamedInode(Inode(0), ())}  # like no other
             wanted: dict[int, NamedInode] = {}
             for ino in range(first, first + INODES_PER_NAME_PAGE):
-                if ino in names or ino == ROOT_INO:
-                    await self._put(wanted, ino, tuple(names.get(ino, ())))
+                if ino in names:
+                    await self._put(wanted, ino, tuple(names[ino]))
             if await self._replace(page, shard, kept, wanted):
                 return
             await trio.lowlevel.checkpoint()

@@ -16,6 +16,7 @@ from shardfs.engine.findings import Finding, Report
 from shardfs.fuse import fsck
 from shardfs.fuse.access_lists import ACCESS, DEFAULT, GROUP_OWNER, MASK, OTHERS, OWNER
 from shardfs.fuse.door import BatchDoor
+from shardfs.fuse.files_repair import repair_files
 from shardfs.fuse.fsck import check_files, name_files
 from shardfs.fuse.records import (
     FACT_KEY,
@@ -32,6 +33,7 @@ from shardfs.fuse.records import (
     encode_inode,
     entry_key,
     inode_key,
+    name_page_key,
     orphan_key,
     shard_key,
     truncation_key,
@@ -185,6 +187,11 @@ async def f10_another_mode(store: Store, inos: Inos) -> None:
     await plant_list(store, inos, ACCESS, 0o664, 4)
 
 
+async def f11_no_page(store: Store, inos: Inos) -> None:
+    pieces = store.append_pieces(name_page_key(9), 0, (b"no page",))
+    await plant(store, lambda batch: batch.put_shard(name_page_key(9), pieces, None))
+
+
 PLANTS = [value for name, value in list(globals().items()) if re.match(r"f\d+_", name)]
 
 
@@ -195,6 +202,24 @@ async def test_a_planted_break_is_found(break_it: Callable[[Store, Inos], Awaita
     found = {finding.invariant for finding in (await check_files(store)).findings}
     expected = break_it.__name__.partition("_")[0].upper()
     assert expected in found
+
+
+@pytest.mark.parametrize("break_it", PLANTS, ids=lambda value: value.__name__)
+async def test_a_planted_break_is_repaired(
+    break_it: Callable[[Store, Inos], Awaitable[None]],
+) -> None:
+    """Once repaired it is clean, a second repair does nothing, and no content is gone."""
+    store, inos = await tree()
+    await break_it(store, inos)
+    done: list[str] = []
+    await repair_files(store, lambda what, _: done.append(what))
+    assert done and (await check_files(store)).findings == []
+    again: list[str] = []
+    await repair_files(store, lambda what, _: again.append(what))
+    assert again == []
+    async with serving(store) as file_system:
+        for ino in (inos["file"], inos["a/b/deep"]):
+            assert await file_system.writeback.read(ino, 0, 1 << 20) == b"hello" * 2000
 
 
 async def test_files_in_the_making_are_no_findings() -> None:

@@ -73,6 +73,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("figures",),
     ("store",),
     ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy", "resizing"),
+    ("damage", "rebuilding"),
 )
 
 # What cli commands share. Commands themselves are imported by cli.main alone.

@@ -1,0 +1,373 @@
+"""Repairs a device: finds what is wrong, mends it, and shows that nothing is wrong any more.
+
+Role: `shardfs fsck --repair`, from a device to a report. Three kinds of damage, mended in order:
+
+    the tree    a run, the manifest or the delta log cannot be read, or accounts are wrong: a new
+                tree is written beside the old one, and checked, and takes its place by one change
+                of the superblock (engine/rebuilding.py, reconstruction.py);
+    files       names, inodes, counts: ordinary batches (files_repair.py);
+    data        what does not match its checksum is recorded as lost: reading it is an error
+                (engine/damage.py); or, on request, the files that it hits are deleted.
+
+Invariants:
+    I1. Nothing gets worse: a new tree counts only when a full check of it has found nothing, and
+        any other change is a batch that is right by itself.
+    I2. It may end anywhere, and be begun again.
+    I3. What the user loses is said, by path and range of bytes.
+
+Not here: files when the superblock is gone altogether (salvage.py), printing (cli/fsck.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import trio
+
+from shardfs import limits
+from shardfs.engine.damage import give_up_damage
+from shardfs.engine.device import Device
+from shardfs.engine.findings import Finding, Report
+from shardfs.engine.options import StoreOptions
+from shardfs.engine.pieces import Shard
+from shardfs.engine.rebuilding import SwitchDevice, sealed_record
+from shardfs.engine.recovery import read_superblock
+from shardfs.engine.salvage import scan_device
+from shardfs.engine.store import Store
+from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
+from shardfs.errors import CorruptionError, DeviceError, ShardfsError
+from shardfs.fuse.files_repair import repair_files
+from shardfs.fuse.frame_index import FrameIndex
+from shardfs.fuse.fsck import check_all
+from shardfs.fuse.name_pages import NamePages
+from shardfs.fuse.paths import find_paths
+from shardfs.fuse.reconstruction import Reconstruction
+from shardfs.fuse.records import (
+    ENTRY_PREFIX,
+    FACT_KEY,
+    INODE_PREFIX,
+    NAME_PAGE_PREFIX,
+    NAMES_KEY,
+    NamedInode,
+    decode_entry,
+    decode_file_key,
+    decode_inode,
+    encode_inode,
+    inode_key,
+    orphan_key,
+)
+from shardfs.fuse.repair_changes import behind
+from shardfs.fuse.tables import Tables
+from shardfs.fuse.tree_remains import TreeRemains
+
+ACTIONS_MAX: Final = 1000
+_LOOKING: Final = StoreOptions(read_only=True, background=False)
+_MENDING: Final = StoreOptions(background=False)
+_OF_THE_TREE: Final = frozenset({"E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9", "E12"})
+Show = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing that was done. `ino`: to which inode; `path`: its name, if it has one."""
+
+    what: str
+    ino: int | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class LostRange:
+    """Bytes [start, end) of a file that nobody can read any more."""
+
+    ino: int
+    start: int
+    end: int
+    path: str | None = None
+
+
+@dataclass
+class RepairReport:
+    """What was found, what was done, and what is left."""
+
+    before: Report
+    after: Report = field(default_factory=Report)
+    is_rebuilt: bool = False
+    actions: list[Action] = field(default_factory=list)
+    action_count: int = 0
+    lost: list[LostRange] = field(default_factory=list)
+    lost_bytes: int = 0
+    deleted: list[str] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing is wrong any more, and nothing was lost."""
+        return self.after.is_clean and not self.lost_bytes and not self.deleted
+
+    def tell(self, what: str, ino: int | None = None) -> None:
+        """Something was done."""
+        self.action_count += 1
+        if len(self.actions) < ACTIONS_MAX:
+            self.actions.append(Action(what, ino))
+
+    def lose(self, ino: int, start: int, end: int) -> None:
+        """Bytes of a file are lost."""
+        self.lost_bytes += end - start
+        if len(self.lost) < ACTIONS_MAX:
+            self.lost.append(LostRange(ino, start, end))
+
+
+def _quietly(_text: str, _done: int, _total: int) -> None:
+    """Shows nothing."""
+
+
+async def check_device(device: Device, *, data: bool) -> tuple[Report, tuple[str, ...]]:
+    """Verify what is on a device; and recovery's notes. A store that cannot be opened is finding
+    E0.
+
+    Raises:
+        NotShardfsError, IncompatibleError, DeviceError: there is nothing to verify.
+    """
+    try:
+        async with Store.open(device, options=_LOOKING) as store:
+            return await check_all(store, data=data), store.notes
+    except CorruptionError as error:
+        report = Report()
+        report.add(Finding("E0", f"it cannot be opened: {error}"))
+        return report, ()
+
+
+async def repair_device(
+    device: Device, *, delete_damaged: bool = False, show: Show = _quietly
+) -> RepairReport:
+    """Repair the store on a device, which is not mounted.
+
+    Args:
+        device: writable.
+        delete_damaged: delete the files that have lost data.
+        show: is told what is going on, and how far it is.
+
+    Durable when: returned.
+
+    Raises:
+        NotShardfsError, IncompatibleError: it is no store, or too new.
+        CorruptionError: too much is lost for a repair in place; nothing was changed.
+        NoSpaceError: there is no room for a new tree; nothing was changed.
+        DeviceError: the device fails.
+    """
+    show("checking", 0, 0)
+    before, _ = await check_device(device, data=True)
+    report = RepairReport(before)
+    if needs_new_tree(before):
+        await _rebuild(device, report, delete_damaged, show)
+        report.is_rebuilt = True
+    elif not before.is_clean or delete_damaged:
+        async with Store.open(device, options=_MENDING) as store:
+            if store.health.reason:
+                raise CorruptionError(f"it cannot be written: {store.health.reason}")
+            show("mending files", 0, 0)
+            await _mend(store, report, delete_damaged, _nobody)
+    show("checking again", 0, 0)
+    report.after, _ = await check_device(device, data=True)
+    return report
+
+
+def needs_new_tree(report: Report) -> bool:
+    """Whether a finding is about the tree or its accounts."""
+    return any(
+        finding.invariant in _OF_THE_TREE
+        or finding.invariant == "E0"
+        or (finding.invariant == "E10" and finding.key is None)
+        for finding in report.findings
+    )
+
+
+def _nobody(_: int) -> NamedInode | None:
+    return None
+
+
+async def _mend(
+    store: Store,
+    report: RepairReport,
+    delete_damaged: bool,
+    recall: Callable[[int], NamedInode | None],
+) -> None:
+    """Files, data, and the name pages of an open store."""
+    await _give_up_damage(store, report)
+    await repair_files(store, report.tell, recall)
+    if delete_damaged:
+        await _delete_damaged(store, report)
+        await repair_files(store, report.tell)
+    await _name(store, report)
+    if await store.get_record(NAMES_KEY) is None and await store.get_record(FACT_KEY) is not None:
+        pages = await NamePages.open(store, await Tables.open(store))
+        await pages.rebuild()
+        await pages.finish()
+    await store.sync()
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+async def _give_up_damage(store: Store, report: RepairReport) -> None:
+    """Every shard of a file lets go of what cannot be read; so does every name page."""
+    async for key, value in store.scan(b"\0", b"\xff" * (limits.KEY_BYTES_MAX + 1)):
+        if not isinstance(value, Shard):
+            continue
+        loss = await give_up_damage(store, key, value)
+        if loss is None:
+            continue
+        await store.sync()
+        if key[:1] == NAME_PAGE_PREFIX:
+            report.tell("a damaged name page: written anew")
+            await _drop_page(store, key)
+            continue
+        try:
+            about = decode_file_key(key)
+        except CorruptionError:
+            continue
+        base = (about.shard or 0) * limits.SHARD_BYTES
+        report.tell(f"{loss.copied_bytes} bytes that are left of damaged chunks copied", about.ino)
+        for start, end in loss.lost:
+            report.lose(about.ino, base + start, base + end)
+
+
+async def _drop_page(store: Store, key: bytes) -> None:
+    shard = await store.get_shard(key)
+    batch = store.batch(essential=True)
+    if shard is not None:
+        batch.delete_shard(key, shard)
+    batch.delete(NAMES_KEY)
+    await store.sync(store.apply(batch))
+
+
+async def _delete_damaged(store: Store, report: RepairReport) -> None:
+    """Delete every file with bytes that are recorded as lost."""
+    doomed: set[int] = set()
+    async for key, value in store.scan(INODE_PREFIX, behind(INODE_PREFIX)):
+        if isinstance(value, Shard) and any(piece.is_damaged for piece in value.pieces):
+            doomed.add(decode_file_key(key).ino)
+    paths = await find_paths(store, doomed)
+    report.deleted += [name for names in paths.values() for name in names]
+    # The names go first, in batches that leave orphans: what is left is freed by the next mount.
+    for ino in doomed:
+        record = await store.get_record(inode_key(ino))
+        if record is None:
+            continue
+        batch = store.batch(essential=True)
+        batch.put(orphan_key(ino), b"")
+        batch.put(inode_key(ino), encode_inode(decode_inode(record)._replace(nlink=0)))
+        async for key, value in store.scan(ENTRY_PREFIX, behind(ENTRY_PREFIX)):
+            if not isinstance(value, Shard) and decode_entry(value).ino == ino:
+                batch.delete(key)
+        batch.delete(NAMES_KEY)
+        await store.sync(store.apply(batch))
+
+
+async def _name(store: Store, report: RepairReport) -> None:
+    """Paths for what was done and lost (I3)."""
+    wanted = {each.ino for each in report.actions if each.ino is not None}
+    wanted |= {each.ino for each in report.lost}
+    try:
+        paths = {ino: names[0] for ino, names in (await find_paths(store, wanted)).items()}
+    except ShardfsError:
+        return
+    report.actions = [
+        replace(each, path=paths.get(each.ino)) if each.ino is not None else each
+        for each in report.actions
+    ]
+    report.lost = [replace(each, path=paths.get(each.ino)) for each in report.lost]
+
+
+# --- the tree -----------------------------------------------------------------------------------
+
+
+async def _rebuild(device: Device, report: RepairReport, delete_damaged: bool, show: Show) -> None:
+    """A new tree beside the old one (I1)."""
+    with FrameIndex() as index, TreeRemains() as remains:
+        async for found in scan_device(device, lambda done, total: show("scanning", done, total)):
+            index.add(found)
+        identity, record, known, worse = await _superblock(device, index)
+        index.finish(identity.store_id)
+        show("reading what is left of the tree", 0, 0)
+        await remains.read(device, identity, record, known, index)
+        for loss in remains.losses:
+            report.tell(f"lost: {loss}")
+        identity = _fitting(identity, device)
+        known = {number: each for number, each in known.items() if number < identity.extent_count}
+        sequence, delta = index.highest()
+        frames = (
+            each
+            for each in index.places()
+            if each[1] <= identity.extent_count * identity.extent_bytes
+        )
+        first = sealed_record(identity, record, known, frames, sequence, delta)
+        switch = SwitchDevice(device, identity, first)
+        show("writing a new tree", 0, 0)
+        async with Store.open(switch, options=_MENDING) as store:
+            parts = (store, device, first.entries, remains, index)
+            await Reconstruction(*parts, report.tell).run()
+            await _mend(store, report, delete_damaged, _recall(index))
+            await store.checkpoint()
+        show("checking the new tree", 0, 0)
+        after, _ = await check_device(switch, data=True)
+        if not after.is_clean:
+            raise CorruptionError(
+                f"the new tree would not be in order ({after.findings[0]}); nothing was changed; "
+                "bring the files elsewhere with: shardfs salvage",
+                device.path,
+            )
+        await switch.switch(worse)
+
+
+def _recall(index: FrameIndex) -> Callable[[int], NamedInode | None]:
+    def recall(ino: int) -> NamedInode | None:
+        return None if index.is_deleted(ino) else index.named(ino)
+
+    return recall
+
+
+async def _superblock(
+    device: Device, index: FrameIndex
+) -> tuple[Identity, Record, dict[int, ExtentEntry], int]:
+    """Identity, newest record, extents, and which copy is worse.
+
+    Raises:
+        CorruptionError: no record is left at all.
+    """
+    try:
+        state = await read_superblock(device)
+    except (CorruptionError, DeviceError):
+        await trio.lowlevel.checkpoint()
+        index.choose_by_superblock()
+        remains = index.superblock
+        if remains is None:
+            raise CorruptionError(
+                "nothing is left of its superblock; bring the files elsewhere with: "
+                "shardfs salvage",
+                device.path,
+            ) from None
+        entries = {number: entry for number, (_, entry) in remains.entries.items()}
+        return remains.identity, remains.record, entries, 0
+    return state.identity, state.record, dict(state.entries), state.worse_copy
+
+
+def _fitting(identity: Identity, device: Device) -> Identity:
+    """The identity for what is left of a device that has been cut off.
+
+    Raises:
+        CorruptionError: too little is left.
+    """
+    size = identity.extent_count * identity.extent_bytes
+    if device.size_bytes >= size:
+        return identity
+    count = device.size_bytes // identity.extent_bytes
+    if count < limits.EXTENT_COUNT_MIN:
+        raise CorruptionError(
+            f"of {identity.extent_count} extents {count} are left, too few for a store; bring the "
+            "files elsewhere with: shardfs salvage",
+            device.path,
+        )
+    return replace(identity, device_bytes=device.size_bytes, extent_count=count)
