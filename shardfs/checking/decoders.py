@@ -338,6 +338,23 @@ def _file_decoders() -> dict[str, Decoder]:
             (records.entry_key(1, b"name"),),
             lambda value: records.entry_key(value[0], value[2]),
         ),
+        "records.decode_name_page": Decoder(
+            records.decode_name_page,
+            (
+                records.encode_name_page(0, {}),
+                records.encode_name_page(
+                    0,
+                    {
+                        2: records.NamedInode(inodes[0], ((1, b"name"), (3, b"other"))),
+                        3: records.NamedInode(inodes[1], ((1, b"folder"),)),
+                    },
+                ),
+            ),
+            lambda value: records.encode_name_page(*value),
+        ),
+        "records.decode_name_page_key": Decoder(
+            records.decode_name_page_key, (records.name_page_key(7),), records.name_page_key
+        ),
         "records.decode_marker_key": Decoder(
             records.decode_marker_key, (records.orphan_key(7), records.truncation_key(7))
         ),

@@ -1,13 +1,13 @@
 """The `shardfs fsck` command: verifies every structure of a store and of the files in it.
 
-Role: opens a device read-only, checks, prints. Never needed for mounting, never repairs.
+Role: opens a device read-only, checks, prints; repairs when asked to. Never needed for mounting.
 
-Not here: what is checked (engine/fsck.py and fuse/fsck.py list it by number).
+Not here: what is checked (engine/fsck.py and fuse/fsck.py list it by number), how it is repaired
+(fuse/repair.py).
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -19,70 +19,96 @@ from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, printable, size_text
-from shardfs.cli.progress import waiting
+from shardfs.cli.progress import progress, waiting
+from shardfs.cli.unmounted import unmounted_device
 from shardfs.engine.block_device import open_device
 from shardfs.engine.findings import Finding, Report
-from shardfs.engine.options import StoreOptions
-from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError, DeviceBusyError, UsageError
-from shardfs.fuse.fsck import check_all
-from shardfs.fuse.mounts import mounts_of
+from shardfs.errors import UsageError
+from shardfs.fuse.repair import LostRange, RepairReport, check_device, remedy, repair_device
 
 
 @examples(
     {
         "shardfs fsck /dev/sdb1": "every structure",
         "shardfs fsck disk.img --data": "every byte as well",
+        "shardfs fsck disk.img --repair": "mend what is found",
     }
 )
 @click.command()
 @click.argument("device", type=PATH)
 @click.option("--data", is_flag=True, help="Verify every checksum too; reads all data.")
+@click.option("--repair", is_flag=True, help="Mend what is found; verifies all data.")
+@click.option(
+    "--delete-damaged", is_flag=True, help="With --repair: delete the files that have lost data."
+)
 @json_option
-def fsck(device: str, data: bool, as_json: bool) -> int:
-    """Verify the store on DEVICE, which must not be mounted. Changes nothing.
+def fsck(device: str, data: bool, repair: bool, delete_damaged: bool, as_json: bool) -> int:
+    """Verify the store on DEVICE, which must not be mounted. Without --repair it changes nothing.
 
-    Exit status 1 if anything is found. A crash is no finding: what it left is recovered in memory
-    and then verified.
+    A crash is no finding: what it left is recovered in memory and then verified.
+
+    --repair may be interrupted at any time and begun again. Data that cannot be read any more is
+    recorded as lost: reading it is an error, never zeros. Files without a name go to /lost+found.
+
+    Exit status 1 if anything is found; with --repair, if anything is left or was lost.
     """
-    if not os.path.lexists(device):
-        raise UsageError(f"there is no {device}")
-    mounted = mounts_of(device)
-    if mounted:
-        raise DeviceBusyError(
-            f"{device} is mounted at {mounted[0].mountpoint}; unmount it first: "
-            f"shardfs umount {mounted[0].mountpoint}"
-        )
-    report = trio.run(partial(_check, os.path.realpath(device), data))
+    if delete_damaged and not repair:
+        raise UsageError("--delete-damaged goes with --repair")
+    path = unmounted_device(device)
+    if repair:
+        report = trio.run(partial(_repair, path, delete_damaged))
+        if as_json:
+            print_json(_repaired_as_json(report))
+        else:
+            _print_repaired(device, report)
+        return SUCCESS if report.is_whole else FINDING
+    found = trio.run(partial(_check, path, data))
     if as_json:
-        print_json(_as_json(report))
+        print_json(_as_json(found))
     else:
-        _print(device, report, data)
-    return SUCCESS if report.is_clean else FINDING
+        _print(device, found, data)
+    return SUCCESS if found.is_clean else FINDING
 
 
 async def _check(path: str, data: bool) -> Report:
     device = open_device(path, read_only=True)
     try:
-        options = StoreOptions(read_only=True, background=False)
-        async with Store.open(device, options=options) as store:
-            async with waiting("verifying"):
-                report = await check_all(store, data=data)
-            report.notes[:0] = [note for note in store.notes if note not in report.notes]
-            return report
-    except CorruptionError as error:
-        report = Report()
-        report.add(Finding("E0", f"it cannot be opened: {error}"))
+        async with waiting("verifying"):
+            report, notes = await check_device(device, data=data)
+        report.notes[:0] = [note for note in notes if note not in report.notes]
         return report
     finally:
         device.close()
 
 
+async def _repair(path: str, delete_damaged: bool) -> RepairReport:
+    device = open_device(path, read_only=False)
+    try:
+        with progress("checking") as bar:
+
+            def show(text: str, done: int, total: int) -> None:
+                bar.show(done, total or None, text)
+
+            return await repair_device(device, delete_damaged=delete_damaged, show=show)
+    finally:
+        device.close()
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+
 def _print(device: str, report: Report, data: bool) -> None:
     for finding in report.findings:
         click.echo(printable(str(finding)))
+        click.echo(f"    repair would {remedy(finding)}")
     if report.finding_count > len(report.findings):
         click.echo(f"and {report.finding_count - len(report.findings)} more")
+    _print_verdict(device, report, data)
+    if not report.is_clean:
+        click.echo(f"mend it with: shardfs fsck --repair {device}")
+
+
+def _print_verdict(device: str, report: Report, data: bool) -> None:
     for note in report.notes:
         click.echo(f"note: {printable(note)}")
     counts = report.counts
@@ -92,20 +118,69 @@ def _print(device: str, report: Report, data: bool) -> None:
     )
     if data:
         looked_at += f", {size_text(counts.get('data_bytes', 0))} of data"
+    if counts.get("lost_bytes"):
+        looked_at += f"; {size_text(counts['lost_bytes'])} recorded as lost"
     verdict = "clean" if report.is_clean else f"{report.finding_count} findings"
     click.echo(f"{device}: {verdict} ({looked_at})")
 
 
+def _print_repaired(device: str, report: RepairReport) -> None:
+    for finding in report.before.findings:
+        click.echo(printable(str(finding)))
+    if report.before.finding_count > len(report.before.findings):
+        click.echo(f"and {report.before.finding_count - len(report.before.findings)} more")
+    if report.is_rebuilt:
+        click.echo("a new tree was written")
+    for action in report.actions:
+        who = f"{action.path or f'inode {action.ino}'}: " if action.ino is not None else ""
+        click.echo(printable(f"{who}{action.what}"))
+    if report.action_count > len(report.actions):
+        click.echo(f"and {report.action_count - len(report.actions)} more")
+    for lost in report.lost:
+        click.echo(printable(f"LOST: {_name(lost)} bytes {lost.start} to {lost.end - 1}"))
+    for path in report.deleted:
+        click.echo(printable(f"DELETED: {path}"))
+    for finding in report.after.findings:
+        click.echo(printable(f"LEFT: {finding}"))
+    _print_verdict(device, report.after, True)
+
+
+def _name(lost: LostRange) -> str:
+    return lost.path if lost.path is not None else f"inode {lost.ino}"
+
+
+# --- for programs ---------------------------------------------------------------------------------
+
+
 def _as_json(report: Report) -> dict[str, Any]:
-    findings = []
-    for finding in report.findings:
-        values = asdict(finding)
-        values["key"] = finding.key.hex() if finding.key is not None else None
-        findings.append(values)
     return {
         "clean": report.is_clean,
         "finding_count": report.finding_count,
-        "findings": findings,
+        "findings": list(map(_finding_as_json, report.findings)),
         "notes": report.notes,
         "counts": report.counts,
+    }
+
+
+def _finding_as_json(finding: Finding) -> dict[str, Any]:
+    values = asdict(finding)
+    values["key"] = finding.key.hex() if finding.key is not None else None
+    values["repair"] = remedy(finding)
+    return values
+
+
+def _repaired_as_json(report: RepairReport) -> dict[str, Any]:
+    return {
+        **_as_json(report.after),
+        "repair": {
+            "whole": report.is_whole,
+            "rebuilt": report.is_rebuilt,
+            "finding_count": report.before.finding_count,
+            "findings": list(map(_finding_as_json, report.before.findings)),
+            "action_count": report.action_count,
+            "actions": list(map(asdict, report.actions)),
+            "lost_bytes": report.lost_bytes,
+            "lost": list(map(asdict, report.lost)),
+            "deleted": report.deleted,
+        },
     }

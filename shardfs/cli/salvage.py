@@ -21,13 +21,13 @@ from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, printable, size_text
 from shardfs.cli.progress import progress
+from shardfs.cli.unmounted import unmounted_device
 from shardfs.engine.block_device import open_device
 from shardfs.engine.device import Device
 from shardfs.engine.recovery import read_superblock
 from shardfs.engine.salvage import scan_device
-from shardfs.errors import DeviceBusyError, ShardfsError, UsageError
+from shardfs.errors import ShardfsError, UsageError
 from shardfs.fuse.frame_index import FrameIndex
-from shardfs.fuse.mounts import mounts_of
 from shardfs.fuse.salvage import DamagedFile, Salvager, SalvageReport
 
 
@@ -56,17 +56,10 @@ def salvage(
 
     Exit status 1 if a file is damaged, incomplete or without its name.
     """
-    if not os.path.lexists(device):
-        raise UsageError(f"there is no {device}")
-    mounted = mounts_of(device)
-    if mounted:
-        raise DeviceBusyError(
-            f"{device} is mounted at {mounted[0].mountpoint}; unmount it first: "
-            f"shardfs umount {mounted[0].mountpoint}"
-        )
+    path = unmounted_device(device)
     _prepare(outdir)
     wanted = int.from_bytes(store_uuid.bytes[:8], "little") if store_uuid is not None else None
-    report = trio.run(partial(_salvage, os.path.realpath(device), outdir, wanted, deleted))
+    report = trio.run(partial(_salvage, path, outdir, wanted, deleted))
     if as_json:
         print_json(_as_json(report))
     else:

@@ -43,6 +43,7 @@ from shardfs.fuse.records import (
     decode_entry,
     decode_entry_key,
     decode_name_page,
+    decode_name_page_key,
     encode_name_page,
     name_page_key,
 )
@@ -287,7 +288,7 @@ class NamePages:
     async def _pages_between(self, first: int, end: int) -> list[int]:
         start = name_page_key(first // INODES_PER_NAME_PAGE)
         stop = name_page_key(end // INODES_PER_NAME_PAGE)
-        return [int.from_bytes(key[1:9], "big") async for key, _ in self._store.scan(start, stop)]
+        return [decode_name_page_key(key) async for key, _ in self._store.scan(start, stop)]
 
     async def _rewrite_page(self, page: int, names: Mapping[int, list[Name]]) -> None:
         first = page * INODES_PER_NAME_PAGE

@@ -65,7 +65,23 @@ from shardfs.fuse.tree_remains import TreeRemains
 ACTIONS_MAX: Final = 1000
 _LOOKING: Final = StoreOptions(read_only=True, background=False)
 _MENDING: Final = StoreOptions(background=False)
-_OF_THE_TREE: Final = frozenset({"E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9", "E12"})
+_OF_THE_TREE: Final = frozenset({"E0", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9", "E12"})
+_REMEDIES: Final = {
+    "E1": "write both copies afresh",
+    "E10": "copy the data elsewhere",
+    "E11": "copy what is left of the chunk, and record the rest as lost",
+    "F1": "drop the name, or correct its type",
+    "F2": "count anew",
+    "F3": "put it into /lost+found",
+    "F4": "cut it loose, and put it into /lost+found",
+    "F5": "count anew",
+    "F6": "make size and count fit the data",
+    "F7": "count anew",
+    "F8": "count anew",
+    "F9": "drop what says nothing, restore what frames know",
+    "F10": "drop the list",
+    "F11": "write the page anew",
+}
 Show = Callable[[str, int, int], None]
 
 
@@ -174,14 +190,21 @@ async def repair_device(
     return report
 
 
+def remedy(finding: Finding) -> str:
+    """What a repair would do about a finding."""
+    if _is_about_the_tree(finding):
+        return "write a new tree from what is left of this one, and from what frames tell"
+    return _REMEDIES[finding.invariant]
+
+
 def needs_new_tree(report: Report) -> bool:
     """Whether a finding is about the tree or its accounts."""
-    return any(
-        finding.invariant in _OF_THE_TREE
-        or finding.invariant == "E0"
-        or (finding.invariant == "E10" and finding.key is None)
-        for finding in report.findings
-    )
+    return any(_is_about_the_tree(finding) for finding in report.findings)
+
+
+def _is_about_the_tree(finding: Finding) -> bool:
+    number = finding.invariant
+    return number in _OF_THE_TREE or (number == "E10" and finding.key is None)
 
 
 def _nobody(_: int) -> NamedInode | None:

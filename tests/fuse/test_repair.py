@@ -1,4 +1,4 @@
-"""Repair: whatever structure is damaged, the store is clean afterwards and has lost no more than was
+"""Repair: whatever structure is damaged, the store is clean afterwards and has lost only what was
 hit; a repair that is cut off anywhere leaves a store that can be repaired."""
 
 from __future__ import annotations

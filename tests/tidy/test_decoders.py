@@ -32,6 +32,8 @@ EXEMPT = {
     "shard_requests.parse_shard_id": "of the command line, not of stored bytes",
     "probe._probe_ext": "names foreign formats and refuses nothing; see tests/engine/test_probe.py",
     "control.server_pid": "what the kernel says of a socket",
+    "salvage._frame_at": "decode_head, and the store's number beside it",
+    "reconstruction._decoded": "decode_inode; None for what it refuses",
     "handshake._number": "of messages between the kernel and libfuse",
 }
 

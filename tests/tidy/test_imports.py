@@ -81,7 +81,7 @@ CLI_SHARED = frozenset(
     f"shardfs.cli.{name}"
     for name in (
         *("errors", "examples", "heap", "logs", "mount_preparation", "options", "output"),
-        *("progress", "serving", "systemd", "top_figures", "top_view", "unmounting"),
+        *("progress", "serving", "systemd", "top_figures", "top_view", "unmounted", "unmounting"),
     )
 )
 
