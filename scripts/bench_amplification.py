@@ -93,6 +93,9 @@ class MemoryDevice:
         for number in range(offset // PAGE_BYTES, (offset + length) // PAGE_BYTES):
             self._pages.pop(number, None)
 
+    def expect_extents(self, extent_bytes: int) -> None:
+        """See Device.expect_extents."""
+
     def write_pointer(self, offset: int) -> int | None:
         return None
 

@@ -33,7 +33,7 @@ import click
 import trio
 
 from shardfs.cli.errors import FINDING, SUCCESS, describe, exit_status, is_expected, root_cause
-from shardfs.cli.heap import keep_pauses_short
+from shardfs.cli.heap import keep_freed_memory, keep_pauses_short
 from shardfs.cli.logs import JOURNAL, log_to_file, log_to_journal
 from shardfs.cli.systemd import notify
 from shardfs.engine.block_device import BlockDevice, open_device
@@ -88,6 +88,7 @@ class Server:
     def run(self, ready: Ready) -> int:
         """Serve until the mount ends; the exit status."""
         control = None
+        keep_freed_memory()
         try:
             control = ControlSocket()
             trio.run(self._open_and_begin, control, ready)

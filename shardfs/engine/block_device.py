@@ -37,6 +37,7 @@ from shardfs.engine.device_calls import (
     size_of,
     write_all,
 )
+from shardfs.engine.direct_io import FOLIO_BYTES, AlignedRead, Bounce, open_direct
 from shardfs.errors import DeviceError, UsageError
 from shardfs.limits import BLOCK_BYTES, SECTOR_BYTES_ALLOWED
 
@@ -49,9 +50,13 @@ INLINE_READ_BYTES_MAX: Final = 256 * 1024
 INLINE_WRITE_BYTES_MAX: Final = 64 * 1024
 """Shorter writes are copied to the page cache on the trio thread: that takes a few microseconds,
 going to a thread and back takes a hundred. Early writing back keeps the kernel from throttling."""
+BOUNCES_KEPT_MAX: Final = 4
+"""Buffers of 1 MiB that are kept for writes past the page cache."""
+DIRECT_WRITE_BYTES_MIN: Final = 256 * 1024
+"""Shorter writes go through the page cache: so do the reads that soon follow small ones."""
 START_BYTES: Final = 8 * 1024 * 1024
-"""After this many written bytes the kernel is told to begin writing them to the medium, so that
-a long copy keeps the disk busy and the flush at its end finds little left to do."""
+"""After this many bytes written through the page cache the kernel is told to begin writing them to
+the medium, so that a long copy keeps the disk busy and the flush at its end finds little to do."""
 
 _UNSUPPORTED: Final = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM}
@@ -62,7 +67,7 @@ class BlockDevice:
     """A block device or image file, through the kernel's page cache.
 
     Made by open_device. Args: see there; `descriptors` are held until close() and the first
-    is the device's own.
+    is the device's own, `direct` the one of them that goes past the page cache.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class BlockDevice:
         sector_bytes: int,
         read_only: bool,
         is_block_device: bool,
+        direct: int | None = None,
     ) -> None:
         assert sector_bytes in SECTOR_BYTES_ALLOWED
         self.path = path
@@ -84,6 +90,9 @@ class BlockDevice:
         self._descriptors = tuple(descriptors)
         self._descriptor = descriptors[0]
         self._is_block_device = is_block_device
+        self._direct = direct
+        self._writes_direct = False
+        self._bounces: list[Bounce] = []
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
         self._flush_errno = 0
         self._unstarted_bytes = 0
@@ -100,6 +109,10 @@ class BlockDevice:
         self._require_usable("read", offset, length)
         self.counts.reads += 1
         self.counts.read_bytes += length
+        if length > INLINE_READ_BYTES_MAX and self._direct is not None:
+            found = await self._read_direct(self._direct, offset, length)
+            if found is not None:
+                return found
         buffer = bytearray(length)
         view = memoryview(buffer)
         done = 0
@@ -131,6 +144,10 @@ class BlockDevice:
         self._require_writable("write", offset, length)
         self.counts.writes += 1
         self.counts.write_bytes += length
+        if self._writes_direct and length >= DIRECT_WRITE_BYTES_MIN:
+            assert self._direct is not None
+            if await self._write_direct(self._direct, offset, length, views):
+                return
         self._unstarted_bytes += length
         start = self._unstarted_bytes >= START_BYTES
         if start:
@@ -179,6 +196,10 @@ class BlockDevice:
         else:
             self.counts.discard_bytes += length
 
+    def expect_extents(self, extent_bytes: int) -> None:
+        """See Device.expect_extents."""
+        self._writes_direct = self._direct is not None and extent_bytes % FOLIO_BYTES == 0
+
     def write_pointer(self, offset: int) -> int | None:
         """None: conventional."""
         assert 0 <= offset < self.size_bytes
@@ -223,21 +244,64 @@ class BlockDevice:
                 self._reads_inline = False
             return 0  # the thread will try again, and report
 
+    async def _read_direct(self, direct: int, offset: int, length: int) -> memoryview | None:
+        """The bytes, past the page cache; None: that cannot be done here."""
+        memory = AlignedRead(offset, length)
+        call = partial(read_all, memory.view)
+        try:
+            await self._in_thread(
+                "read", offset, length, call, memory.begin - offset, descriptor=direct
+            )
+        except DeviceError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            self._stop_direct()
+            return None
+        return memory.wanted
+
+    async def _write_direct(
+        self, direct: int, offset: int, length: int, views: Sequence[memoryview]
+    ) -> bool:
+        """Write past the page cache; False: that cannot be done here, and has to be done again."""
+        bounce = self._bounces.pop() if self._bounces else Bounce()
+        call = partial(bounce.write, views)
+        try:
+            await self._in_thread("write", offset, length, call, descriptor=direct)
+        except DeviceError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            self._stop_direct()
+            return False
+        if len(self._bounces) < BOUNCES_KEPT_MAX:
+            self._bounces.append(bounce)
+        return True
+
+    def _stop_direct(self) -> None:
+        """From now on everything goes through the page cache; the descriptor is closed later."""
+        self._direct = None
+        self._writes_direct = False
+
     async def _in_thread(
         self,
         operation: str,
         offset: int,
         length: int,
         call: Callable[[int, int], Result],
-        done: int = 0,
+        shift: int = 0,
+        *,
+        descriptor: int | None = None,
     ) -> Result:
-        """Runs call(descriptor, offset + done) on a worker thread, to its end (device.I3)."""
+        """Runs call(descriptor, offset + shift) on a worker thread, to its end (device.I3).
+
+        Args:
+            descriptor: other than the device's own.
+        """
         self._requests_in_flight += 1
         try:
             return await trio.to_thread.run_sync(
                 call,
-                self._descriptor,
-                offset + done,
+                self._descriptor if descriptor is None else descriptor,
+                offset + shift,
                 abandon_on_cancel=False,
                 limiter=self._limiter,
             )
@@ -297,6 +361,9 @@ def open_device(
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         if sector_bytes is not None and sector_bytes not in SECTOR_BYTES_ALLOWED:
             raise UsageError(f"{name} has sectors of {sector_bytes} bytes; 512 or 4096 needed")
+        direct = open_direct(descriptor, read_only=read_only) if is_block_device else None
+        if direct is not None:
+            descriptors.append(direct)
         return BlockDevice(
             name,
             descriptors,
@@ -304,6 +371,7 @@ def open_device(
             sector_bytes=sector_bytes or SECTOR_BYTES_ALLOWED[0],
             read_only=read_only,
             is_block_device=is_block_device,
+            direct=direct,
         )
     except BaseException:  # whatever ended it, nobody has the descriptors to close them
         for held in descriptors:

@@ -91,6 +91,11 @@ class Device(Protocol):
         """Hints that the bytes are not needed; later reads of them may return anything."""
         ...
 
+    def expect_extents(self, extent_bytes: int) -> None:
+        """From now on writes that go on at the same time are to different extents, each of so many
+        bytes and beginning at a multiple of them."""
+        ...
+
     def write_pointer(self, offset: int) -> int | None:
         """Bytes written in the zone that holds byte `offset`; None on a conventional device."""
         ...

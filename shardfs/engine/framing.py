@@ -230,8 +230,28 @@ def concatenate(buffers: Sequence[Bytes]) -> Bytes:
 
 
 def digests_of(buffers: Sequence[Bytes]) -> bytes:
-    """The checksum table of a payload given as pieces, without copying where they allow it."""
-    whole = all(len(each) % limits.GRANULE_BYTES == 0 for each in buffers[:-1])
-    if whole:
-        return b"".join([granule_digests(each) for each in buffers])
-    return granule_digests(concatenate(buffers))
+    """The checksum table of a payload given as pieces; only granules that lie in more than one of
+    them are copied."""
+    if len(buffers) == 1:
+        return granule_digests(buffers[0])
+    step = limits.GRANULE_BYTES
+    tables = []
+    begun: list[memoryview] = []
+    missing = 0
+    for buffer in buffers:
+        view = memoryview(buffer)
+        if begun:
+            begun.append(view[:missing])
+            view = view[missing:]
+            missing -= len(begun[-1])
+            if missing:
+                continue
+            tables.append(granule_digests(b"".join(begun)))
+        whole = len(view) - len(view) % step
+        if whole:
+            tables.append(granule_digests(view[:whole]))
+        begun = [view[whole:]] if whole < len(view) else []
+        missing = step - (len(view) - whole)
+    if begun:
+        tables.append(granule_digests(b"".join(begun)))
+    return b"".join(tables)

@@ -89,6 +89,7 @@ async def open_parts(
             f"{identity.extent_count * identity.extent_bytes}: it has been cut off",
             device.path,
         )
+    device.expect_extents(identity.extent_bytes)
     health = _health(device, identity, read_only=read_only)
     scheduler = Scheduler(device, health, nursery)
     incarnation = found.record.incarnation + 1

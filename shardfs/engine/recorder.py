@@ -205,6 +205,10 @@ class RecordingDevice:
         call = partial(self._device.discard, offset, length)
         await self._recorded(RequestKind.DISCARD, offset, length, (), call)
 
+    def expect_extents(self, extent_bytes: int) -> None:
+        """See Device.expect_extents."""
+        self._device.expect_extents(extent_bytes)
+
     def write_pointer(self, offset: int) -> int | None:
         """See Device.write_pointer."""
         return self._device.write_pointer(offset)

@@ -1,0 +1,122 @@
+"""Large requests past the kernel's page cache, from and to memory of our own.
+
+Role: the second descriptor of a block device, opened with O_DIRECT, and the aligned memory that
+it needs. Filling the page cache costs more than the copy into aligned memory: its pages must be
+found, and written back by one more thread (docs/decisions/0017).
+
+Invariants:
+    I1. Requests here and through the page cache are coherent: before one of these the kernel
+        writes back what is dirty in the range, and a write drops what is cached of it.
+    I2. That works only if nobody dirties a folio that reaches into the range of a write meanwhile.
+        So one writes here only in extents, one write at a time each, that are whole FOLIO_BYTES.
+
+Not here: which requests go this way (block_device.py), loops over short transfers of reads
+(device_calls.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from shardfs import limits
+
+FOLIO_BYTES: Final = 2 * limits.MIB
+"""The page cache keeps a device in naturally aligned pieces of at most this size."""
+_ALIGNMENT_BYTES: Final = limits.BLOCK_BYTES
+"""Of places, lengths and memory; no less than any device's logical block."""
+_BOUNCE_BYTES: Final = 1 * limits.MIB
+"""Small enough to stay in a core's cache between being filled and being read by the device."""
+_COPIED_ALONE_BYTES_MIN: Final = 64 * limits.KIB
+
+_new_bytearray = ctypes.pythonapi.PyByteArray_FromStringAndSize
+_new_bytearray.restype = ctypes.py_object
+_new_bytearray.argtypes = (ctypes.c_char_p, ctypes.c_ssize_t)
+
+
+def open_direct(descriptor: int, *, read_only: bool) -> int | None:
+    """One more descriptor of an open device, past the page cache; None where there is none."""
+    flags = os.O_DIRECT | os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", flags)
+    except OSError:
+        return None  # no /proc, or a device that has no such way
+
+
+class AlignedRead:
+    """Memory for one read; what is wanted lies somewhere in it.
+
+    Args:
+        offset, length: bytes of the device that are wanted.
+    """
+
+    def __init__(self, offset: int, length: int) -> None:
+        self.begin = offset - offset % _ALIGNMENT_BYTES
+        """Where the read has to begin, byte of the device."""
+        end = offset + length
+        end += -end % _ALIGNMENT_BYTES
+        memory = _uninitialised(end - self.begin + _ALIGNMENT_BYTES)
+        skipped = -_address_of(memory) % _ALIGNMENT_BYTES
+        self.view = memoryview(memory)[skipped : skipped + end - self.begin]
+        """What the read has to fill."""
+        self.wanted = self.view[offset - self.begin :][:length].toreadonly()
+        """What was asked for, once it is filled."""
+
+
+class Bounce:
+    """Aligned memory through which the bytes of one write after the other go."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _BOUNCE_BYTES)
+        self._address = _address_of(self._memory)
+
+    def write(self, views: Sequence[memoryview], descriptor: int, offset: int) -> None:
+        """Write the views one behind the other; place and total are whole blocks. Blocks.
+
+        Raises:
+            OSError
+        """
+        filled = 0
+        for view in views:
+            while view:
+                part = view[: _BOUNCE_BYTES - filled]
+                self._take(filled, part)
+                filled += len(part)
+                view = view[len(part) :]
+                if filled == _BOUNCE_BYTES:
+                    self._write_out(filled, descriptor, offset)
+                    offset += filled
+                    filled = 0
+        self._write_out(filled, descriptor, offset)
+
+    def _take(self, at: int, part: memoryview) -> None:
+        """Copy; large parts in a way that lets other threads run, as assigning a slice does not."""
+        whole, length = part.obj, len(part)
+        if length >= _COPIED_ALONE_BYTES_MIN and isinstance(whole, bytes) and len(whole) == length:
+            ctypes.memmove(self._address + at, whole, length)
+        else:
+            self._memory[at : at + length] = part
+
+    def _write_out(self, length: int, descriptor: int, offset: int) -> None:
+        with memoryview(self._memory) as whole:
+            done = 0
+            while done < length:
+                with whole[done:length] as rest:
+                    count = os.pwrite(descriptor, rest, offset + done)
+                if not count:
+                    raise OSError(errno.EIO, "the device takes no more bytes")
+                done += count
+
+
+def _uninitialised(length: int) -> bytearray:
+    """Memory that nobody has spent time on filling with zeros."""
+    memory: bytearray = _new_bytearray(None, length)
+    return memory
+
+
+def _address_of(memory: bytearray | mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

@@ -1,0 +1,168 @@
+"""Large requests past the page cache, on real loop devices."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from shardfs.engine.block_device import (
+    DIRECT_WRITE_BYTES_MIN,
+    INLINE_READ_BYTES_MAX,
+    BlockDevice,
+    open_device,
+)
+from shardfs.engine.direct_io import FOLIO_BYTES
+from shardfs.engine.images import create_image
+from shardfs.limits import BLOCK_BYTES
+
+MIB = 1024 * 1024
+SIZE_BYTES = 16 * MIB
+
+pytestmark = pytest.mark.real_clock
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[str]:
+    if os.geteuid() or not shutil.which("losetup") or not os.path.exists("/dev/loop-control"):
+        pytest.skip("loop devices need root, losetup and /dev/loop-control")
+    image = tmp_path / "disk.img"
+    create_image(image, SIZE_BYTES)
+    command = ["losetup", "--find", "--show", str(image)]
+    name = subprocess.check_output(command, text=True).strip()
+    try:
+        yield name
+    finally:
+        subprocess.run(["losetup", "--detach", name], check=True)
+
+
+class Counted:
+    """How many requests of which kind have gone past the page cache."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.writes = self.reads = 0
+        self.refuse = False
+        self._pwrite, self._preadv = os.pwrite, os.preadv
+        monkeypatch.setattr(os, "pwrite", self.pwrite)
+        monkeypatch.setattr(os, "preadv", self.preadv)
+
+    def pwrite(self, descriptor: int, data: memoryview, offset: int) -> int:
+        self._look(descriptor)
+        self.writes += 1
+        return self._pwrite(descriptor, data, offset)
+
+    def preadv(
+        self, descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0
+    ) -> int:
+        if self._look(descriptor):
+            self.reads += 1
+        return self._preadv(descriptor, buffers, offset, flags)
+
+    def _look(self, descriptor: int) -> bool:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+            flags = int(file.read().split("flags:")[1].split()[0], 8)
+        if flags & os.O_DIRECT and self.refuse:
+            raise OSError(errno.EINVAL, "not aligned as this device wants it")
+        return bool(flags & os.O_DIRECT)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(monkeypatch)
+
+
+def cut(data: bytes, choose: random.Random) -> list[bytes | memoryview]:
+    """The data as buffers of all kinds."""
+    parts: list[bytes | memoryview] = []
+    at = 0
+    while at < len(data):
+        length = choose.choice([1, 300, BLOCK_BYTES, 64 * 1024, 100_000, MIB])
+        part = data[at : at + length]
+        parts.append(part if choose.random() < 0.5 else memoryview(data)[at : at + len(part)])
+        at += len(part)
+    return parts
+
+
+async def test_large_and_small_requests_see_the_same_bytes(loop: str, counted: Counted) -> None:
+    """As an extent is used: one write at a time in each, reads of anything at any time."""
+    choose = random.Random(1)
+    content = bytearray(SIZE_BYTES)
+    device = open_device(loop)
+    device.expect_extents(FOLIO_BYTES)
+    lengths = [BLOCK_BYTES, 64 * 1024, DIRECT_WRITE_BYTES_MIN, MIB, MIB + BLOCK_BYTES, 2 * MIB]
+    for _ in range(60):
+        length = choose.choice(lengths)
+        offset = choose.randrange((SIZE_BYTES - length) // BLOCK_BYTES + 1) * BLOCK_BYTES
+        data = choose.randbytes(length)
+        content[offset : offset + length] = data
+        await device.write(offset, cut(data, choose))
+        for wanted in (1, 5000, INLINE_READ_BYTES_MAX + 1, MIB, 3 * MIB):
+            begin = choose.randrange(SIZE_BYTES - wanted + 1)
+            found = await device.read(begin, wanted)
+            assert found == content[begin : begin + wanted]
+            assert found.readonly
+    assert counted.writes and counted.reads
+    await device.flush()
+    device.close()
+    assert await trio.Path(loop).read_bytes() == content
+
+
+async def test_the_last_byte_and_the_first(loop: str, counted: Counted) -> None:
+    device = open_device(loop)
+    device.expect_extents(FOLIO_BYTES)
+    data = random.Random(2).randbytes(SIZE_BYTES)
+    await device.write(0, [data])
+    for begin, end in ((0, SIZE_BYTES), (1, SIZE_BYTES), (0, SIZE_BYTES - 1), (4095, SIZE_BYTES)):
+        assert await device.read(begin, end - begin) == data[begin:end]
+    assert counted.writes == SIZE_BYTES // MIB
+    assert counted.reads >= 4
+    device.close()
+
+
+@pytest.mark.parametrize("extent_bytes", [64 * 1024, FOLIO_BYTES // 2, None])
+async def test_small_extents_are_written_through_the_page_cache(
+    loop: str, counted: Counted, extent_bytes: int | None
+) -> None:
+    """Two of them may lie in one folio, which the kernel cannot drop while one is dirtied."""
+    device = open_device(loop)
+    if extent_bytes is not None:
+        device.expect_extents(extent_bytes)
+    await device.write(0, [bytes(MIB)])
+    assert counted.writes == 0
+    device.close()
+
+
+async def test_a_device_that_refuses_is_used_through_the_page_cache(
+    loop: str, counted: Counted
+) -> None:
+    device = open_device(loop)
+    device.expect_extents(FOLIO_BYTES)
+    counted.refuse = True
+    data = random.Random(3).randbytes(2 * MIB)
+    await device.write(MIB, [data])
+    assert await device.read(MIB, 2 * MIB) == data
+    counted.refuse = False
+    await device.write(MIB, [data])
+    assert await device.read(MIB, 2 * MIB) == data
+    assert counted.writes == counted.reads == 0, "it is not tried again"
+    device.close()
+
+
+async def test_image_files_are_used_through_the_page_cache(
+    tmp_path: Path, counted: Counted
+) -> None:
+    path = tmp_path / "disk.img"
+    create_image(path, SIZE_BYTES)
+    device: BlockDevice = open_device(path)
+    device.expect_extents(FOLIO_BYTES)
+    await device.write(0, [bytes(MIB)])
+    assert await device.read(0, MIB) == bytes(MIB)
+    assert counted.writes == counted.reads == 0
+    device.close()
