@@ -80,6 +80,8 @@ QUEUED_BYTES_MAX: Final = 64 * MIB
 COMMIT_INTERVAL_S: Final = 2.0
 """Applied batches are made durable after this long even if nobody asks."""
 CACHE_BYTES_DEFAULT: Final = 128 * MIB
+DECODED_BYTES_MAX: Final = 8 * MIB
+"""Memory of shards that were looked up a moment ago."""
 
 # --- pacing -----------------------------------------------------------------------------------
 SLICE_COST_MAX: Final = 96

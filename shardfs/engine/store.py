@@ -42,6 +42,7 @@ from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.opening import Parts, open_parts
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Entry, Locator, Piece, Shard
+from shardfs.engine.recent_shards import RecentShards
 from shardfs.engine.shards import ShardData
 from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
 from shardfs.engine.superblock_record import Identity
@@ -66,6 +67,7 @@ class Store:
         self._committer = parts.committer
         self._checkpointer = parts.checkpointer
         self._shards = ShardData(parts.chunks, parts.extents)
+        self._recent = RecentShards(limits.DECODED_BYTES_MAX)
         self._applier = Applier(
             parts.extents, parts.tree, parts.committer, parts.health, self._shards, self._applied
         )
@@ -423,7 +425,7 @@ class Store:
         value = await self._tree.get(key)
         if value is None:
             return None
-        found = decode_value(value, self._tree.generation)
+        found = self._recent.decode(key, value, self._tree.generation)
         if isinstance(found, Shard):
             self._gatherer.seen(key, found)
         return found

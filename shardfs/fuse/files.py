@@ -108,7 +108,12 @@ class Files:
         return [bytes(end - start)]
 
     async def _read_pieces(self, shard: Shard, start: int, end: int) -> list[Bytes]:
-        found = [piece for piece in shard.pieces if piece.start < end and piece.end > start]
+        found = overlapped(shard.pieces, start, end - start)
+        if len(found) == 1 and found[0].start <= start and end <= found[0].end:
+            # Reading a chunk pins it, and nothing can have happened to it before.
+            piece = found[0]
+            skip = piece.skip + start - piece.start
+            return [await self.store.read_chunk(piece.locator, skip, end - start)]
         parts: list[Bytes] = []
         position = start
         with self.store.pinned(found):

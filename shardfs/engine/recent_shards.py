@@ -1,0 +1,68 @@
+"""Shards decoded a moment ago, for those who look them up again.
+
+Role: the entry of a shard that was written at random names a hundred pieces and more; a program
+that reads such a file looks the same few up over and over.
+
+Invariants:
+    I1. What is given equals what decoding the value gives, with the generation asked for.
+    I2. The decoded shards take at most about `bytes_max`.
+
+Not here: which value is current (lsm/tree.py).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from shardfs.engine.layout import Tag
+from shardfs.engine.lsm.entry import decode_value
+from shardfs.engine.pieces import Shard
+
+_DECODED_FACTOR: Final = 8
+"""Tuples and numbers take about so many times the bytes of what they were decoded from."""
+
+
+class RecentShards:
+    """Decoded shards by key, least recently used out first.
+
+    Args:
+        bytes_max: of memory, about.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.held_bytes = 0
+        self._shards: OrderedDict[bytes, tuple[bytes, Shard]] = OrderedDict()
+
+    def decode(self, key: bytes, value: bytes, generation: int) -> bytes | Shard | None:
+        """As decode_value.
+
+        Args:
+            key: whose value it is.
+
+        Raises:
+            CorruptionError: as decode_value.
+        """
+        if not value or value[0] != Tag.SHARD:
+            return decode_value(value, generation)
+        kept = self._shards.get(key)
+        if kept is not None and (kept[0] is value or kept[0] == value):
+            self._shards.move_to_end(key)
+            shard = kept[1]
+            return shard if shard.generation == generation else Shard(shard.pieces, generation)
+        shard = decode_value(value, generation)
+        assert isinstance(shard, Shard)
+        if kept is not None:
+            self.held_bytes -= _DECODED_FACTOR * len(kept[0])
+        self._shards[key] = (value, shard)
+        self._shards.move_to_end(key)
+        self.held_bytes += _DECODED_FACTOR * len(value)
+        self.trim()
+        return shard
+
+    def trim(self) -> None:
+        """Let go of what is more than may be held."""
+        while self.held_bytes > self.bytes_max and self._shards:
+            _, (value, _) = self._shards.popitem(last=False)
+            self.held_bytes -= _DECODED_FACTOR * len(value)
