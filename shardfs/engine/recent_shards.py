@@ -49,8 +49,8 @@ class RecentShards:
         kept = self._shards.get(key)
         if kept is not None and (kept[0] is value or kept[0] == value):
             self._shards.move_to_end(key)
-            shard = kept[1]
-            return shard if shard.generation == generation else Shard(shard.pieces, generation)
+            known = kept[1]
+            return known if known.generation == generation else Shard(known.pieces, generation)
         shard = decode_value(value, generation)
         assert isinstance(shard, Shard)
         if kept is not None:
