@@ -35,7 +35,7 @@ class RecentShards:
         self.held_bytes = 0
         self._shards: OrderedDict[bytes, tuple[bytes, Shard]] = OrderedDict()
 
-    def decode(self, key: bytes, value: bytes, generation: int) -> bytes | Shard | None:
+    def shard_or_record(self, key: bytes, value: bytes, generation: int) -> bytes | Shard | None:
         """As decode_value.
 
         Args:

@@ -425,7 +425,7 @@ class Store:
         value = await self._tree.get(key)
         if value is None:
             return None
-        found = self._recent.decode(key, value, self._tree.generation)
+        found = self._recent.shard_or_record(key, value, self._tree.generation)
         if isinstance(found, Shard):
             self._gatherer.seen(key, found)
         return found

@@ -34,10 +34,12 @@ def test_what_is_given_is_what_decoding_gives() -> None:
                 [shard_value(choose, choose.randrange(1, 60)), encode_record(b"x" * 9), TOMBSTONE]
             )
         value = bytes(bytearray(values[key])) if choose.random() < 0.5 else values[key]
-        assert recent.decode(key, value, generation // 3) == decode_value(value, generation // 3)
+        assert recent.shard_or_record(key, value, generation // 3) == decode_value(
+            value, generation // 3
+        )
         assert 0 <= recent.held_bytes <= 200_000
     with pytest.raises(CorruptionError):
-        recent.decode(b"another", shard_value(choose, 3)[:-1], 0)
+        recent.shard_or_record(b"another", shard_value(choose, 3)[:-1], 0)
 
 
 def test_a_shard_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,5 +54,5 @@ def test_a_shard_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     recent = RecentShards(limits.DECODED_BYTES_MAX)
     value = shard_value(random.Random(2), 100)
     for generation in range(50):
-        recent.decode(b"key", value, generation)
+        recent.shard_or_record(b"key", value, generation)
     assert decoded == 1

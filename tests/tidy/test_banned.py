@@ -36,6 +36,7 @@ DEVICE = ("shardfs.engine.block_device.",)
 RAW_IO = (
     "shardfs.engine.block_device.",
     "shardfs.engine.device_calls.",
+    "shardfs.engine.direct_io.",
     "shardfs.engine.claims.",
     "shardfs.engine.images.",
     "shardfs.engine.probe.",
