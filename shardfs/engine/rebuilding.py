@@ -130,6 +130,10 @@ class SwitchDevice:
         if offset >= self._end:
             await self._device.discard(offset, length)
 
+    def expect_extents(self, extent_bytes: int) -> None:
+        """See Device."""
+        self._device.expect_extents(extent_bytes)
+
     def write_pointer(self, offset: int) -> int | None:
         """See Device."""
         pointer = self._device.write_pointer(offset)
