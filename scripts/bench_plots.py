@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from bench_tables import PEER_MARK, ratios
+from bench_tables import PEER_MARK, breakers, ratios
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "shardfs"
@@ -25,7 +25,8 @@ def _save(figure: Any, path: Path) -> None:
 def plot_peers(figures: Mapping[str, Any], path: Path) -> None:
     """How many times as fast as the best peer, as ext4 and as the floor shardfs is, row by row."""
     rows = list(figures["rows"])[::-1]
-    found = [ratios(figures["rows"][row]["systems"], figures["kinds"]) for row in rows]
+    broken = breakers(figures["rows"])
+    found = [ratios(figures["rows"][row]["systems"], figures["kinds"], broken) for row in rows]
     figure, axes = pyplot.subplots(figsize=(8, 0.36 * len(rows) + 1.2))
     series = (
         ("best FUSE peer", [each.peer for each in found], "o", "tab:blue"),

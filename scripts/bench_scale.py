@@ -85,15 +85,17 @@ class Sample:
 
     Args:
         root: where it is mounted.
+        disk: its device.
         files: how many there are.
         seed: of the choice.
     """
 
-    def __init__(self, root: Path, files: int, seed: int) -> None:
-        self._root, self._files = root, files
+    def __init__(self, root: Path, disk: Mounted, files: int, seed: int) -> None:
+        self._root, self._disk, self._files = root, disk, files
         self._choose = random.Random(seed)
         self._data = random.Random(seed).randbytes(FILE_BYTES)
         self._times_ns: dict[str, list[int]] = defaultdict(list)
+        self._reads: dict[str, int] = defaultdict(int)
 
     @property
     def medians_us(self) -> dict[str, float]:
@@ -103,6 +105,11 @@ class Sample:
             / (1000 * (FILES_PER_DIRECTORY if name.startswith("readdir") else 1))
             for name, times_ns in self._times_ns.items()
         }
+
+    @property
+    def device_reads(self) -> dict[str, float]:
+        """Of each call; of readdir for each listing."""
+        return {name: self._reads[name] / len(times) for name, times in self._times_ns.items()}
 
     def run_cold(self) -> None:
         """Requires: a fresh mount and dropped caches. The same files are there afterwards.
@@ -164,11 +171,12 @@ class Sample:
         self._look_at_folders_of(paths)
 
     def _time(self, name: str, call: Callable[[str], object], paths: Sequence[str]) -> None:
-        times_ns = self._times_ns[name]
+        times_ns, reads = self._times_ns[name], self._disk.counts().reads
         for path in paths:
             started = time.perf_counter_ns()
             call(path)
             times_ns.append(time.perf_counter_ns() - started)
+        self._reads[name] += self._disk.counts().reads - reads
 
     def _open_and_read(self, path: str) -> None:
         handle = os.open(path, os.O_RDONLY)
@@ -221,7 +229,8 @@ def mounted_cold(place: Place) -> Iterator[Mounted]:
 def measure_calls(places: Mapping[str, tuple[Place, int]], seed: int) -> dict[str, Any]:
     """Sample stores in turn: name -> (place, files); what was found of each."""
     samples = {
-        name: Sample(place.mountpoint, files, seed) for name, (place, files) in places.items()
+        name: Sample(place.mountpoint, Mounted(disk_of_device(place.device)), files, seed)
+        for name, (place, files) in places.items()
     }
     resident = {}
     for number in range(MOUNTS):
@@ -232,7 +241,11 @@ def measure_calls(places: Mapping[str, tuple[Place, int]], seed: int) -> dict[st
                     samples[name].run_hot()
                 resident[name] = mount.counts().resident_bytes
     return {
-        name: {"calls": sample.medians_us, "resident_bytes": resident[name]}
+        name: {
+            "calls": sample.medians_us,
+            "reads": sample.device_reads,
+            "resident_bytes": resident[name],
+        }
         for name, sample in samples.items()
     }
 
@@ -290,6 +303,8 @@ def measure_level(place: Place, reference: Place, before: int, files: int) -> di
             "median_us": median_us,
             "beside_us": beside[call],
             "ratio": median_us / beside[call],
+            "reads": found["store"]["reads"][call],
+            "beside_reads": found["beside"]["reads"][call],
         }
         for call, median_us in found["store"]["calls"].items()
     }
@@ -346,6 +361,11 @@ def report(figures: Mapping[str, Any]) -> str:
         ]
         for point in points
     ]
+    cold = [
+        [call, *(f"{point['calls'][call]['reads']:.2f}" for point in points)]
+        for call in points[0]["calls"]
+        if call.endswith("cold")
+    ]
     calls = [
         [call]
         + [f"{point['calls'][call]['median_us']:.1f}" for point in points]
@@ -369,6 +389,8 @@ def report(figures: Mapping[str, Any]) -> str:
                 ],
                 calls,
             ),
+            "Device reads of each cold call (readdir: of each directory), whatever the load:",
+            bench_tables.table(["call", *levels], cold),
             "Missed: " + ("; ".join(misses(points)) or "nothing."),
         ]
     )

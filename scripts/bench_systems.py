@@ -31,7 +31,7 @@ from types import FrameType
 from typing import NamedTuple
 
 MIB = 1024 * 1024
-BEGIN_TIMEOUT_S = 60.0
+BEGIN_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 60.0
 BIN = Path(sys.executable).parent
 SCRIPTS = Path(__file__).parent
@@ -81,9 +81,10 @@ class Place:
 
 
 class Counts(NamedTuple):
-    """Of the device: flushes, bytes. Of the server: processor seconds, resident bytes."""
+    """Of the device: flushes, reads, bytes. Of the server: processor seconds, resident bytes."""
 
     flushes: int
+    reads: int
     read_bytes: int
     written_bytes: int
     server_s: float
@@ -113,6 +114,7 @@ class Mounted:
                 pages += int(process[21])
         return Counts(
             flushes=int(fields[FLUSHES_FIELD]),
+            reads=int(fields[0]),
             read_bytes=int(fields[SECTORS_READ_FIELD]) * SECTOR_BYTES,
             written_bytes=int(fields[SECTORS_WRITTEN_FIELD]) * SECTOR_BYTES,
             server_s=ticks / os.sysconf("SC_CLK_TCK"),
@@ -273,7 +275,8 @@ def serve(command: Sequence[str | Path], place: Place, stack: ExitStack) -> int:
         if server.poll() is not None or time.monotonic() > deadline:
             log.seek(0)
             said = log.read().decode(errors="replace").strip().splitlines()
-            raise BenchError(f"{words[0]} did not mount: {said[-1] if said else 'no word'}")
+            end = "still running" if server.returncode is None else f"status {server.returncode}"
+            raise BenchError(f"{words[0]} did not mount ({end}): {said[-1] if said else '-'}")
         time.sleep(0.02)
     os.statvfs(place.mountpoint)
     return server.pid

@@ -126,3 +126,23 @@ def test_the_document_has_the_parts_that_are_generated(tables: ModuleType) -> No
     for name in ("bench-peers", "bench-engine", "bench-scale"):
         assert tables.begin_mark(name) in text
         assert f"<!-- {name} ends -->" in text
+
+
+def test_who_breaks_the_promise_of_a_put_breaks_every_other(tables: ModuleType) -> None:
+    puts = columns(a=cell(90, flushes=0.1, fsyncs=1.0))
+    # The one flush that the row needs was somebody else's.
+    writes = columns(a=cell(90, flushes=2.0, fsyncs=1.0))
+    rows = {
+        "durable put 4K": {"unit": "/s", "systems": puts},
+        "seq write+fsync": {"unit": "MiB/s", "systems": writes},
+        "stat hot": {"unit": "/s", "systems": columns()},
+    }
+    assert tables.breakers(rows) == {"a"}
+    lines = tables.rates_table(rows, KINDS).splitlines()[2:]
+    assert [line.split(" | ")[4] for line in lines] == ["90.0†", "90.0†", "90.0"]
+    assert [line.split(" | ")[6] for line in lines] == ["2.00 (b)", "2.00 (b)", "1.33 (a)"]
+
+
+def test_what_the_kernel_answers_has_no_mark(tables: ModuleType) -> None:
+    rows = {"stat again": {"unit": "/s", "systems": columns(shardfs=cell(1))}}
+    assert tables.rates_table(rows, KINDS).splitlines()[2].endswith("| – |")
