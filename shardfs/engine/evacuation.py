@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import trio
@@ -43,6 +44,7 @@ from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Piece, Shard
 from shardfs.engine.reserve import entry_bytes_per_batch
 from shardfs.engine.shards import ShardData
+from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.temperature import Temperature
 from shardfs.errors import CorruptionError, DeviceError, LimitError, StaleError
 
@@ -114,27 +116,37 @@ class Evacuator:
         return self._stuck.get(extent.index) == extent.epoch
 
     def candidates(self) -> list[Extent]:
-        """The extents whose emptying gives more than it takes."""
-        size = self._extents.extent_bytes
-        return [
-            extent
-            for extent in self._extents.sealed_data()
-            if not self.is_stuck(extent)
-            and size - extent.live_bytes >= self._extents.space.garbage_bytes_worth_moving
-        ]
+        """The extents whose emptying gives more than it takes. Looks at all of them at once."""
+        return [extent for extent in self._extents.sealed_data() if self._is_candidate(extent)]
 
-    def choose(self) -> Extent | None:
+    def _is_candidate(self, extent: Extent) -> bool:
+        garbage_bytes = self._extents.extent_bytes - extent.live_bytes
+        return (
+            garbage_bytes >= self._extents.space.garbage_bytes_worth_moving
+            and self._extents.may_be_emptied(extent)
+            and not self.is_stuck(extent)
+        )
+
+    async def choose(self) -> Extent | None:
         """The extent to empty next, or None if emptying any would give less than it takes.
 
         The benefit of an extent is its garbage, weighed by its age: what has not changed for long
         will not soon; its cost is reading it and writing what is live.
+
+        Checkpoints: every slice; there may be tens of thousands of extents.
         """
-        candidates = self.candidates()
-        if not candidates:
-            return None
-        candidates.sort(key=lambda extent: -extent.order)
-        best = max(range(len(candidates)), key=lambda age: self._score(candidates[age], age))
-        return candidates[best]
+        sealed = [each for stream in DATA_STREAMS for each in self._extents.sealed(stream)]
+        sealed.sort(key=attrgetter("order"), reverse=True)
+        best, best_score, age = None, 0.0, 0
+        for extent in sealed:
+            await self.slices.spend(1)
+            if not self._is_candidate(extent):
+                continue
+            score = self._score(extent, age)
+            age += 1
+            if score > best_score:
+                best, best_score = extent, score
+        return best
 
     def _score(self, extent: Extent, age: int) -> float:
         live = extent.live_bytes / self._extents.extent_bytes

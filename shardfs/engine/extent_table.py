@@ -226,10 +226,14 @@ class ExtentTable:
             extent
             for stream in DATA_STREAMS
             for extent in self._sealed[stream].values()
-            if extent.live_bytes
-            and not extent.writes_pending
-            and not self._free.is_behind_end(extent)
+            if self.may_be_emptied(extent)
         ]
+
+    def may_be_emptied(self, extent: Extent) -> bool:
+        """A sealed extent of data has something live, and nothing that waits to be written."""
+        return bool(
+            extent.live_bytes and not extent.writes_pending and not self._free.is_behind_end(extent)
+        )
 
     @property
     def has_pinned_garbage(self) -> bool:

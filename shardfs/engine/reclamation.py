@@ -172,7 +172,7 @@ class Reclamation:
     async def _empty_data(self) -> int:
         """Move what is live out of some extents of data; out of how many."""
         emptied = moved_bytes = 0
-        while emptied < _EVACUATED_AT_ONCE and (chosen := self._evacuator.choose()):
+        while emptied < _EVACUATED_AT_ONCE and (chosen := await self._evacuator.choose()):
             moved_bytes += await self._evacuator.evacuate(chosen)
             emptied += 1
             is_short = self._debts.waiting or self._extents.free_count <= 2

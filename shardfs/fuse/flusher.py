@@ -236,15 +236,15 @@ class Flusher:
         key = shard_key(file.ino, index)
         fruitless = 0
         while True:
-            await self._store.admit(min(limits.SHARD_BYTES, file.ranges.bytes))
             await self._tables.load(file.ino)
             shard = await self._store.get_shard(key)
             if not self._files.has_room_for(shard, _RUNS_PER_STEP):
                 await self._gather(file.ino, index)
-                # Gathering has taken room that was ready, whether it came to its end or not.
-                await self._store.admit(min(limits.SHARD_BYTES, file.ranges.bytes))
                 await self._tables.load(file.ino)
                 shard = await self._store.get_shard(key)
+            # The last await: what is ready, and what the log still takes, is for this batch. Many
+            # who flush at once come in one after the other.
+            await self._store.admit(min(limits.SHARD_BYTES, file.ranges.bytes))
             try:
                 return self._flush_now(file, index, start, shard)
             except (StaleError, NotLoaded):

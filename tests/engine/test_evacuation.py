@@ -10,6 +10,7 @@ from shardfs.engine.evacuation import Evacuator
 from shardfs.engine.extent import Extent
 from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import ExtentState, Stream
+from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Shard, locators
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError
@@ -70,6 +71,28 @@ async def test_live_values_move_and_the_space_comes_back(zoned: bool) -> None:
         point = device.power_cut_point()
     async with opened(device.after_power_cut(point)) as store:
         assert await content(store) == expected
+
+
+async def test_the_victim_is_the_best_of_all_and_looking_for_it_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened(await formatted(8, extent_bytes=EXTENT)) as store:
+        await half_dead(store, 500)
+        evacuator = store._evacuator
+        oldest_last = sorted(evacuator.candidates(), key=lambda extent: -extent.order)
+        assert len(oldest_last) > 20
+        scores = [evacuator._score(extent, age) for age, extent in enumerate(oldest_last)]
+        steps = 0
+
+        class Counted(Slices):
+            async def spend(self, cost: int) -> None:
+                nonlocal steps
+                steps += 1
+                await super().spend(cost)
+
+        monkeypatch.setattr(evacuator, "slices", Counted())
+        assert await evacuator.choose() is oldest_last[scores.index(max(scores))]
+        assert steps >= len(oldest_last), "tens of thousands of extents are not one slice"
 
 
 @pytest.mark.expected_warnings("stays where it is", "can not be moved")
