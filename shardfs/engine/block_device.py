@@ -31,6 +31,7 @@ from shardfs.engine.device_calls import (
     discard_blocks,
     flush,
     ioctl_number,
+    is_cached,
     punch_hole,
     read_all,
     set_length,
@@ -97,6 +98,7 @@ class BlockDevice:
         self._flush_errno = 0
         self._unstarted_bytes = 0
         self._reads_inline = True
+        self._tells_cached = True
         self._discards = True
         self._closed = False
         self._requests_in_flight = 0
@@ -235,6 +237,8 @@ class BlockDevice:
 
     def _read_cached(self, view: memoryview, offset: int) -> int:
         """Bytes at the front of the range that the page cache has, copied into `view`."""
+        if not self._may_be_cached(len(view), offset):
+            return 0
         try:
             return os.preadv(self._descriptor, [view], offset, os.RWF_NOWAIT)
         except BlockingIOError:
@@ -243,6 +247,18 @@ class BlockDevice:
             if error.errno in _UNSUPPORTED:
                 self._reads_inline = False
             return 0  # the thread will try again, and report
+
+    def _may_be_cached(self, length: int, offset: int) -> bool:
+        """Whether reading with RWF_NOWAIT is worth a try. What is not cached, that call has the
+        kernel begin to read, and it sleeps in there while the device's queue is full of writes:
+        for up to half a second (I3). Kernels before 6.5 do not tell."""
+        if not self._tells_cached:
+            return True
+        try:
+            return is_cached(length, self._descriptor, offset)
+        except OSError:
+            self._tells_cached = False
+            return True
 
     async def _read_direct(self, direct: int, offset: int, length: int) -> memoryview | None:
         """The bytes, past the page cache; None: that cannot be done here."""

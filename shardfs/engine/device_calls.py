@@ -33,7 +33,13 @@ _FALLOC_FL_KEEP_SIZE: Final = 0x01
 _FALLOC_FL_PUNCH_HOLE: Final = 0x02
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
+_CACHESTAT: Final = 451
+"""Number of the system call: Linux 6.5 and later, the same on every architecture."""
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC_AT_ONCE: Final = ctypes.PyDLL(None, use_errno=True)
+"""For calls that never wait: other threads do not get their turn meanwhile."""
 
 
 def ioctl_number(descriptor: int, request: int, typecode: str) -> int:
@@ -53,6 +59,20 @@ def size_of(descriptor: int, _offset: int = 0) -> int:
 def set_length(size_bytes: int, descriptor: int, _offset: int) -> None:
     """Make an image file as long as that; durable when it returns."""
     set_image_bytes(size_bytes, descriptor)
+
+
+def is_cached(length: int, descriptor: int, offset: int) -> bool:
+    """Whether the page cache has all of a range, or is about to. Never waits.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    wanted = (ctypes.c_uint64 * 2)(offset, length)
+    found = (ctypes.c_uint64 * 5)()
+    if _LIBC_AT_ONCE.syscall(ctypes.c_long(_CACHESTAT), descriptor, wanted, found, 0):
+        raise OSError(ctypes.get_errno(), "cachestat")
+    pages = (offset + length - 1) // _PAGE_BYTES - offset // _PAGE_BYTES + 1
+    return int(found[0]) >= pages
 
 
 def read_all(view: memoryview, descriptor: int, offset: int) -> None:

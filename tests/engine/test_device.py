@@ -19,6 +19,7 @@ from shardfs.engine import claims
 from shardfs.engine.block_device import open_device
 from shardfs.engine.claims import users_of
 from shardfs.engine.device import Buffer, Device
+from shardfs.engine.device_calls import is_cached
 from shardfs.engine.images import create_image
 from shardfs.errors import DeviceBusyError, DeviceError, UsageError
 from shardfs.limits import BLOCK_BYTES
@@ -145,6 +146,39 @@ async def test_cached_bytes_need_no_thread(image: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
     assert bytes(await device.read(10, 20)) == b"a" * 20
     device.close()
+
+
+async def test_the_trio_thread_has_nothing_read_that_is_not_cached(
+    image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With RWF_NOWAIT the kernel begins to read what it has not, and may sleep in doing so."""
+    read_by: list[threading.Thread] = []
+    real_preadv = os.preadv
+
+    def preadv(descriptor: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        read_by.append(threading.current_thread())
+        return real_preadv(descriptor, buffers, offset, flags)
+
+    device = open_device(image)
+    try:
+        await device.write(0, [b"x" * BLOCK_BYTES])
+        await device.flush()
+        descriptor = device._descriptor
+        try:
+            assert is_cached(BLOCK_BYTES, descriptor, 0)
+        except OSError:
+            pytest.skip("this kernel does not tell what is cached (cachestat: Linux 6.5)")
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        if is_cached(BLOCK_BYTES, descriptor, 0):
+            pytest.skip("this file system keeps everything in memory")
+        monkeypatch.setattr(os, "preadv", preadv)
+        assert await device.read(100, 50) == b"x" * 50
+        assert threading.main_thread() not in read_by
+        read_by.clear()
+        assert await device.read(100, 50) == b"x" * 50
+        assert read_by == [threading.main_thread()], "cached now"
+    finally:
+        device.close()
 
 
 async def test_reads_work_where_nothing_can_be_read_at_once(
