@@ -20,12 +20,15 @@ from shardfs.cli.check import check
 from shardfs.cli.df import df
 from shardfs.cli.errors import SUCCESS, report, root_cause
 from shardfs.cli.examples import examples
+from shardfs.cli.extents import extents
 from shardfs.cli.fsck import fsck
 from shardfs.cli.gc import gc
 from shardfs.cli.grow import grow
 from shardfs.cli.info import info
 from shardfs.cli.install import install
 from shardfs.cli.logs import LEVELS, level_number, log_to_standard_error
+from shardfs.cli.lsm import lsm
+from shardfs.cli.map import map_file
 from shardfs.cli.mkfs import mkfs
 from shardfs.cli.mount import mount
 from shardfs.cli.mount_helper import is_helper_call, mount_device, run_helper
@@ -37,6 +40,7 @@ from shardfs.cli.sync import sync
 from shardfs.cli.top import top
 from shardfs.cli.trim import trim
 from shardfs.cli.umount import umount
+from shardfs.cli.whereis import whereis
 from shardfs.cli.why import why
 
 _VERBOSE = (logging.INFO, logging.DEBUG)
@@ -74,6 +78,7 @@ def group(context: click.Context, verbose: int, quiet: bool, log_level: str | No
 for command in (
     *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, top),
     *(grow, shrink, trim, check, install, salvage),
+    *(extents, map_file, whereis, lsm),
 ):
     group.add_command(command)
 

@@ -68,7 +68,7 @@ async def _list(name: str, path: str | None, as_json: bool) -> None:
     async with open_target(name) as target:
         if not as_json:
             print_row(("SHARD", "BYTES", "PIECES", "STATE", "PATH"), _LIST_WIDTHS)
-        async for shard in _shards_below(target, _inner_path(target, path)):
+        async for shard in _shards_below(target, target.path_of(path)):
             if as_json:
                 print_json_line(shard)
                 continue
@@ -169,7 +169,7 @@ async def _cat(name: str, what: str | None) -> None:
             )
             await _write_out(target, ino, index, found["shard_bytes"])
             return
-        request = {"request": "file", "path": _inner_path(target, what)}
+        request = {"request": "file", "path": target.path_of(what)}
         file = await target.conversation.answer(request)
         for index in range(-(-file["size"] // file["shard_bytes"])):
             await _write_out(target, file["ino"], index, file["shard_bytes"])
@@ -242,19 +242,12 @@ async def _shards_to_verify(
     if shard_id is not None:
         yield *shard_id, None
         return
-    async for shard in _shards_below(target, _inner_path(target, what)):
+    async for shard in _shards_below(target, target.path_of(what)):
         yield shard["ino"], shard["index"], shard["path"]
 
 
 def _state(shard: dict[str, Any]) -> str:
     return "persistent" if shard["persistent"] else "pending"
-
-
-def _inner_path(target: Target, path: str | None) -> str:
-    """The path in the file system; a TARGET in a mount names one itself."""
-    if path is None:
-        return target.inner_path
-    return f"{target.inner_path}/{path.lstrip('/')}".lstrip("/")
 
 
 def _shard_id(target: Target, what: str | None) -> tuple[int, int] | None:
@@ -269,7 +262,7 @@ async def _named_shards(target: Target, what: str | None) -> AsyncIterator[tuple
     if shard_id is not None:
         yield shard_id
         return
-    path = _inner_path(target, what)
+    path = target.path_of(what)
     await target.conversation.answer({"request": "file", "path": path})
     async for shard in _shards_below(target, path):
         yield shard["ino"], shard["index"]

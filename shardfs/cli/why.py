@@ -71,8 +71,7 @@ def _path_request(target: Target, what: str | None) -> dict[str, Any]:
     inode = _INODE.fullmatch(what or "")
     if inode is not None:
         return {"request": "path", "ino": int(inode[1])}
-    parts = [target.inner_path] if what is None else [target.inner_path, what]
-    return {"request": "path", "path": "/".join(part.strip("/") for part in parts if part)}
+    return {"request": "path", "path": target.path_of(what)}
 
 
 # --- an extent ----------------------------------------------------------------------------------

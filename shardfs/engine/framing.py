@@ -43,6 +43,7 @@ class Frame(NamedTuple):
     payload_offset: int
     payload_bytes: int
     checksums: bytes
+    store_id: int
 
     @property
     def total_bytes(self) -> int:
@@ -140,6 +141,7 @@ def decode_head(data: Bytes, offset: int = 0, *, store_id: int | None = None) ->
         payload_at - offset,
         payload_bytes,
         bytes(data[table_at:payload_at]),
+        owner_store,
     )
 
 

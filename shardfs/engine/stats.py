@@ -116,6 +116,60 @@ class ExtentFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class RunFigures:
+    """One run of the tree; its keys are those of its first and its last entry."""
+
+    run_id: int
+    level: int
+    segments: int
+    blocks: int
+    entries: int
+    tombstones: int
+    run_bytes: int
+    first_key: bytes
+    last_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LevelFigures:
+    """The runs of one level together."""
+
+    level: int
+    runs: int
+    entries: int
+    run_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TreeFigures:
+    """The shape of the tree.
+
+    checkpoint: deltas up to this number are in the runs.
+    log_bytes: deltas behind it, which a recovery would read.
+    checkpoint_debt: 1: a checkpoint is due.
+    merge_debt: 0: no level is full; 1: one holds three times as many runs as it should.
+    garbage_bytes: about what merging everything would save.
+    stream_bytes: written since the open, by stream.
+    runs: oldest first.
+    """
+
+    memtable_entries: int
+    memtable_bytes: int
+    frozen_entries: int
+    checkpoint: int
+    durable_delta: int
+    log_bytes: int
+    checkpoint_debt: float
+    merge_debt: float
+    is_merging: bool
+    tree_bytes: int
+    garbage_bytes: int
+    stream_bytes: dict[str, int]
+    levels: tuple[LevelFigures, ...]
+    runs: tuple[RunFigures, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionPlan:
     """What collecting garbage would give, and take, if nothing else changed meanwhile.
 

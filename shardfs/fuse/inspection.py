@@ -11,8 +11,9 @@ socket, a command on an unmounted device by itself. The requests, with their arg
     extent-files-more             the next page of it: {"files": [...], "end": bool}
     path           path | ino     where a file lies, or all below a directory
 
-More requests: about shards shard_requests.py, about space as a whole space_requests.py, about the
-size of the store sizing.py.
+More requests: about shards shard_requests.py, about addresses map_requests.py, about the device and
+the tree disk_requests.py, about the tree of names tree_requests.py, about durability
+durability.py, about space as a whole space_requests.py, about the size of the store sizing.py.
 
 Invariants:
     I1. Nothing is changed. (In a mount, whatever is about shards first hands what
@@ -30,7 +31,9 @@ import trio
 
 from shardfs.engine.store import Store
 from shardfs.errors import UsageError
+from shardfs.fuse.disk_requests import DiskRequests
 from shardfs.fuse.explanations import Explanations
+from shardfs.fuse.map_requests import MapRequests
 from shardfs.fuse.requests import Answer, Handlers, Pages, number_of
 from shardfs.fuse.resolving import MountedFiles, Resolver
 from shardfs.fuse.shard_requests import ShardRequests
@@ -63,6 +66,7 @@ class Inspection:
         self._pages = Pages()
         self._resolver = Resolver(store, mount)
         self._explanations = Explanations(store, mount.file_system if mount is not None else None)
+        self._maps = MapRequests(store, self._resolver, self._pages, mount)
         self._sizing = Sizing(store)
         self._requests: Handlers = {
             "info": self._info,
@@ -73,6 +77,8 @@ class Inspection:
             "extent-files-more": self._more_files,
             "path": self._path,
             **ShardRequests(store, self._resolver, self._pages).handlers,
+            **self._maps.handlers,
+            **DiskRequests(store, self._pages, mount).handlers,
             **SpaceRequests(store, device, mount).handlers,
             **self._sizing.handlers,
         }
@@ -93,6 +99,7 @@ class Inspection:
         """Ends a list, or a shrink, that is under way."""
         await self._sizing.aclose()
         await self._pages.aclose()
+        await self._maps.aclose()
 
     # --- the store ----------------------------------------------------------------------------
 

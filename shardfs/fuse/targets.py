@@ -65,6 +65,11 @@ class Target:
     mount: MountEntry | None
     conversation: Questions
 
+    def path_of(self, path: str | None) -> str:
+        """The path in the file system that the user means: one behind TARGET goes below it."""
+        parts = (self.inner_path, path or "")
+        return "/".join(part.strip("/") for part in parts if part.strip("/"))
+
 
 def require_mount(name: str) -> MountEntry:
     """The shardfs mount at a mount point.

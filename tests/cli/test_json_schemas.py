@@ -43,6 +43,10 @@ CALLS: dict[str, tuple[str, ...]] = {
     "shards ls": ("shards ls {image}", "shards ls {image} notes"),
     "shards show": ("shards show {image} photo", "shards show {image} notes/sparse"),
     "shards verify": ("shards verify {image}", "shards verify {image} photo"),
+    "extents": ("extents {image}", "extents {image} --svg {out}"),
+    "map": ("map {image} photo", "map {image} notes/sparse", "map {image} link"),
+    "whereis": ("whereis {image} --offset 5M", "whereis {image} --offset 0 --length 32M"),
+    "lsm": ("lsm {image}",),
 }
 MOUNTED_CALLS: dict[str, tuple[str, ...]] = {
     "info": ("info {mount}",),
@@ -56,6 +60,10 @@ MOUNTED_CALLS: dict[str, tuple[str, ...]] = {
     "shards ls": ("shards ls {mount}",),
     "shards show": ("shards show {mount} photo",),
     "shards verify": ("shards verify {mount} photo",),
+    "extents": ("extents {mount}",),
+    "map": ("map {mount}/photo", "map {mount} notes/todo"),
+    "whereis": ("whereis {mount} --lba 0",),
+    "lsm": ("lsm {mount}",),
 }
 RECORDED_CALLS: dict[str, tuple[str, ...]] = {
     "check crashes": ("check crashes {record} --states 3",),

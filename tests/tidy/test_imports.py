@@ -38,7 +38,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("pieces", "recording", "reserve"),
     # Frames as bytes, no I/O: superblock records are frames as well, so it stands this early.
     ("framing",),
-    ("dependency", "liveness"),
+    ("dependency", "frame_walk", "liveness"),
     ("claims", "images"),
     ("probe",),
     ("device",),
@@ -72,16 +72,17 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("maintenance",),
     ("figures",),
     ("store",),
-    ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy", "resizing"),
-    ("damage", "rebuilding"),
+    ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy", "places", "resizing"),
+    ("damage", "inventory", "rebuilding"),
 )
 
 # What cli commands share. Commands themselves are imported by cli.main alone.
 CLI_SHARED = frozenset(
     f"shardfs.cli.{name}"
     for name in (
-        *("errors", "examples", "heap", "logs", "mount_preparation", "options", "output"),
-        *("progress", "serving", "systemd", "top_figures", "top_view", "unmounted", "unmounting"),
+        *("errors", "examples", "extent_kinds", "extent_map", "extent_svg", "heap", "logs"),
+        *("mount_preparation", "options", "output", "progress", "serving", "systemd"),
+        *("top_figures", "top_view", "unmounted", "unmounting"),
     )
 )
 
