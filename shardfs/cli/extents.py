@@ -24,6 +24,7 @@ from shardfs.cli.extent_map import map_lines
 from shardfs.cli.extent_svg import draw_svg
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, print_row, printable, size_text
+from shardfs.cli.pages import rest_of
 from shardfs.errors import UsageError
 from shardfs.fuse.targets import default_target, open_target
 
@@ -70,12 +71,8 @@ def extents(
 async def _ask(name: str) -> dict[str, Any]:
     async with open_target(name) as target:
         device = await target.conversation.answer({"request": "extents-begin"})
-        found: list[dict[str, Any]] = []
-        while True:
-            page = await target.conversation.answer({"request": "extents-more"})
-            found += page["extents"]
-            if page["end"]:
-                return {**device, "extents": found}
+        found = rest_of(target.conversation, "extents-more", "extents")
+        return {**device, "extents": [each async for each in found]}
 
 
 def _print_map(name: str, device: dict[str, Any], width: int | None) -> None:

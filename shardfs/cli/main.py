@@ -17,6 +17,7 @@ import click
 
 from shardfs import __version__
 from shardfs.cli.check import check
+from shardfs.cli.cp_out import cp_out
 from shardfs.cli.df import df
 from shardfs.cli.errors import SUCCESS, report, root_cause
 from shardfs.cli.examples import examples
@@ -25,6 +26,7 @@ from shardfs.cli.fsck import fsck
 from shardfs.cli.gc import gc
 from shardfs.cli.grow import grow
 from shardfs.cli.info import info
+from shardfs.cli.inspect import inspect
 from shardfs.cli.install import install
 from shardfs.cli.logs import LEVELS, level_number, log_to_standard_error
 from shardfs.cli.lsm import lsm
@@ -38,6 +40,7 @@ from shardfs.cli.shrink import shrink
 from shardfs.cli.stat import stat
 from shardfs.cli.sync import sync
 from shardfs.cli.top import top
+from shardfs.cli.tree import tree
 from shardfs.cli.trim import trim
 from shardfs.cli.umount import umount
 from shardfs.cli.whereis import whereis
@@ -78,7 +81,7 @@ def group(context: click.Context, verbose: int, quiet: bool, log_level: str | No
 for command in (
     *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, top),
     *(grow, shrink, trim, check, install, salvage),
-    *(extents, map_file, whereis, lsm),
+    *(extents, map_file, whereis, lsm, inspect, tree, cp_out),
 ):
     group.add_command(command)
 

@@ -7,9 +7,8 @@ Not here: where the answers come from (fuse/map_requests.py).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import click
 import trio
@@ -17,8 +16,9 @@ import trio
 from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, print_row, printable, size_text
+from shardfs.cli.pages import rest_of
 from shardfs.errors import UsageError
-from shardfs.fuse.targets import Target, open_target
+from shardfs.fuse.targets import open_target
 
 _WIDTHS: Final = (-12, -10, -14, 10, -6, -14, 8)
 
@@ -50,14 +50,14 @@ async def _map(name: str, path: str | None, as_json: bool) -> None:
             raise UsageError(f"say which file of {target.name}")
         file = await target.conversation.answer({"request": "map-begin", "path": inner})
         if as_json:
-            ranges = [each async for each in _ranges(target)]
+            ranges = [each async for each in rest_of(target.conversation, "map-more", "ranges")]
             print_json({"path": inner, "ino": file["ino"], "size": file["size"], "ranges": ranges})
             return
         click.echo(f"/{printable(inner)}: inode {file['ino']}, {size_text(file['size'])}")
         header = ("START", "LENGTH", "ADDRESS", "SHARD", "EXTENT", "FRAME", "SKIP")
         print_row(header, _WIDTHS)
         end = 0
-        async for each in _ranges(target):
+        async for each in rest_of(target.conversation, "map-more", "ranges"):
             _print_hole(end, each["start"])
             cells = (each[key] for key in ("start", "length", "address", "shard", "extent"))
             print_row((*map(str, cells), str(each["frame"]), str(each["skip"])), _WIDTHS)
@@ -68,12 +68,3 @@ async def _map(name: str, path: str | None, as_json: bool) -> None:
 def _print_hole(start: int, end: int) -> None:
     if start < end:
         print_row((str(start), str(end - start), "hole"), _WIDTHS)
-
-
-async def _ranges(target: Target) -> AsyncIterator[dict[str, Any]]:
-    while True:
-        page = await target.conversation.answer({"request": "map-more"})
-        for each in page["ranges"]:
-            yield each
-        if page["end"]:
-            return

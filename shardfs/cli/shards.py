@@ -25,6 +25,7 @@ from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, print_json_line, print_row, printable, size_text
+from shardfs.cli.pages import pages_of
 from shardfs.errors import UsageError
 from shardfs.fuse.shard_requests import READ_BYTES_MAX, parse_shard_id
 from shardfs.fuse.targets import Target, open_target
@@ -268,11 +269,6 @@ async def _named_shards(target: Target, what: str | None) -> AsyncIterator[tuple
         yield shard["ino"], shard["index"]
 
 
-async def _shards_below(target: Target, path: str) -> AsyncIterator[dict[str, Any]]:
-    await target.conversation.answer({"request": "shards-begin", "path": path})
-    while True:
-        page = await target.conversation.answer({"request": "shards-more"})
-        for shard in page["shards"]:
-            yield shard
-        if page["end"]:
-            return
+def _shards_below(target: Target, path: str) -> AsyncIterator[dict[str, Any]]:
+    request = {"request": "shards-begin", "path": path}
+    return pages_of(target.conversation, request, "shards-more", "shards")

@@ -40,6 +40,19 @@ class DeviceCounts:
     """Bytes that it has taken a discard for; a device may take none."""
 
 
+class Readable(Protocol):
+    """What can only be read, as far as reading goes: a Device fits."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
+        """See Device."""
+        ...
+
+
 class Device(Protocol):
     """A flat range of bytes, written in whole blocks (limits.BLOCK_BYTES).
 

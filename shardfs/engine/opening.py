@@ -68,7 +68,12 @@ class Parts:
 
 
 async def open_parts(
-    device: Device, nursery: trio.Nursery, *, read_only: bool, cache_bytes: int
+    device: Device,
+    nursery: trio.Nursery,
+    *,
+    read_only: bool,
+    cache_bytes: int,
+    tolerant: bool = False,
 ) -> Parts:
     """Recover, and return everything that a Store is made of.
 
@@ -77,18 +82,23 @@ async def open_parts(
         nursery: runs the writes.
         read_only: write nothing.
         cache_bytes: bound of the buffer cache.
+        tolerant: see StoreOptions.
 
     Raises:
         NotShardfsError, IncompatibleError, CorruptionError, DeviceError: see recovery.py.
     """
+    assert read_only or not tolerant, "what is incomplete must not be written"
     found = await read_superblock(device)
     identity = found.identity
+    lost: list[str] = []
     if device.size_bytes < identity.extent_count * identity.extent_bytes:
-        raise CorruptionError(
+        text = (
             f"the device has {device.size_bytes} bytes, its store needs "
-            f"{identity.extent_count * identity.extent_bytes}: it has been cut off",
-            device.path,
+            f"{identity.extent_count * identity.extent_bytes}: it has been cut off"
         )
+        if not tolerant:
+            raise CorruptionError(text, device.path)
+        lost.append(text)
     device.expect_extents(identity.extent_bytes)
     health = _health(device, identity, read_only=read_only)
     scheduler = Scheduler(device, health, nursery)
@@ -101,7 +111,9 @@ async def open_parts(
     extents.restore(found.entries.values())
     chunks = ChunkStore(extents, sequence)
     cache = Cache(cache_bytes)
-    tree, usage = await load_tree(found.record, chunks, extents, cache)
+    tree, usage = await load_tree(
+        found.record, chunks, extents, cache, lost=lost if tolerant else None
+    )
     replayed = await replay_log(found.record, chunks, extents, tree)
     if replayed.damage:
         health.make_read_only(replayed.damage)
@@ -124,7 +136,7 @@ async def open_parts(
         checkpointer,
         found,
         replayed,
-        (*found.notes, *replayed.notes),
+        (*found.notes, *lost, *replayed.notes),
     )
     for note in parts.notes:
         _log.info("%s: %s", device.path, note)

@@ -28,3 +28,6 @@ class StoreOptions:
     background: bool = True
     cache_bytes: int = limits.CACHE_BYTES_DEFAULT
     commit_interval_s: float = limits.COMMIT_INTERVAL_S
+    tolerant: bool = False
+    """With read_only: open a store of which parts of the tree, or the end of the device, are lost.
+    What was there cannot be read then; nothing older is given in its place."""

@@ -33,14 +33,14 @@ from shardfs import limits
 from shardfs.engine.cache import Cache
 from shardfs.engine.chunks import ChunkStore, locator_bytes
 from shardfs.engine.delta_log import LoggedDelta, log_chain, log_start, read_log
-from shardfs.engine.device import Device
+from shardfs.engine.device import Device, Readable
 from shardfs.engine.extent import Extent, Usage
 from shardfs.engine.extents import Extents
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.lsm.delta import DeltaPart
 from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.merge import Run
-from shardfs.engine.lsm.segment import Segment, SegmentMeta
+from shardfs.engine.lsm.segment import LostSegment, Segment, SegmentMeta
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.superblock import CopyState, read_copy
 from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
@@ -79,9 +79,7 @@ async def read_superblock(device: Device) -> SuperblockState:
         IncompatibleError: the format is newer than this build.
         DeviceError: neither copy can be read.
     """
-    first = await _try_copy(device, 0)
-    second = await _second_copy(device, first.identity)
-    copies = [first, second]
+    first, second = copies = await read_copies(device)
     numbers = [copy.last.number if copy.last is not None else -1 for copy in copies]
     best = copies[numbers.index(max(numbers))]
     if best.last is None or best.identity is None:
@@ -107,7 +105,17 @@ async def read_superblock(device: Device) -> SuperblockState:
     return SuperblockState(best.identity, best.last, best.entries, worse, tuple(notes))
 
 
-async def _try_copy(device: Device, start: int) -> CopyState:
+async def read_copies(device: Readable) -> tuple[CopyState, CopyState]:
+    """Both copies of the superblock log, damaged ones too.
+
+    Raises:
+        IncompatibleError: the format is newer than this build.
+    """
+    first = await _try_copy(device, 0)
+    return first, await _second_copy(device, first.identity)
+
+
+async def _try_copy(device: Readable, start: int) -> CopyState:
     """A copy of the superblock; one that the device cannot read is a damaged one."""
     try:
         return await read_copy(device, start)
@@ -115,7 +123,7 @@ async def _try_copy(device: Device, start: int) -> CopyState:
         return CopyState(start, trouble=str(error), error=error)
 
 
-async def _second_copy(device: Device, identity: Identity | None) -> CopyState:
+async def _second_copy(device: Readable, identity: Identity | None) -> CopyState:
     """The second copy; without an identity, looked for at every place it could have."""
     if identity is not None:
         return await _try_copy(device, identity.extent_bytes)
@@ -131,9 +139,17 @@ async def _second_copy(device: Device, identity: Identity | None) -> CopyState:
 
 
 async def load_tree(
-    record: Record, chunks: ChunkStore, extents: Extents, cache: Cache
+    record: Record,
+    chunks: ChunkStore,
+    extents: Extents,
+    cache: Cache,
+    *,
+    lost: list[str] | None = None,
 ) -> tuple[Tree, tuple[Usage, ...]]:
     """Step 2. Also counts the live bytes of runs, and takes those of data from the manifest.
+
+    Args:
+        lost: what cannot be read of the runs is told here and goes missing; None: it raises.
 
     Raises:
         CorruptionError, DeviceError: the manifest or a run's index cannot be read.
@@ -145,7 +161,13 @@ async def load_tree(
     extents.credit(locator.extent, locator_bytes(locator))
     runs: dict[int, list[Segment]] = {}
     for meta in manifest.segments:
-        segment = await Segment.open(meta, chunks, cache)
+        try:
+            segment = await Segment.open(meta, chunks, cache)
+        except (CorruptionError, DeviceError) as error:
+            if lost is None:
+                raise
+            lost.append(f"a part of run {meta.run_id} of the tree is lost: {error}")
+            segment = LostSegment(meta, str(error), chunks, cache)
         runs.setdefault(meta.run_id, []).append(segment)
         for each in segment.locators:
             extents.credit(each.extent, locator_bytes(each))

@@ -108,7 +108,11 @@ class Store:
         async with trio.open_nursery() as writes:
             try:
                 parts = await open_parts(
-                    device, writes, read_only=options.read_only, cache_bytes=options.cache_bytes
+                    device,
+                    writes,
+                    read_only=options.read_only,
+                    cache_bytes=options.cache_bytes,
+                    tolerant=options.tolerant,
                 )
             except Exception as error:
                 failure = error

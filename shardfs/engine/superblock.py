@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 
 from shardfs import limits
 from shardfs.engine.dependency import PERSISTENT, Dependency, all_of
-from shardfs.engine.device import Device
+from shardfs.engine.device import Device, Readable
 from shardfs.engine.framing import (
     decode_frame,
     encode_head,
@@ -64,7 +64,7 @@ class CopyState:
     error: DeviceError | None = None
 
 
-async def read_copy(device: Device, start: int) -> CopyState:
+async def read_copy(device: Readable, start: int) -> CopyState:
     """Read one copy of the log, from its snapshot to its last whole record.
 
     Reads at most limits.SUPERBLOCK_LOG_BYTES_MAX and one record more.

@@ -39,6 +39,7 @@ from shardfs.fuse.resolving import MountedFiles, Resolver
 from shardfs.fuse.shard_requests import ShardRequests
 from shardfs.fuse.sizing import Sizing
 from shardfs.fuse.space_requests import SpaceRequests
+from shardfs.fuse.tree_requests import TreeRequests
 
 
 class Inspection:
@@ -78,6 +79,7 @@ class Inspection:
             "path": self._path,
             **ShardRequests(store, self._resolver, self._pages).handlers,
             **self._maps.handlers,
+            **TreeRequests(store, self._resolver, self._pages).handlers,
             **DiskRequests(store, self._pages, mount).handlers,
             **SpaceRequests(store, device, mount).handlers,
             **self._sizing.handlers,

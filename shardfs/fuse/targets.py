@@ -104,17 +104,20 @@ def default_target() -> str:
 
 
 @asynccontextmanager
-async def open_target(name: str, *, change: bool = False) -> AsyncIterator[Target]:
+async def open_target(
+    name: str, *, change: bool = False, tolerant: bool = False
+) -> AsyncIterator[Target]:
     """Open what the user named.
 
     Args:
+        tolerant: an unmounted device is opened though parts of its tree are lost; see StoreOptions.
         change: an unmounted device is opened for writing, and recovered; nothing runs on it by
             itself.
 
     Raises:
         UsageError, NotShardfsError, IncompatibleError, CorruptionError, DeviceBusyError
     """
-    entry, inner_path = _find_entry(name)
+    entry, inner_path = find_target(name)
     if entry is not None:
         async with connect(entry) as client:
             yield Target(name, inner_path, entry, client)
@@ -124,7 +127,7 @@ async def open_target(name: str, *, change: bool = False) -> AsyncIterator[Targe
     try:
         record = (await read_superblock(device)).record
         clean = record.clean or record.incarnation == 0
-        options = StoreOptions(read_only=not change, background=False)
+        options = StoreOptions(read_only=not change, background=False, tolerant=tolerant)
         async with Store.open(device, options=options) as store:
             facts = {
                 "clean": clean,
@@ -141,8 +144,12 @@ async def open_target(name: str, *, change: bool = False) -> AsyncIterator[Targe
         device.close()
 
 
-def _find_entry(name: str) -> tuple[MountEntry | None, str]:
-    """The mount to ask and the path in it; None for a device to open."""
+def find_target(name: str) -> tuple[MountEntry | None, str]:
+    """The mount to ask and the path in it; None for a device to open.
+
+    Raises:
+        UsageError: there is nothing of that name.
+    """
     around = mount_around(name)
     if around is None and os.path.islink(name):
         around = mount_around(os.path.realpath(name))

@@ -38,7 +38,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("pieces", "recording", "reserve"),
     # Frames as bytes, no I/O: superblock records are frames as well, so it stands this early.
     ("framing",),
-    ("dependency", "frame_walk", "liveness"),
+    ("dependency", "dissection", "frame_walk", "liveness"),
     ("claims", "images"),
     ("probe",),
     ("device",),
@@ -69,20 +69,20 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("delta_log",),
     ("recovery",),
     ("opening",),
-    ("maintenance",),
+    ("maintenance", "raw_store"),
     ("figures",),
     ("store",),
     ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy", "places", "resizing"),
-    ("damage", "inventory", "rebuilding"),
+    ("careful_scan", "damage", "inventory", "rebuilding"),
 )
 
 # What cli commands share. Commands themselves are imported by cli.main alone.
 CLI_SHARED = frozenset(
     f"shardfs.cli.{name}"
     for name in (
-        *("errors", "examples", "extent_kinds", "extent_map", "extent_svg", "heap", "logs"),
-        *("mount_preparation", "options", "output", "progress", "serving", "systemd"),
-        *("top_figures", "top_view", "unmounted", "unmounting"),
+        *("copying_out", "errors", "examples", "extent_kinds", "extent_map", "extent_svg"),
+        *("heap", "inspect_output", "logs", "mount_preparation", "options", "output", "pages"),
+        *("progress", "serving", "systemd", "top_figures", "top_view", "unmounted", "unmounting"),
     )
 )
 

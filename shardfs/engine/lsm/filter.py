@@ -42,6 +42,11 @@ class Filter:
         found.add(keys)
         return found
 
+    @classmethod
+    def of_all(cls) -> Filter:
+        """A filter that admits every key."""
+        return cls.decode((1).to_bytes(_HEADER_BYTES, "little") + b"\xff" * _HEADER_BYTES)
+
     def add(self, keys: Iterable[bytes]) -> None:
         """Take in some of the keys that it was made for."""
         self._bloom.update(keys)

@@ -216,6 +216,34 @@ class Segment:
         return loaded
 
 
+class LostSegment(Segment):
+    """A segment whose index cannot be read: every key in its range is lost, none is absent.
+
+    So no older value of a key takes the place of one that may have been here.
+
+    Args:
+        meta: from the manifest.
+        trouble: why it cannot be read.
+    """
+
+    def __init__(self, meta: SegmentMeta, trouble: str, chunks: ChunkStore, cache: Cache) -> None:
+        index = SegmentIndex(
+            meta.run_id, meta.entry_count, [meta.first_key], [meta.index_locator], Filter.of_all()
+        )
+        super().__init__(meta, index, chunks, cache)
+        self.trouble = trouble
+
+    def is_cached(self, number: int) -> bool:
+        """Nothing will be read."""
+        return True
+
+    async def block(self, number: int) -> Block:
+        """Raises:
+        CorruptionError: always.
+        """
+        raise CorruptionError(f"a part of the tree is lost: {self.trouble}", "tree")
+
+
 def _cache_key(locator: Locator) -> tuple[int, int, int]:
     return (locator.extent, locator.epoch, locator.offset)
 
