@@ -24,6 +24,7 @@ from functools import cache
 from typing import Any, Final
 
 from shardfs.checking.mending import mend_frame, mend_recording
+from shardfs.engine.dissection import Field, dissect_frame
 from shardfs.engine.extent import Usage
 from shardfs.engine.framing import (
     Frame,
@@ -80,6 +81,7 @@ from shardfs.engine.superblock_record import ExtentEntry, Record, Root, decode_r
 from shardfs.engine.superblock_record import encode_record as encode_superblock_record
 from shardfs.errors import CorruptionError, IncompatibleError, ShardfsError
 from shardfs.fuse import promises, records
+from shardfs.fuse.record_dissection import dissection_of
 
 LOCATOR: Final = Locator(5, 2, 4096, 40_000, 1 << 41, 9, bytes(range(16)))
 PIECES: Final = (Piece(0, 100, 4, LOCATOR), Piece(200, 39_000, 1000, LOCATOR))
@@ -185,8 +187,17 @@ def _frame_decoders() -> dict[str, Decoder]:
         "framing.scan_frames": Decoder(
             lambda data: list(scan_frames(data)), (frame + bytes(3) + frame, b"SHF1" * 9)
         ),
+        "dissection.dissect_frame": Decoder(_dissect, (frame, empty, long)),
+        "dissection.dissect_frame, mended": Decoder(_dissect, (frame, empty), mend=mend_frame),
         "framing.is_cut_short": Decoder(lambda data: is_cut_short(data, 0), (frame, frame[:50])),
     }
+
+
+def _dissect(data: bytes) -> list[Field]:
+    """Which must refuse nothing at all."""
+    dissection = dissection_of(data)
+    dissect_frame(dissection)
+    return dissection.fields
 
 
 def _frame(owner: bytes, payload: bytes) -> bytes:

@@ -101,7 +101,7 @@ class Copier:
     async def dress(self, entry: dict[str, Any], path: str, to: str) -> None:
         """Give a copy its extended attributes, owner, mode and times."""
         inode = await self._conversation.answer({"request": "inode", "ino": entry["ino"]})
-        for lost in inode["lost"]:
+        for lost in inode["xattrs_lost"]:
             self.fail(path, f"extended attributes are lost: {lost}")
         for name, value in inode["xattrs"].items():
             try:

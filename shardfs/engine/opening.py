@@ -90,15 +90,9 @@ async def open_parts(
     assert read_only or not tolerant, "what is incomplete must not be written"
     found = await read_superblock(device)
     identity = found.identity
-    lost: list[str] = []
-    if device.size_bytes < identity.extent_count * identity.extent_bytes:
-        text = (
-            f"the device has {device.size_bytes} bytes, its store needs "
-            f"{identity.extent_count * identity.extent_bytes}: it has been cut off"
-        )
-        if not tolerant:
-            raise CorruptionError(text, device.path)
-        lost.append(text)
+    lost = _missing(device, identity)
+    if lost and not tolerant:
+        raise CorruptionError(lost[0], device.path)
     device.expect_extents(identity.extent_bytes)
     health = _health(device, identity, read_only=read_only)
     scheduler = Scheduler(device, health, nursery)
@@ -143,6 +137,16 @@ async def open_parts(
     if not health.reason:
         await _make_durable(parts)
     return parts
+
+
+def _missing(device: Device, identity: Identity) -> list[str]:
+    """What of the device is not there, in words."""
+    wanted = identity.extent_count * identity.extent_bytes
+    if device.size_bytes >= wanted:
+        return []
+    return [
+        f"the device has {device.size_bytes} bytes, its store needs {wanted}: it has been cut off"
+    ]
 
 
 def _health(device: Device, identity: Identity, *, read_only: bool) -> Health:

@@ -85,7 +85,7 @@ class TreeRequests:
                 if name is not None and isinstance(value, bytes):
                     xattrs[os.fsdecode(name)] = base64.b64encode(value).decode("ascii")
         answer = _attributes(ino, inode) | {"xattrs": xattrs}
-        return answer | {"lost": [each.trouble for each in lost]}
+        return answer | {"xattrs_lost": [each.trouble for each in lost]}
 
     async def _begin_list(self, request: Answer) -> Answer:
         await self._pages.aclose()

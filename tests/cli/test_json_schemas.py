@@ -47,6 +47,14 @@ CALLS: dict[str, tuple[str, ...]] = {
     "map": ("map {image} photo", "map {image} notes/sparse", "map {image} link"),
     "whereis": ("whereis {image} --offset 5M", "whereis {image} --offset 0 --length 32M"),
     "lsm": ("lsm {image}",),
+    "inspect super": ("inspect super {image}", "inspect super {image} --all --hex"),
+    "inspect extent": ("inspect extent {image} 0", "inspect extent {image} 4"),
+    "inspect chunk": ("inspect chunk {image} 4:0 --hex", "inspect chunk {image} --offset 77"),
+    "inspect manifest": ("inspect manifest {image}",),
+    "inspect run": ("inspect run {image}", "inspect run {image} --offset 0"),
+    "inspect record": ("inspect record {image} /photo", "inspect record {image} 1"),
+    "tree": ("tree {image}", "tree {image} notes --depth 1"),
+    "cp-out": ("cp-out {image} / {out}",),
 }
 MOUNTED_CALLS: dict[str, tuple[str, ...]] = {
     "info": ("info {mount}",),
@@ -64,6 +72,10 @@ MOUNTED_CALLS: dict[str, tuple[str, ...]] = {
     "map": ("map {mount}/photo", "map {mount} notes/todo"),
     "whereis": ("whereis {mount} --lba 0",),
     "lsm": ("lsm {mount}",),
+    "inspect super": ("inspect super {mount}",),
+    "inspect record": ("inspect record {mount} /photo",),
+    "tree": ("tree {mount}",),
+    "cp-out": ("cp-out {mount} notes {out}",),
 }
 RECORDED_CALLS: dict[str, tuple[str, ...]] = {
     "check crashes": ("check crashes {record} --states 3",),

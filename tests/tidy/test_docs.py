@@ -264,7 +264,7 @@ def commands_of_the_code() -> set[str]:
 
 def test_commands() -> None:
     rows = sections(documents()["docs/operations.md"])["Commands"].table()
-    told = {" ".join(re.findall(r"^`shardfs ([a-z]+(?: [a-z]+)?)", row[0])) for row in rows}
+    told = {" ".join(re.findall(r"^`shardfs ([a-z-]+(?: [a-z]+)?)", row[0])) for row in rows}
     assert told == commands_of_the_code()
 
 
