@@ -22,17 +22,17 @@ from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError, FileError
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.records import (
-    INODE_PREFIX,
     NAME_PAGE_PREFIX,
     ROOT_INO,
     decode_entry_key,
     entries_start,
 )
-from shardfs.limits import KIB, MIB, SHARD_BYTES
+from shardfs.limits import KIB, SHARD_BYTES
 from tests.fuse.harness import DIRECTORY_MODE, FILE_MODE, Caller
 
-SIZE_BYTES = 24 * MIB
-EXTENT_BYTES = 256 * KIB
+EXTENT_BYTES = 128 * KIB
+EXTENT_COUNT = 44
+SIZE_BYTES = EXTENT_COUNT * EXTENT_BYTES
 LOOKING = StoreOptions(read_only=True, background=False)
 Tree = dict[str, bytes | None]
 """Content by path; None for a directory."""
@@ -49,12 +49,12 @@ class Sample:
 
 
 def content_of(number: int) -> bytes:
-    sizes = (10, 300, 4096, 5000, 40000, 70001, 200000)
+    sizes = (10, 300, 4096, 5000, 40000, 70001, 120000)
     return random.Random(number).randbytes(sizes[number % len(sizes)])
 
 
-async def make_sample() -> Sample:
-    """A store of a few directories and 60 files with two runs, a delta log and overwritten data."""
+async def make_sample(count: int = 24) -> Sample:
+    """A store of a few directories and some files with two runs, a delta log, overwritten data."""
     device = SimulatedDevice(SIZE_BYTES)
     await format_device(device, plan(SIZE_BYTES, 512, extent_bytes=EXTENT_BYTES))
     tree: Tree = {}
@@ -64,12 +64,12 @@ async def make_sample() -> Sample:
         for folder in ("a", "a/b", "c"):
             await caller.create(folder, DIRECTORY_MODE)
             tree[folder] = None
-        for number in range(40):
+        for number in range(count * 2 // 3):
             await create(caller, tree, f"{('a', 'a/b', 'c')[number % 3]}/file{number}", number)
         await file_system.writeback.flush_all()
         await file_system.name_pages.write()
         await store.checkpoint()
-        for number in range(40, 60):
+        for number in range(count * 2 // 3, count):
             await create(caller, tree, f"{('a', 'a/b', 'c')[number % 3]}/file{number}", number)
         await overwrite(caller, tree)
         await file_system.writeback.flush_all()
@@ -178,7 +178,7 @@ def lose_extent(image: bytearray, start: int, length: int, source: random.Random
 
 
 def cut_off(image: bytearray, start: int, length: int, source: random.Random) -> None:
-    keep = source.randrange(26 * EXTENT_BYTES, len(image)) // 4096 * 4096
+    keep = source.randrange(EXTENT_BYTES * 26, len(image)) // 4096 * 4096
     del image[keep:]
 
 
@@ -201,9 +201,8 @@ def fields_of(kind: str, start: int, length: int) -> Iterator[tuple[str, int, in
 # --- looking ------------------------------------------------------------------------------------
 
 
-async def read_tree(store: Store, *, with_mount: bool = False) -> tuple[Tree, set[str]]:
-    """What can be read of a file system, and the paths of what cannot; never anything wrong is a
-    matter for the caller."""
+async def read_tree(store: Store) -> tuple[Tree, set[str]]:
+    """What can be read of a file system, and the paths of what cannot."""
     tree: Tree = {}
     unreadable: set[str] = set()
     file_system = await FileSystem.open(store)
@@ -235,7 +234,3 @@ async def read_tree(store: Store, *, with_mount: bool = False) -> tuple[Tree, se
                 unreadable.add(below)
             await trio.lowlevel.checkpoint()
     return tree, unreadable
-
-
-def key_range() -> tuple[bytes, bytes]:
-    return INODE_PREFIX, b"\xff" * 20
