@@ -35,6 +35,7 @@ from shardfs.cli.mkfs import mkfs
 from shardfs.cli.mount import mount
 from shardfs.cli.mount_helper import is_helper_call, mount_device, run_helper
 from shardfs.cli.salvage import salvage
+from shardfs.cli.scrub import scrub
 from shardfs.cli.shards import shards
 from shardfs.cli.shrink import shrink
 from shardfs.cli.stat import stat
@@ -43,6 +44,7 @@ from shardfs.cli.top import top
 from shardfs.cli.tree import tree
 from shardfs.cli.trim import trim
 from shardfs.cli.umount import umount
+from shardfs.cli.undelete import undelete
 from shardfs.cli.whereis import whereis
 from shardfs.cli.why import why
 
@@ -80,7 +82,7 @@ def group(context: click.Context, verbose: int, quiet: bool, log_level: str | No
 
 for command in (
     *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, top),
-    *(grow, shrink, trim, check, install, salvage),
+    *(grow, shrink, trim, check, install, salvage, undelete, scrub),
     *(extents, map_file, whereis, lsm, inspect, tree, cp_out),
 ):
     group.add_command(command)

@@ -48,6 +48,7 @@ from shardfs.fuse.mount_options import ErrorPolicy, MountOptions
 from shardfs.fuse.mounts import mounts_of
 from shardfs.fuse.promises import PromiseRecorder
 from shardfs.fuse.remounting import MountConversation
+from shardfs.fuse.scrub import Scrub
 
 if TYPE_CHECKING:
     from shardfs.fuse.session import Mount
@@ -157,10 +158,15 @@ class Server:
                 raise ReadOnlyError(f"{store.health.reason}; errors=unmount mounts no such store")
 
             async def answer_requests(mount: Mount) -> None:
-                def begin() -> MountConversation:
-                    return MountConversation(mount, Inspection(store, device.path, mount=mount))
+                scrub = Scrub(store, lambda: mount.polling.waits)
 
-                await control.serve(mount.mountpoint, begin)
+                def begin() -> MountConversation:
+                    inspection = Inspection(store, device.path, mount=mount, more=scrub.handlers)
+                    return MountConversation(mount, inspection)
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(scrub.run)
+                    await control.serve(mount.mountpoint, begin)
 
             async def export_metrics(mount: Mount) -> None:
                 if mount.options.metrics is not None:

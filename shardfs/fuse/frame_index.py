@@ -294,6 +294,19 @@ class FrameIndex:
         for (ino,) in self._db.execute(query, (self.store_id, self.store_id)):
             yield ino
 
+    def inos_with_data(self) -> Iterator[int]:
+        """Inode numbers that have data, ascending."""
+        query = "SELECT DISTINCT ino FROM data WHERE store = ? ORDER BY ino"
+        for (ino,) in self._db.execute(query, (self.store_id,)):
+            yield ino
+
+    def former(self, ino: int) -> NamedInode | None:
+        """What the newest version of its name page that knows the inode says; or else the log."""
+        for _, inodes in self.page_versions(ino // INODES_PER_NAME_PAGE):
+            if ino in inodes:
+                return inodes[ino]
+        return self.logged(ino)
+
     def named(self, ino: int) -> NamedInode | None:
         """The inode and its names, as its name page has them."""
         row = self._db.execute("SELECT record FROM found WHERE ino = ?", (ino,)).fetchone()

@@ -56,6 +56,7 @@ from shardfs.fuse.records import (
     NAMES_PER_INODE_MAX,
     ORPHAN_PREFIX,
     ROOT_INO,
+    SCRUB_KEY,
     TRUNCATION_PREFIX,
     Inode,
     decode_access_list,
@@ -72,7 +73,7 @@ from shardfs.fuse.records import (
 _KEY_END = b"\xff" * 16
 _DIRECTORY_TYPE = stat.S_IFDIR >> 12
 _KINDS = frozenset((ENTRY_PREFIX, INODE_PREFIX, NAME_PAGE_PREFIX, ORPHAN_PREFIX, TRUNCATION_PREFIX))
-_SINGLE_KEYS = frozenset((FACT_KEY, NAMES_KEY))
+_SINGLE_KEYS = frozenset((FACT_KEY, NAMES_KEY, SCRUB_KEY))
 
 
 async def check_all(store: Store, *, data: bool = False) -> Report:

@@ -23,6 +23,7 @@ from shardfs.fuse.records import (
     NAME_PAGE_PREFIX,
     NAMES_KEY,
     ORPHAN_PREFIX,
+    SCRUB_KEY,
     TRUNCATION_PREFIX,
     Inode,
     decode_access_list,
@@ -80,7 +81,7 @@ class InodesRepair:
     async def _strangers(self) -> None:
         """F9: keys of no known kind."""
         start = b""
-        single = (FACT_KEY, NAMES_KEY)
+        single = (FACT_KEY, NAMES_KEY, SCRUB_KEY)
         for prefix in sorted((*_KNOWN, *single)):
             async for key, value in self._to.range(start, prefix):
                 self._to.drop(key, value, f"key {key[:48].hex()} of no known kind")

@@ -50,6 +50,7 @@ class Inspection:
         device: its path, for people.
         mount: the mount that serves it, if one does.
         facts: more to say in `info`.
+        more: what answers further requests.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Inspection:
         *,
         mount: MountedFiles | None = None,
         facts: Answer | None = None,
+        more: Handlers | None = None,
     ) -> None:
         self._store = store
         self._device = device
@@ -83,6 +85,7 @@ class Inspection:
             **DiskRequests(store, self._pages, mount).handlers,
             **SpaceRequests(store, device, mount).handlers,
             **self._sizing.handlers,
+            **(more or {}),
         }
 
     async def answer(self, request: Answer) -> Answer:

@@ -50,6 +50,7 @@ HASH_MAX: Final = (1 << 63) - 1
 FACT_KEY: Final = FACT_PREFIX + b"inode-numbers"
 NAMES_KEY: Final = FACT_PREFIX + b"name-pages"
 """Marks that every name is in the name pages; its record is empty."""
+SCRUB_KEY: Final = FACT_PREFIX + b"scrub"
 INODES_PER_NAME_PAGE: Final = 32
 NAMES_PER_INODE_MAX: Final = 64
 """A name page keeps no more names of one inode."""

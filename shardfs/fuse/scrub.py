@@ -1,0 +1,262 @@
+"""Reads all data of a mounted store again and again, as its user wishes, and names what has rotted.
+
+Role: a task of the mount. Goes through the shards in key order, verifies each chunk, no faster than
+its rate, and hardly at all while the mount is busy. Requests:
+
+    scrub-start    rate           begin a pass, or go on with one that is paused; bytes/s or null
+    scrub-pause                   stop for now; the pass goes on when it is started again
+    scrub-status                  how far it is, and what it has found
+
+Invariants:
+    I1. How far a pass has come is kept in the store (SCRUB_KEY): it survives the end of the mount
+        and a crash, by SAVED_EVERY_S at most.
+    I2. Nothing is changed but that; what is damaged is for `shardfs fsck --repair`.
+    I3. A busy mount is given way to: at most one chunk a second is read.
+    I4. What is found is bounded; the rest is counted.
+
+The operating system's cache may answer in the place of the device, for what was read lately.
+
+Not here: unmounted devices (`shardfs fsck --data`), the tree (verified whenever it is read).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import trio
+
+from shardfs import clock, limits
+from shardfs.engine.health import HealthState
+from shardfs.engine.pieces import Locator, Shard, locators
+from shardfs.engine.store import Store
+from shardfs.errors import CorruptionError, DeviceError, ShardfsError, UsageError
+from shardfs.fuse.door import scan_some
+from shardfs.fuse.paths import find_paths
+from shardfs.fuse.records import INODE_PREFIX, SCRUB_KEY, decode_file_key
+from shardfs.fuse.requests import Answer, Handlers, number_of
+
+_log = logging.getLogger(__name__)
+
+RATE_DEFAULT: Final = 64 * limits.MIB
+SAVED_EVERY_S: Final = 10.0
+FOUND_MAX: Final = 200
+_BUSY_PAUSE_S: Final = 1.0
+_ENTRIES_AT_ONCE: Final = 32
+_KEY_BYTES_MAX: Final = 18
+_END: Final = bytes([INODE_PREFIX[0] + 1])
+_UNREADABLE: Final = (CorruptionError, DeviceError)
+
+
+@dataclass
+class ScrubState:
+    """How far a pass is.
+
+    state: "idle" (never begun), "running", "paused" or "done".
+    rate: bytes/s.
+    cursor: the last key that was verified, hexadecimal.
+    found: [inode, first byte, length] of damaged ranges of files, the first FOUND_MAX.
+    """
+
+    state: str = "idle"
+    rate: int = RATE_DEFAULT
+    cursor: str = ""
+    started_ns: int = 0
+    ended_ns: int = 0
+    verified_bytes: int = 0
+    damaged_bytes: int = 0
+    found: list[list[int]] = field(default_factory=list)
+
+
+class Scrub:
+    """The scrub of one mount.
+
+    Args:
+        store: open.
+        request_count: gives how many requests the mount has answered so far.
+
+    handlers: what answers each request.
+    """
+
+    def __init__(self, store: Store, request_count: Callable[[], int]) -> None:
+        self._store = store
+        self._request_count = request_count
+        self._state = ScrubState()
+        self._is_loaded = False
+        self._wake = trio.Event()
+        self._saved_at = 0.0
+        self.handlers: Handlers = {
+            "scrub-start": self._start,
+            "scrub-pause": self._pause,
+            "scrub-status": self._status,
+        }
+
+    # --- requests
+
+    async def _start(self, request: Answer) -> Answer:
+        rate = number_of(request, "rate") if request.get("rate") is not None else None
+        if rate == 0:
+            raise UsageError("a rate is at least one byte a second")
+        self._store.health.require_writable()
+        await self._load()
+        if self._state.state not in ("running", "paused"):
+            self._state = ScrubState(rate=self._state.rate, started_ns=clock.now_ns())
+        if rate is not None:
+            self._state.rate = rate
+        self._state.state = "running"
+        self._save()
+        self._wake.set()
+        return await self._status({})
+
+    async def _pause(self, _request: Answer) -> Answer:
+        await self._load()
+        if self._state.state == "running":
+            self._state.state = "paused"
+            self._save()
+        return await self._status({})
+
+    async def _status(self, _request: Answer) -> Answer:
+        await self._load()
+        state = self._state
+        paths = await find_paths(self._store, {ino for ino, _, _ in state.found})
+        total = self._store.space_parts().live_bytes
+        answer: dict[str, Any] = asdict(state) | {"total_bytes": max(total, state.verified_bytes)}
+        del answer["cursor"]
+        left = max(0, total - state.verified_bytes)
+        answer["left_s"] = round(left / state.rate, 1) if state.state == "running" else None
+        answer["found"] = [
+            {"ino": ino, "path": paths.get(ino, [None])[0], "start": start, "length": length}
+            for ino, start, length in state.found
+        ]
+        return answer
+
+    # --- the task
+
+    async def run(self) -> None:
+        """Work while a pass is wished; until cancelled."""
+        await self._load()
+        try:
+            while self._store.health.state is HealthState.HEALTHY:
+                if self._state.state != "running":
+                    await self._wake.wait()
+                    self._wake = trio.Event()
+                    continue
+                await self._pass()
+        finally:
+            if self._state.state == "running":
+                self._save()
+
+    async def _pass(self) -> None:
+        """Go on from where it stopped, to the end or until somebody stops it."""
+        try:
+            while self._state.state == "running":
+                last = bytes.fromhex(self._state.cursor)
+                start = last + b"\0" if last else INODE_PREFIX
+                items = await scan_some(self._store, start, _END, _ENTRIES_AT_ONCE)
+                for key, value in items:
+                    if isinstance(value, Shard):
+                        await self._shard(key, locators(value.pieces))
+                    if self._state.state != "running":
+                        return
+                    self._state.cursor = key.hex()
+                if len(items) < _ENTRIES_AT_ONCE:
+                    break
+        except _UNREADABLE as error:
+            _log.error("scrubbing ends early: %s; see: shardfs fsck", error)
+            self._state.damaged_bytes += 1
+        self._state.state = "done"
+        self._state.ended_ns = clock.now_ns()
+        self._save()
+        _log.info("scrubbed %d bytes", self._state.verified_bytes)
+
+    async def _shard(self, key: bytes, chunks: dict[int, Locator]) -> None:
+        for number, locator in chunks.items():
+            await self._give_way(locator.length)
+            if self._state.state != "running":
+                return
+            # Nothing was pinned while it rested: reclamation does not wait for a scrub.
+            shard = await self._store.get_shard(key)
+            if shard is None or number not in locators(shard.pieces):
+                continue
+            with self._store.pinned(shard.pieces):
+                await self._chunk(key, shard, locator)
+
+    async def _give_way(self, length: int) -> None:
+        """As fast as the rate; hardly at all while the mount has something else to do (I3)."""
+        before = self._request_count()
+        await trio.sleep(length / self._state.rate)
+        if self._request_count() != before:
+            await trio.sleep(_BUSY_PAUSE_S)
+
+    async def _chunk(self, key: bytes, shard: Shard, locator: Locator) -> None:
+        self._state.verified_bytes += locator.length
+        try:
+            await self._store.read_chunk(locator, 0, locator.length)
+        except _UNREADABLE:
+            await self._granules(key, shard, locator)
+        if trio.current_time() >= self._saved_at + SAVED_EVERY_S:
+            self._save()
+
+    async def _granules(self, key: bytes, shard: Shard, locator: Locator) -> None:
+        ino, index, _ = decode_file_key(key)
+        for at in range(0, locator.length, limits.GRANULE_BYTES):
+            end = min(at + limits.GRANULE_BYTES, locator.length)
+            try:
+                await self._store.read_chunk(locator, at, end - at)
+            except _UNREADABLE as error:
+                for piece in shard.pieces:
+                    first = max(at, piece.skip)
+                    last = min(end, piece.skip + piece.length)
+                    if piece.locator.sequence != locator.sequence or first >= last:
+                        continue
+                    start = (index or 0) * limits.SHARD_BYTES + piece.start + first - piece.skip
+                    self._find(ino, start, last - first, error)
+
+    def _find(self, ino: int, start: int, length: int, error: ShardfsError) -> None:
+        self._state.damaged_bytes += length
+        if len(self._state.found) < FOUND_MAX:
+            self._state.found.append([ino, start, length])
+        last = start + length - 1
+        _log.error("scrub: inode %d bytes %d to %d are damaged: %s", ino, start, last, error)
+
+    # --- keeping it
+
+    async def _load(self) -> None:
+        if self._is_loaded:
+            return
+        record = await self._store.get_record(SCRUB_KEY)
+        if not self._is_loaded:
+            self._is_loaded = True
+            self._state = state_of(record) if record is not None else ScrubState()
+
+    def _save(self) -> None:
+        self._saved_at = trio.current_time()
+        batch = self._store.batch()
+        batch.put(SCRUB_KEY, json.dumps(asdict(self._state)).encode())
+        try:
+            self._store.apply(batch)
+        except ShardfsError as error:
+            _log.info("how far scrubbing is cannot be kept: %s", error)
+
+
+def state_of(record: bytes) -> ScrubState:
+    """The state that a record keeps; a fresh one in place of what is none."""
+    try:
+        values = json.loads(record)
+        state = ScrubState(**values)
+        times = (state.started_ns, state.ended_ns)
+        numbers = (state.rate, *times, state.verified_bytes, state.damaged_bytes)
+        is_good = (
+            state.state in ("idle", "running", "paused", "done")
+            and all(isinstance(each, int) and each >= 0 for each in numbers)
+            and state.rate > 0
+            and len(bytes.fromhex(state.cursor)) <= _KEY_BYTES_MAX
+            and len(state.found) <= FOUND_MAX
+            and all(len(each) == 3 and all(type(n) is int for n in each) for each in state.found)
+        )
+    except (ValueError, TypeError, RecursionError):
+        return ScrubState()
+    return state if is_good else ScrubState()
