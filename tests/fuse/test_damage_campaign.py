@@ -117,8 +117,9 @@ async def judge(sample: Sample, kind: str, field: str, how: str, seed: int) -> s
     assert again is not None, case
     tree, unreadable = again
     assert wrong(sample, tree) == [], case
-    told = [*report.lost, *(each for each in report.actions if "lost" in each.what)]
-    lost = {(each.path or "").lstrip("/") for each in told}
+    paths = [each.path for each in report.lost]
+    paths += [each.path for each in report.actions if "lost" in each.what]
+    lost = {(path or "").lstrip("/") for path in paths}
     assert unreadable <= lost, (case, unreadable - lost)
     missing = sample.tree.keys() - tree.keys() - unreadable
     assert not missing or how in ("lost", "cut"), (case, missing)
