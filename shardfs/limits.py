@@ -143,8 +143,23 @@ SHARDS_PER_BATCH_MAX: Final = 128
 INODES_PER_LEASE: Final = 1024
 """Inode numbers are set aside this many at a time: one that a crash has undone is not used again
 for another file."""
-INODES_CACHED_MAX: Final = 64 * KIB
-ENTRIES_CACHED_MAX: Final = 128 * KIB
+INODES_BYTES_MAX: Final = 40 * MIB
+"""Memory of cached inodes, and of cached directory entries, before it is shared out."""
+ENTRIES_BYTES_MAX: Final = 40 * MIB
+INODE_MEMORY_BYTES: Final = 560
+"""A cached inode takes this much of memory besides the target of a symbolic link."""
+ENTRY_MEMORY_BYTES: Final = 320
+"""A cached directory entry takes this much besides its name."""
+LOOKUP_MEMORY_BYTES: Final = 110
+"""An inode that the kernel knows takes this much."""
+MEMORY_BYTES_MAX: Final = 512 * MIB
+"""A mount takes no more memory than this, if not told otherwise."""
+MEMORY_BYTES_MIN: Final = 192 * MIB
+"""It cannot be told to do with less."""
+REQUEST_MEMORY_BYTES: Final = 32 * MIB
+"""Set aside for requests that are being served."""
+CACHES_BYTES_MIN: Final = 16 * MIB
+"""Caches are never smaller together."""
 DIRECTORY_PAGE_ENTRIES: Final = 256
 """Directory entries read ahead for one handle."""
 DIRTY_BYTES_MAX: Final = 128 * MIB

@@ -105,6 +105,16 @@ class Cache:
             return
         self._values[key] = (value, size)
         self._held_bytes += size
-        while self._held_bytes > self._bytes_max:
+        self.limit(self._bytes_max)
+
+    @property
+    def held_bytes(self) -> int:
+        """Sizes of what is held."""
+        return self._held_bytes
+
+    def limit(self, bytes_max: int) -> None:
+        """Hold no more than that from now on."""
+        self._bytes_max = bytes_max
+        while self._held_bytes > bytes_max:
             _, (_, dropped) = self._values.popitem(last=False)
             self._held_bytes -= dropped

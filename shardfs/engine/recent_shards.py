@@ -31,7 +31,7 @@ class RecentShards:
     """
 
     def __init__(self, bytes_max: int) -> None:
-        self.bytes_max = bytes_max
+        self._bytes_max = bytes_max
         self.held_bytes = 0
         self._shards: OrderedDict[bytes, tuple[bytes, Shard]] = OrderedDict()
 
@@ -58,11 +58,12 @@ class RecentShards:
         self._shards[key] = (value, shard)
         self._shards.move_to_end(key)
         self.held_bytes += _DECODED_FACTOR * len(value)
-        self.trim()
+        self.limit(self._bytes_max)
         return shard
 
-    def trim(self) -> None:
-        """Let go of what is more than may be held."""
-        while self.held_bytes > self.bytes_max and self._shards:
+    def limit(self, bytes_max: int) -> None:
+        """Hold no more than that from now on."""
+        self._bytes_max = bytes_max
+        while self.held_bytes > bytes_max:
             _, (value, _) = self._shards.popitem(last=False)
             self.held_bytes -= _DECODED_FACTOR * len(value)

@@ -39,6 +39,7 @@ from shardfs.engine.gathering import Gatherer
 from shardfs.engine.health import Health, HealthState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
 from shardfs.engine.maintenance import Maintenance
+from shardfs.engine.memory import StoreMemory
 from shardfs.engine.opening import Parts, open_parts
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Entry, Locator, Piece, Shard
@@ -68,6 +69,7 @@ class Store:
         self._checkpointer = parts.checkpointer
         self._shards = ShardData(parts.chunks, parts.extents)
         self._recent = RecentShards(limits.DECODED_BYTES_MAX)
+        self._memory = StoreMemory(parts, self._recent)
         self._applier = Applier(
             parts.extents, parts.tree, parts.committer, parts.health, self._shards, self._applied
         )
@@ -404,6 +406,14 @@ class Store:
     async def reclaim_dead(self) -> int:
         """Free the extents that are wholly dead, and move nothing; how many."""
         return await self._maintenance.reclamation.reclaim()
+
+    def memory_use(self) -> dict[str, int]:
+        """Bytes held in memory, by what for."""
+        return self._memory.use()
+
+    def limit_caches(self, bytes_max: int) -> None:
+        """Hold no more than that in caches from now on."""
+        self._memory.limit(bytes_max)
 
     async def _close(self, opened_writable: bool) -> None:
         self._applier.is_closed = True

@@ -142,6 +142,12 @@ class StoreDoor(Protocol):
     def space(self) -> SpaceDoor:
         """How full the store is."""
 
+    def memory_use(self) -> dict[str, int]:
+        """Bytes that the store holds in memory, by what for."""
+
+    def limit_caches(self, bytes_max: int) -> None:
+        """Hold no more than that in caches from now on."""
+
 
 async def scan_some(
     store: StoreDoor, start: bytes, end: bytes, count_max: int

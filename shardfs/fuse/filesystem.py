@@ -24,6 +24,7 @@ from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.files import Files
 from shardfs.fuse.handles import Handles
 from shardfs.fuse.listing import Listing
+from shardfs.fuse.memory import Memory, dirty_share
 from shardfs.fuse.name_pages import NamePages
 from shardfs.fuse.namespace import Namespace
 from shardfs.fuse.observed import ObservedNamespace, ObservedWriteback
@@ -50,8 +51,10 @@ class FileSystem:
         name_pages: NamePages,
         *,
         dirty_bytes_max: int,
+        memory_bytes_max: int = limits.MEMORY_BYTES_MAX,
         observer: Observer | None = None,
     ) -> None:
+        dirty_bytes_max = dirty_share(dirty_bytes_max, memory_bytes_max)
         self.store = store
         self.tables = tables
         self.name_pages = name_pages
@@ -70,6 +73,14 @@ class FileSystem:
             if isinstance(self.writeback, ObservedWriteback)
             else Namespace(tables, self.writeback, self.orphans, self.handles)
         )
+        self.memory = Memory(
+            store,
+            tables,
+            self.writeback,
+            self.handles,
+            bytes_max=memory_bytes_max,
+            dirty_bytes_max=dirty_bytes_max,
+        )
         self.xattrs = Xattrs(tables, self.writeback, self.orphans)
         self.reading = Reading(tables, self.writeback)
         self.started = trio.Event()
@@ -83,12 +94,14 @@ class FileSystem:
         uid: int = 0,
         gid: int = 0,
         dirty_bytes_max: int = limits.DIRTY_BYTES_MAX,
+        memory_bytes_max: int = limits.MEMORY_BYTES_MAX,
         observer: Observer | None = None,
     ) -> FileSystem:
         """The file system of a store; an empty store gets a root directory of uid and gid.
 
         Args:
-            dirty_bytes_max: writers wait while more is buffered.
+            dirty_bytes_max: writers wait while more is buffered, or a quarter of memory_bytes_max.
+            memory_bytes_max: bound of all that grows with use; see memory.py.
             observer: is told of changes and promises; see promises.py.
 
         Raises:
@@ -97,7 +110,15 @@ class FileSystem:
         tables = await Tables.open(store, uid=uid, gid=gid, observer=observer)
         files = await Files.open(store, tables)
         pages = await NamePages.open(store, tables)
-        return cls(store, tables, files, pages, dirty_bytes_max=dirty_bytes_max, observer=observer)
+        return cls(
+            store,
+            tables,
+            files,
+            pages,
+            dirty_bytes_max=dirty_bytes_max,
+            memory_bytes_max=memory_bytes_max,
+            observer=observer,
+        )
 
     def list_directory(self, ino: int) -> Listing:
         """A view of a directory's entries."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from shardfs import limits
 from shardfs.errors import FileError
 from shardfs.fuse.listing import Listing
 from shardfs.fuse.orphans import Orphans
@@ -63,6 +64,11 @@ class Handles:
     def is_used(self, ino: int) -> bool:
         """I1."""
         return ino in self._lookups or ino in self._opens
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what the lookup counts take: the kernel decides how many there are."""
+        return limits.LOOKUP_MEMORY_BYTES * len(self._lookups)
 
     def looked_up(self, ino: int) -> None:
         """The kernel was told of the inode once more."""

@@ -145,6 +145,9 @@ class Inspection:
             writeback = self._mount.file_system.writeback
             answer["dirty_bytes"] = writeback.dirty_bytes
             answer["dirty_files"] = writeback.dirty_count
+            memory = self._mount.file_system.memory
+            answer["memory_bound_bytes"] = memory.bytes_max
+            answer["memory_use_bytes"] = memory.use()
             answer["removed_files_waiting"] = self._mount.file_system.orphans.queue_length
             answer |= self._mount.request_figures()
         return answer

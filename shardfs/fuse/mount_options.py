@@ -56,6 +56,7 @@ class MountOptions:
     access_lists: there are POSIX access lists.
     uid, gid: whom every file is shown to belong to; None: whom it does belong to.
     dirty_bytes_max: writers wait while more bytes are buffered.
+    memory_bytes_max: what the server may take of the machine's memory, bytes.
     poll_us: how long to wait awake for the next request, microseconds; POLL_ADAPTIVE: find out.
     errors: what to do when the device is in trouble.
     metrics: address and port at which figures are served over HTTP; None: nowhere.
@@ -73,6 +74,7 @@ class MountOptions:
     uid: int | None = None
     gid: int | None = None
     dirty_bytes_max: int = limits.DIRTY_BYTES_MAX
+    memory_bytes_max: int = limits.MEMORY_BYTES_MAX
     poll_us: int = POLL_ADAPTIVE
     errors: ErrorPolicy = ErrorPolicy.REMOUNT_READ_ONLY
     metrics: tuple[str, int] | None = None
@@ -144,6 +146,7 @@ _FLAGS: Final[Mapping[str, Mapping[str, Any]]] = {
 _VALUES: Final = {
     "uid": "uid",
     "gid": "gid",
+    "cache": "memory_bytes_max",
     "dirty": "dirty_bytes_max",
     "poll": "poll_us",
     "metrics": "metrics",
@@ -151,6 +154,7 @@ _VALUES: Final = {
 }
 _LOOPBACK: Final = "127.0.0.1"
 _PORT_MAX: Final = 65535
+_SIZES_MIN: Final = {"cache": limits.MEMORY_BYTES_MIN, "dirty": DIRTY_BYTES_MIN}
 _POLLS: Final = {"adaptive": POLL_ADAPTIVE, "off": 0}
 _WITHOUT_EFFECT: Final = frozenset(
     {"", "defaults", "auto", "noauto", "nofail", "nouser", "owner", "group", "_netdev"}
@@ -165,7 +169,7 @@ REMOUNTABLE: Final = frozenset(
 )
 KNOWN: Final = (
     "ro, rw, sync, async, dirsync, relatime, noatime, strictatime, nodiratime, [no]suid, [no]dev, "
-    "[no]exec, allow_other, private, uid=ID, gid=ID, noxattr, noacl, dirty=SIZE, "
+    "[no]exec, allow_other, private, uid=ID, gid=ID, noxattr, noacl, cache=SIZE, dirty=SIZE, "
     "poll=adaptive|off|MICROSECONDS, errors=remount-ro|unmount|continue, "
     "metrics=[ADDRESS:]PORT, log=FILE|journal"
 )
@@ -224,14 +228,14 @@ def _address(option: str, name: str, value: str) -> tuple[str, int]:
 
 
 def _number(option: str, name: str, value: str) -> int:
-    if name == "dirty":
+    if name in _SIZES_MIN:
         match = _SIZE.fullmatch(value)
         if match is None:
             raise UsageError(f"mount option {option}: {value!r} is no size; write it like 512M")
         unit = (match[2] or "").lower()
         size = int(match[1]) << (10 * (_POWERS.index(unit) + 1) if unit else 0)
-        if size < DIRTY_BYTES_MIN:
-            raise UsageError(f"mount option {option}: at least {DIRTY_BYTES_MIN} bytes")
+        if size < _SIZES_MIN[name]:
+            raise UsageError(f"mount option {option}: at least {_SIZES_MIN[name]} bytes")
         return size
     if name == "poll":
         if value not in _POLLS and not re.fullmatch(r"\d{1,7}", value):

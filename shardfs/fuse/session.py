@@ -37,6 +37,7 @@ from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.durations import Summary
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.handshake import Handshake, fuse_descriptor
+from shardfs.fuse.memory import resident_bytes
 from shardfs.fuse.mount_options import MountOptions
 from shardfs.fuse.mounts import change_flags
 from shardfs.fuse.operations import Operations
@@ -148,6 +149,7 @@ async def serve_store(
         uid=os.getuid() if options.uid is None else options.uid,
         gid=os.getgid() if options.gid is None else options.gid,
         dirty_bytes_max=options.dirty_bytes_max,
+        memory_bytes_max=options.memory_bytes_max,
         observer=observer,
     )
     operations = Operations(file_system, options)
@@ -182,6 +184,7 @@ async def _answer_requests(
             mount.file_system.start(nursery)
             for service in services:
                 nursery.start_soon(_run_service, service, mount)
+            nursery.start_soon(mount.file_system.memory.run)
             nursery.start_soon(_watch_signals, mount)
             nursery.start_soon(_unmount_when_requested, mount)
             nursery.start_soon(_leave_when_in_trouble, mount)
@@ -262,12 +265,6 @@ def device_number_of(mountpoint: str, mountinfo: str) -> str:
     if not found:
         raise FileNotFoundError(f"nothing is mounted at {mountpoint}")
     return found
-
-
-def resident_bytes() -> int:
-    """Memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def _run_service(service: Service, mount: Mount) -> None:

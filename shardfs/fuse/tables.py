@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from shardfs import clock, limits
 from shardfs.engine.dependency import Dependency
 from shardfs.errors import CorruptionError, ReadOnlyError
 from shardfs.fuse.door import BatchDoor, StoreDoor
 from shardfs.fuse.promises import Observer
+from shardfs.fuse.recent_cache import RecentCache
 from shardfs.fuse.records import (
     FACT_KEY,
     ROOT_INO,
@@ -43,11 +44,8 @@ from shardfs.fuse.records import (
     inode_key,
 )
 
-K = TypeVar("K")
-V = TypeVar("V")
 T = TypeVar("T")
 
-_LEAVING_AT_ONCE: Final = 4
 _DIRECTORY_MODE: Final = 0o040755
 
 EntryName = tuple[int, bytes]
@@ -60,45 +58,6 @@ class NotLoaded(Exception):
     def __init__(self, key: int | EntryName) -> None:
         self.key = key
         super().__init__(key)
-
-
-class RecentCache(Generic[K, V]):
-    """A mapping that keeps at least the `count_max / 2` keys used last, and at most count_max.
-
-    Two generations: what is used moves to the young one; when that is half full the old one goes.
-    It goes a little with each new value, because letting go of all of it takes milliseconds.
-    """
-
-    def __init__(self, count_max: int) -> None:
-        self._half = max(1, count_max // 2)
-        self._young: dict[K, V] = {}
-        self._old: dict[K, V] = {}
-        self._leaving: dict[K, V] = {}
-
-    def __contains__(self, key: K) -> bool:
-        return key in self._young or key in self._old
-
-    def __len__(self) -> int:
-        return len(self._young.keys() | self._old.keys())
-
-    def __getitem__(self, key: K) -> V:
-        """The value; KeyError when it is not kept."""
-        try:
-            return self._young[key]
-        except KeyError:
-            value = self._old[key]
-        self[key] = value
-        return value
-
-    def __setitem__(self, key: K, value: V) -> None:
-        self._young[key] = value
-        if self._leaving:
-            for _ in range(min(_LEAVING_AT_ONCE, len(self._leaving))):
-                self._leaving.popitem()
-        if len(self._young) >= self._half:
-            self._leaving = self._old
-            self._old = self._young
-            self._young = {}
 
 
 class NameWatcher(Protocol):
@@ -139,14 +98,16 @@ class Tables:
         store: StoreDoor,
         facts: Facts,
         *,
-        inodes_max: int = limits.INODES_CACHED_MAX,
-        entries_max: int = limits.ENTRIES_CACHED_MAX,
+        inode_bytes_max: int = limits.INODES_BYTES_MAX,
+        entry_bytes_max: int = limits.ENTRIES_BYTES_MAX,
         observer: Observer | None = None,
     ) -> None:
         self.store = store
         self._observer = observer
-        self._inodes: RecentCache[int, Inode | None] = RecentCache(inodes_max)
-        self._entries: RecentCache[EntryName, Entry | None] = RecentCache(entries_max)
+        self._inodes: RecentCache[int, Inode | None] = RecentCache(inode_bytes_max, _inode_size)
+        self._entries: RecentCache[EntryName, Entry | None] = RecentCache(
+            entry_bytes_max, _entry_size
+        )
         self._loads: dict[int | EntryName, _Load] = {}
         self._next_ino = facts.next_ino
         self._leased_ino = facts.next_ino
@@ -164,8 +125,8 @@ class Tables:
         *,
         uid: int = 0,
         gid: int = 0,
-        inodes_max: int = limits.INODES_CACHED_MAX,
-        entries_max: int = limits.ENTRIES_CACHED_MAX,
+        inode_bytes_max: int = limits.INODES_BYTES_MAX,
+        entry_bytes_max: int = limits.ENTRIES_BYTES_MAX,
         observer: Observer | None = None,
     ) -> Tables:
         """The tables of a store; an empty store gets a root directory, owned by uid and gid.
@@ -180,7 +141,11 @@ class Tables:
         else:
             facts = Facts(ROOT_INO + 1)
         tables = cls(
-            store, facts, inodes_max=inodes_max, entries_max=entries_max, observer=observer
+            store,
+            facts,
+            inode_bytes_max=inode_bytes_max,
+            entry_bytes_max=entry_bytes_max,
+            observer=observer,
         )
         if record is not None:
             return tables
@@ -197,6 +162,21 @@ class Tables:
     def next_ino(self) -> int:
         """No inode has this number or a higher one."""
         return self._next_ino
+
+    @property
+    def inode_bytes(self) -> int:
+        """Memory of cached inodes."""
+        return self._inodes.held_bytes
+
+    @property
+    def entry_bytes(self) -> int:
+        """Memory of cached directory entries."""
+        return self._entries.held_bytes
+
+    def limit(self, inode_bytes_max: int, entry_bytes_max: int) -> None:
+        """Cache no more than that from now on."""
+        self._inodes.limit(inode_bytes_max)
+        self._entries.limit(entry_bytes_max)
 
     def now_ns(self) -> int:
         """The time for a change, nanoseconds since the epoch; later than any it gave before."""
@@ -407,6 +387,14 @@ class Change:
         tables.inode_count = inode_count
         tables._adopt(self)
         return dependency
+
+
+def _inode_size(_ino: int, inode: Inode | None) -> int:
+    return limits.INODE_MEMORY_BYTES + (len(inode.target) if inode is not None else 0)
+
+
+def _entry_size(name: EntryName, _entry: Entry | None) -> int:
+    return limits.ENTRY_MEMORY_BYTES + len(name[1])
 
 
 def _decode_inode_at(ino: int, record: object) -> Inode | None:

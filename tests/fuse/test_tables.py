@@ -9,8 +9,9 @@ import trio.testing
 from shardfs import clock, limits
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.errors import CorruptionError, ReadOnlyError
+from shardfs.fuse.recent_cache import RecentCache
 from shardfs.fuse.records import FACT_KEY, Inode, decode_facts
-from shardfs.fuse.tables import RecentCache, Tables
+from shardfs.fuse.tables import Tables
 
 FILE = Inode(0o100644)
 
@@ -22,11 +23,12 @@ def put(tables: Tables, ino: int, inode: Inode) -> None:
 
 
 def test_the_cache_keeps_what_is_used() -> None:
-    cache: RecentCache[int, int] = RecentCache(10)
+    cache: RecentCache[int, int] = RecentCache(10, lambda _key, _value: 1)
     for number in range(100):
         cache[number] = number
         assert cache[max(0, number - 2)] == max(0, number - 2)
         assert len(cache) <= 10
+        assert cache.held_bytes <= 11
     assert 0 not in cache and 99 in cache
     cache[99] = -1
     assert cache[99] == -1
@@ -41,12 +43,13 @@ def test_a_full_cache_lets_go_of_a_few_values_at_a_time() -> None:
             nonlocal gone
             gone += 1
 
-    cache: RecentCache[int, Value] = RecentCache(1000)
+    cache: RecentCache[int, Value] = RecentCache(1000, lambda _key, _value: 1)
     for number in range(10_000):
         before = gone
         cache[number] = Value()
         assert gone - before <= 4
         assert number + 1 - gone <= 1001
+        assert number + 1 - gone <= cache.held_bytes + 1
     assert gone >= 9000
 
 
@@ -72,7 +75,7 @@ async def test_a_load_that_a_commit_overtakes_does_not_bring_back_the_past() -> 
 
     store = SlowStore()
     # Caches so small that the commit's own value is soon dropped.
-    tables = await Tables.open(store, inodes_max=2)
+    tables = await Tables.open(store, inode_bytes_max=2 * limits.INODE_MEMORY_BYTES)
     put(tables, 5, FILE)
     put(tables, 6, FILE)
     put(tables, 7, FILE)

@@ -69,7 +69,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("delta_log",),
     ("recovery",),
     ("opening",),
-    ("maintenance", "raw_store"),
+    ("maintenance", "memory", "raw_store"),
     ("figures",),
     ("store",),
     ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy", "places", "resizing"),

@@ -123,6 +123,13 @@ class ModelStore:
             if key in self.state:
                 yield key, self.state[key]
 
+    def memory_use(self) -> dict[str, int]:
+        """Nothing that counts."""
+        return {}
+
+    def limit_caches(self, bytes_max: int) -> None:
+        """There are none."""
+
     def batch(self, *, essential: bool = False) -> ModelBatch:
         """An empty batch."""
         return ModelBatch(essential)

@@ -51,6 +51,11 @@ class Filter:
         """Take in some of the keys that it was made for."""
         self._bloom.update(keys)
 
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes in memory."""
+        return self._bloom.size_in_bits // 8
+
     @classmethod
     def decode(cls, data: bytes) -> Filter:
         """The filter encoded as `data`.
