@@ -56,9 +56,10 @@ class FileSpace:
         told: dict[int, int] = {}
         async for key, value in store.scan(b"\0", _KEYS_END):
             if isinstance(value, Shard):
-                ino = decode_file_key(key).ino
-                held[ino] = held.get(ino, 0) + sum(piece.length for piece in value.pieces)
                 live += sum(live_bytes(value.pieces).values())
+                if key.startswith(INODE_PREFIX):  # pages of names are data as well, and no file's
+                    ino = decode_file_key(key).ino
+                    held[ino] = held.get(ino, 0) + sum(piece.length for piece in value.pieces)
             elif key.startswith(INODE_PREFIX):
                 place = decode_file_key(key)
                 if place.xattr is None:
