@@ -133,9 +133,9 @@ MOVING: Final = (
         "nowhere to move things to.",
         (
             Edit(
-                ShardData.append,
-                "floor = 0 if stream is Stream.SURVIVORS else self._extents.reserve // 2",
-                "floor = self._extents.reserve",
+                ShardData._floor,
+                "return 0 if stream is Stream.SURVIVORS else self._extents.reserve // 2",
+                "return self._extents.reserve",
             ),
         ),
         ("store",),
