@@ -1,4 +1,4 @@
-"""Many files with long entries are flushed at once: the log does not outgrow what is kept for it."""
+"""Many files with long entries are flushed at once: the log keeps to what is there for it."""
 
 from __future__ import annotations
 
