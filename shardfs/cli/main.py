@@ -14,11 +14,15 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import shell_complete
 
 from shardfs import __version__
 from shardfs.cli.check import check
+from shardfs.cli.completion import completion
+from shardfs.cli.completion_scripts import VARIABLE
 from shardfs.cli.cp_out import cp_out
 from shardfs.cli.df import df
+from shardfs.cli.doctor import doctor
 from shardfs.cli.errors import SUCCESS, report, root_cause
 from shardfs.cli.examples import examples
 from shardfs.cli.extents import extents
@@ -41,6 +45,7 @@ from shardfs.cli.shrink import shrink
 from shardfs.cli.stat import stat
 from shardfs.cli.sync import sync
 from shardfs.cli.top import top
+from shardfs.cli.trace import trace
 from shardfs.cli.tree import tree
 from shardfs.cli.trim import trim
 from shardfs.cli.umount import umount
@@ -81,8 +86,8 @@ def group(context: click.Context, verbose: int, quiet: bool, log_level: str | No
 
 
 for command in (
-    *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, top),
-    *(grow, shrink, trim, check, install, salvage, undelete, scrub),
+    *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, top, trace, doctor),
+    *(grow, shrink, trim, check, install, completion, salvage, undelete, scrub),
     *(extents, map_file, whereis, lsm, inspect, tree, cp_out),
 ):
     group.add_command(command)
@@ -91,6 +96,8 @@ for command in (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run one command line and exit."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if instruction := os.environ.get(VARIABLE):
+        sys.exit(shell_complete(group, {}, "shardfs", VARIABLE, instruction))
     if is_helper_call(arguments):
         sys.exit(run_helper(mount_device, "shardfs", arguments))
     sys.exit(run(arguments))

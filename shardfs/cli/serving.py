@@ -158,11 +158,14 @@ class Server:
                 raise ReadOnlyError(f"{store.health.reason}; errors=unmount mounts no such store")
 
             async def answer_requests(mount: Mount) -> None:
-                scrub = Scrub(store, lambda: mount.polling.waits)
+                from shardfs.fuse.tracing import TraceConversation, Tracer
 
-                def begin() -> MountConversation:
+                scrub = Scrub(store, lambda: mount.polling.waits)
+                tracer = Tracer(mount)
+
+                def begin() -> TraceConversation:
                     inspection = Inspection(store, device.path, mount=mount, more=scrub.handlers)
-                    return MountConversation(mount, inspection)
+                    return TraceConversation(tracer, mount, MountConversation(mount, inspection))
 
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(scrub.run)

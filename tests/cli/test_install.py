@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shardfs.cli import main as cli
-from shardfs.cli.install import LINKS, UNIT
+from shardfs.cli.install import COMPLETIONS, LINKS, SHARE, UNIT
 
 
 @pytest.fixture
@@ -35,6 +35,11 @@ def test_install_and_remove(
     for place, name in LINKS.items():
         assert (root / place).readlink() == scripts / name
     unit = (root / UNIT).read_text()
+    page = (root / SHARE / "man/man1/shardfs-mkfs.1").read_text()
+    assert (
+        ".SH NAME\nshardfs\\-mkfs" in page and (root / SHARE / "man/man8/mount.shardfs.8").exists()
+    )
+    assert all("shardfs" in (root / place).read_text() for place in COMPLETIONS.values())
     assert f"ExecStart={scripts / 'shardfs'} " in unit and "Type=notify" in unit
     assert "@SHARDFS@" not in unit
     if shutil.which("systemd-analyze"):
@@ -52,7 +57,7 @@ def test_install_and_remove(
     assert cli.run(["install", "--remove", "--root", str(root)]) == 0
 
 
-@pytest.mark.parametrize("place", [*LINKS, UNIT])
+@pytest.mark.parametrize("place", [*LINKS, UNIT, COMPLETIONS["zsh"], f"{SHARE}/man/man1/shardfs.1"])
 def test_what_is_not_ours_stays(
     scripts: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

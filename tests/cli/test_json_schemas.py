@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.cli.samples import make_sample
 SCHEMAS = files("shardfs.cli").joinpath("schemas")
 
 CALLS: dict[str, tuple[str, ...]] = {
+    "doctor": ("doctor", "doctor {image}"),
     "mkfs": ("mkfs {new} --size 32M",),
     "info": ("info {image}",),
     "df": ("df {image}",),
@@ -80,6 +82,10 @@ MOUNTED_CALLS: dict[str, tuple[str, ...]] = {
     "inspect record": ("inspect record {mount} /photo",),
     "tree": ("tree {mount}",),
     "cp-out": ("cp-out {mount} notes {out}",),
+}
+# While files on the mount are used.
+BUSY_CALLS: dict[str, tuple[str, ...]] = {
+    "trace": ("trace {mount} --count 3",),
 }
 RECORDED_CALLS: dict[str, tuple[str, ...]] = {
     "check crashes": ("check crashes {record} --states 3",),
@@ -164,7 +170,7 @@ def test_every_command_with_json_has_a_schema_and_an_example() -> None:
     assert {name.replace(" ", "-") for name in names} == {
         each.name.removesuffix(".json") for each in SCHEMAS.iterdir()
     }
-    assert names == set(CALLS) | set(MOUNTED_CALLS) | set(RECORDED_CALLS)
+    assert names == set(CALLS) | set(MOUNTED_CALLS) | set(BUSY_CALLS) | set(RECORDED_CALLS)
 
 
 @pytest.mark.parametrize("command", [name for name, _ in commands()])
@@ -198,6 +204,30 @@ def test_output_on_a_mount(
             assert validate(command, in_this_process(words, capsys)) > 0
     output_of("umount", mountpoint)
     assert run("fsck", image).returncode == 0
+
+
+def test_output_about_a_busy_mount(
+    sample: Path, mountpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, is_done = tmp_path / "mounted.img", threading.Event()
+    shutil.copy(sample, image)
+    output_of("mount", image, mountpoint)
+
+    def use() -> None:
+        while not is_done.wait(0.05):
+            (mountpoint / "used").write_bytes(b"x")
+
+    user = threading.Thread(target=use)
+    user.start()
+    try:
+        for command, lines in BUSY_CALLS.items():
+            for line in lines:
+                words = places(command, line, mount=mountpoint)
+                assert validate(command, in_this_process(words, capsys)) > 0
+    finally:
+        is_done.set()
+        user.join()
+    output_of("umount", mountpoint)
 
 
 def test_output_about_a_recording(

@@ -32,7 +32,7 @@ class Ban:
 
 
 CLOCK = ("shardfs.clock.",)
-DEVICE = ("shardfs.engine.block_device.",)
+THREADS = ("shardfs.engine.block_device.", "shardfs.library.portal.")
 RAW_IO = (
     "shardfs.engine.block_device.",
     "shardfs.engine.device_calls.",
@@ -64,7 +64,7 @@ BANNED_NAMES = (
         ("shardfs.engine.layout.", "shardfs.fuse.records."),
     ),
     *(
-        Ban(name, "engine/block_device.py, the only user of threads", DEVICE)
+        Ban(name, "engine/block_device.py and library/portal.py, which own threads", THREADS)
         for name in ("threading", "_thread", "concurrent", "trio.to_thread", "trio.from_thread")
     ),
     Ban("asyncio", "trio"),

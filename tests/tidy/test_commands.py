@@ -6,6 +6,8 @@ Role: walks the tree of commands, so that a new one cannot be forgotten.
 from __future__ import annotations
 
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 
 import click
@@ -13,14 +15,8 @@ import pytest
 
 from shardfs.cli.examples import examples, examples_of
 from shardfs.cli.main import group
-
-
-def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    """The command and all below it, each with its whole name."""
-    yield name, command
-    for word, below in sorted(getattr(command, "commands", {}).items()):
-        yield from walk(below, f"{name} {word}")
-
+from shardfs.cli.manual import MARK, manual, page, walk
+from shardfs.cli.mount_helper import mount_device, unmount_mountpoint
 
 COMMANDS = dict(walk(group, "shardfs"))
 
@@ -89,3 +85,33 @@ def test_a_bad_example_is_found(lines: dict[str, str], is_good: bool) -> None:
     if lines:
         command = examples(lines)(command)
     assert (wrong_examples("shardfs df", command) == []) is is_good
+
+
+HELPERS = (("mount.shardfs", mount_device), ("umount.shardfs", unmount_mountpoint))
+
+
+def test_every_command_has_a_page() -> None:
+    pages = manual(group, HELPERS)
+    names = {f"{name.replace(' ', '-')}.1" for name in COMMANDS}
+    assert set(pages) == names | {"mount.shardfs.8", "umount.shardfs.8"}
+    for name, text in pages.items():
+        assert MARK in text.splitlines()[0]
+        headings = [line.removeprefix(".SH ") for line in text.splitlines() if line[:4] == ".SH "]
+        wanted = ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "SEE ALSO"]
+        assert [each for each in headings if each in wanted] == wanted, name
+        assert ("EXAMPLES" in headings) == name.endswith(".1"), name
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="no groff here")
+def test_pages_are_what_troff_reads() -> None:
+    for name, text in manual(group, HELPERS).items():
+        command = ["groff", "-man", "-Tutf8", "-ww", "-P-cbou"]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+        assert done.stderr == "", name
+        assert "SYNOPSIS" in done.stdout
+
+
+def test_nothing_in_a_text_is_a_command_of_troff() -> None:
+    command = click.Command("odd", help=".so /etc/passwd\n\n'quoted' \\fB a-b.\n\nMore.")
+    lines = page(command, "odd", 1).splitlines()
+    assert "\\&.so /etc/passwd" in lines and "\\&'quoted' \\efB a\\-b." in lines

@@ -17,12 +17,13 @@ from tests.tidy.sources import Module, package_modules, sample
 
 # A room may import the rooms named beside it, and itself.
 ROOMS: dict[str, frozenset[str]] = {
-    "": frozenset(),
+    "": frozenset({"library"}),
     "errors": frozenset(),
     "limits": frozenset({"errors"}),
     "clock": frozenset(),
     "engine": frozenset({"errors", "limits", "clock"}),
     "fuse": frozenset({"errors", "limits", "clock", "engine"}),
+    "library": frozenset({"errors", "limits", "clock", "engine", "fuse"}),
     "checking": frozenset({"errors", "limits", "clock", "engine", "fuse"}),
     "cli": frozenset({"", "errors", "limits", "clock", "engine", "fuse"}),
     "__main__": frozenset({"cli"}),
@@ -80,9 +81,10 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
 CLI_SHARED = frozenset(
     f"shardfs.cli.{name}"
     for name in (
-        *("copying_out", "errors", "examples", "extent_kinds", "extent_map", "extent_svg"),
-        *("heap", "inspect_output", "logs", "mount_preparation", "options", "output", "pages"),
-        *("progress", "serving", "systemd", "top_figures", "top_view", "unmounted", "unmounting"),
+        *("completion_scripts", "copying_out", "errors", "examples", "extent_kinds"),
+        *("extent_map", "extent_svg", "heap", "inspect_output", "logs", "machine", "manual"),
+        *("mount_helper", "mount_preparation", "options", "output", "pages", "progress"),
+        *("serving", "systemd", "top_figures", "top_view", "unmounted", "unmounting"),
     )
 )
 
@@ -92,6 +94,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "rich": ("shardfs.cli.",),
     "h11": ("shardfs.fuse.exporter.",),
     "prometheus_client": ("shardfs.fuse.exporter.", "shardfs.fuse.metrics."),
+    "fsspec": ("shardfs.library.filesystem.",),
     "pyfuse3": ("shardfs.fuse.", "shardfs.cli."),
     "hypothesis": ("shardfs.checking.",),
     "pytest": (),
