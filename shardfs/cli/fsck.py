@@ -24,7 +24,9 @@ from shardfs.cli.unmounted import unmounted_device
 from shardfs.engine.block_device import open_device
 from shardfs.engine.findings import Finding, Report
 from shardfs.errors import UsageError
-from shardfs.fuse.repair import LostRange, RepairReport, check_device, remedy, repair_device
+from shardfs.fuse.repair import Action, LostRange, RepairReport, check_device, remedy, repair_device
+
+_ALIKE_MAX = 3
 
 
 @examples(
@@ -131,11 +133,7 @@ def _print_repaired(device: str, report: RepairReport) -> None:
         click.echo(f"and {report.before.finding_count - len(report.before.findings)} more")
     if report.is_rebuilt:
         click.echo("a new tree was written")
-    for action in report.actions:
-        who = f"{action.path or f'inode {action.ino}'}: " if action.ino is not None else ""
-        click.echo(printable(f"{who}{action.what}"))
-    if report.action_count > len(report.actions):
-        click.echo(f"and {report.action_count - len(report.actions)} more")
+    _print_actions(report)
     for lost in report.lost:
         click.echo(printable(f"LOST: {_name(lost)} bytes {lost.start} to {lost.end - 1}"))
     for path in report.deleted:
@@ -143,6 +141,22 @@ def _print_repaired(device: str, report: RepairReport) -> None:
     for finding in report.after.findings:
         click.echo(printable(f"LEFT: {finding}"))
     _print_verdict(device, report.after, True)
+
+
+def _print_actions(report: RepairReport) -> None:
+    """What was done; of what was done to many, a few and their number."""
+    groups: dict[str, list[Action]] = {}
+    for action in report.actions:
+        groups.setdefault(action.what, []).append(action)
+    for what, actions in groups.items():
+        few = actions if len(actions) <= 2 * _ALIKE_MAX else actions[:_ALIKE_MAX]
+        for action in few:
+            who = f"{action.path or f'inode {action.ino}'}: " if action.ino is not None else ""
+            click.echo(printable(f"{who}{what}"))
+        if len(few) < len(actions):
+            click.echo(f"and {len(actions) - len(few)} more: {what}")
+    if report.action_count > len(report.actions):
+        click.echo(f"and {report.action_count - len(report.actions)} other things")
 
 
 def _name(lost: LostRange) -> str:

@@ -37,6 +37,7 @@ from shardfs.fuse.records import (
     NAME_PAGE_PREFIX,
     NAMES_KEY,
     NAMES_PER_INODE_MAX,
+    ROOT_INO,
     Entry,
     Inode,
     NamedInode,
@@ -220,6 +221,8 @@ class NamePages:
         wanted: Mapping[int, NamedInode],
     ) -> bool:
         """Write a page, unless it says the same already; False if its shard has moved."""
+        if page == ROOT_INO // INODES_PER_NAME_PAGE:
+            wanted = await self._with_root(wanted)
         if _essence(kept) == _essence(wanted):
             return True
         key = name_page_key(page)
@@ -239,6 +242,12 @@ class NamePages:
         except StaleError:
             return False
         return True
+
+    async def _with_root(self, wanted: Mapping[int, NamedInode]) -> dict[int, NamedInode]:
+        """The root directory, which has no name, is kept beside others."""
+        inodes = {ino: each for ino, each in wanted.items() if ino != ROOT_INO}
+        root = await self._tables.inode(ROOT_INO)
+        return {ROOT_INO: NamedInode(root, ()), **inodes} if inodes and root else inodes
 
     async def _read(self, page: int, shard: Shard | None) -> dict[int, NamedInode]:
         if shard is None:

@@ -82,7 +82,7 @@ class NamesRepair:
         if recalled is not None and recalled.inode.is_directory:
             self._to.make_directory(ROOT_INO, ROOT_INO, recalled.inode)
         else:
-            self._to.make_directory(ROOT_INO, ROOT_INO)
+            self._to.make_directory(ROOT_INO, ROOT_INO, mode=0o755)
         self._to.tell("root directory made anew", ROOT_INO)
         await self._to.give_way()
 

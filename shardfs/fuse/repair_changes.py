@@ -109,11 +109,13 @@ class Changes:
         self.inodes[ino] = Known(inode.mode >> 12, inode.nlink, inode.size, inode.parent)
         self.next_ino = max(self.next_ino, ino + 1)
 
-    def make_directory(self, ino: int, parent: int, like: Inode | None = None) -> None:
-        """An empty directory, with the owner and mode of another one."""
+    def make_directory(
+        self, ino: int, parent: int, like: Inode | None = None, *, mode: int = 0o700
+    ) -> None:
+        """An empty directory, with the owner and mode of another one if there is one."""
         now = clock.now_ns()
         inode = like or Inode(
-            stat.S_IFDIR | 0o700, atime_ns=now, mtime_ns=now, ctime_ns=now, btime_ns=now
+            stat.S_IFDIR | mode, atime_ns=now, mtime_ns=now, ctime_ns=now, btime_ns=now
         )
         inode = inode._replace(nlink=2, size=0, parent=parent, xattrs=0)
         self.put(inode_key(ino), encode_inode(inode))
