@@ -26,11 +26,12 @@ import trio
 from shardfs import limits
 from shardfs.engine.chunks import payload_offset
 from shardfs.engine.pieces import Shard
-from shardfs.engine.places import Place, Places
+from shardfs.engine.places import Place, PlaceKind, Places
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError
+from shardfs.fuse.key_texts import key_text
 from shardfs.fuse.paths import find_paths
-from shardfs.fuse.records import decode_file_key, shard_key, shards_end
+from shardfs.fuse.records import NAME_PAGE_PREFIX, decode_file_key, shard_key, shards_end
 from shardfs.fuse.requests import Answer, Handlers, Pages, number_of
 from shardfs.fuse.resolving import MountedFiles, Resolver
 
@@ -115,6 +116,8 @@ class MapRequests:
             "paths": [],
             "file_start": None,
         }
+        if place.kind is PlaceKind.DATA and (place.key or b"").startswith(NAME_PAGE_PREFIX):
+            return answer | {"kind": "names", "text": key_text(place.key or b"")}
         return answer | await self._owner(place)
 
     async def _owner(self, place: Place) -> Answer:
