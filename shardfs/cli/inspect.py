@@ -404,7 +404,7 @@ async def _record(wishes: Wishes, what: str, store: RawStore) -> int:
     versions: list[dict[str, Any]] = []
     if not wishes.as_json:
         click.echo(f"{printable(key_text(key))} (key {key.hex()})")
-    async for version in store.versions(key, troubles):
+    for version in await store.versions(key, troubles):
         dissection = dissection_of(version.value)
         dissect_value(dissection, key, len(version.value), "entry")
         troubles += dissection.troubles
@@ -452,7 +452,7 @@ async def _resolve(path: str, store: RawStore, troubles: list[str]) -> int:
     for part in filter(None, path.split("/")):
         entry = None
         key = entry_key(ino, part.encode("utf-8", "surrogateescape"))
-        async for version in store.versions(key, troubles):
+        for version in await store.versions(key, troubles):
             if version.value == TOMBSTONE:
                 break
             try:

@@ -38,6 +38,7 @@ from shardfs.cli.map import map_file
 from shardfs.cli.mkfs import mkfs
 from shardfs.cli.mount import mount
 from shardfs.cli.mount_helper import is_helper_call, mount_device, run_helper
+from shardfs.cli.pending import pending
 from shardfs.cli.salvage import salvage
 from shardfs.cli.scrub import scrub
 from shardfs.cli.shards import shards
@@ -88,7 +89,7 @@ def group(context: click.Context, verbose: int, quiet: bool, log_level: str | No
 for command in (
     *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, top, trace, doctor),
     *(grow, shrink, trim, check, install, completion, salvage, undelete, scrub),
-    *(extents, map_file, whereis, lsm, inspect, tree, cp_out),
+    *(extents, map_file, whereis, lsm, inspect, tree, cp_out, pending),
 ):
     group.add_command(command)
 

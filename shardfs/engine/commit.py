@@ -200,6 +200,15 @@ class Committer:
             return False
         return self._last.is_persistent() or self._tree.in_memory(key) is None
 
+    def pending_keys(self) -> list[bytes]:
+        """Keys for which `is_durable` may be False."""
+        keys = list(self._pending)
+        if not self._last.is_persistent():
+            keys += self._tree.memtable.entries
+            if self._tree.frozen is not None:
+                keys += self._tree.frozen.entries
+        return keys
+
     async def commit(self) -> None:
         """Make every batch applied before the call durable; shared among callers.
 

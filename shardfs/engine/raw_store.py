@@ -6,7 +6,7 @@ delta log as far as they can be read. What cannot be is said, and gone on behind
 Invariants:
     I1. Nothing is written, and nothing is believed without its checksums, but where the caller
         asks for the bytes of one place.
-    I2. Memory is bounded: one frame at a time, and the manifest.
+    I2. Memory is bounded: one frame at a time, the manifest, and the values of one key.
 
 Not here: taking structures apart (dissection.py), opening a store in order (opening.py).
 """
@@ -14,7 +14,6 @@ Not here: taking structures apart (dissection.py), opening a store in order (ope
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -160,24 +159,20 @@ class RawStore:
 
     # --- the versions of a key ----------------------------------------------------------------
 
-    async def versions(self, key: bytes, troubles: list[str]) -> AsyncIterator[Version]:
+    async def versions(self, key: bytes, troubles: list[str]) -> list[Version]:
         """Every value of a key that deltas and runs still hold: deltas by number, newest first,
         then runs, newest first.
 
         Args:
             troubles: what could not be looked into is added.
         """
-        found = []
-        async for number, sequence, version in self._in_deltas(key, troubles):
-            found.append((number, sequence, version))
-        for _, _, version in sorted(found, reverse=True):
-            yield version
-        async for version in self._in_runs(key, troubles):
-            yield version
+        found = await self._in_deltas(key, troubles)
+        found.sort(key=lambda each: each[:2], reverse=True)
+        return [*(version for _, _, version in found), *await self._in_runs(key, troubles)]
 
-    async def _in_deltas(
-        self, key: bytes, troubles: list[str]
-    ) -> AsyncIterator[tuple[int, int, Version]]:
+    async def _in_deltas(self, key: bytes, troubles: list[str]) -> list[tuple[int, int, Version]]:
+        """With each its delta's number and its frame's sequence number."""
+        found = []
         checkpoint = self.record.root.checkpoint if self.record is not None else 0
         for number, entry in sorted(self.entries.items()):
             if entry.stream != Stream.META:
@@ -197,16 +192,18 @@ class RawStore:
                 state = _delta_state(span, part.number, checkpoint)
                 value = part.block.values[part.block.keys.index(key)]
                 version = Version(f"delta {part.number}{state}", address, value)
-                yield part.number, frame.sequence, version
+                found.append((part.number, frame.sequence, version))
+        return found
 
-    async def _in_runs(self, key: bytes, troubles: list[str]) -> AsyncIterator[Version]:
+    async def _in_runs(self, key: bytes, troubles: list[str]) -> list[Version]:
+        found: list[Version] = []
         if self.record is None or self.record.root.manifest is None:
-            return
+            return found
         try:
             manifest = await self.manifest()
         except _UNREADABLE as error:
             troubles.append(f"the manifest: {error}")
-            return
+            return found
         for meta in reversed(manifest.segments):
             if not meta.first_key <= key <= meta.last_key:
                 continue
@@ -216,7 +213,8 @@ class RawStore:
                 troubles.append(f"run {meta.run_id}: {error}")
                 continue
             if version is not None:
-                yield version
+                found.append(version)
+        return found
 
     async def _in_segment(self, meta: SegmentMeta, key: bytes) -> Version | None:
         index = decode_index(await self.payload(meta.index_locator))

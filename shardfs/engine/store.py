@@ -328,6 +328,10 @@ class Store:
         """Whether the present value of a key would survive a power cut; True if it has none."""
         return self._committer.is_durable(key)
 
+    def pending_keys(self) -> list[bytes]:
+        """Keys with changes that may not be durable: a superset of those that are not."""
+        return self._committer.pending_keys()
+
     # --- durability and space ---------------------------------------------------------------
 
     async def sync(self, dependency: Dependency | None = None) -> None:

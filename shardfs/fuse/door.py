@@ -119,6 +119,10 @@ class StoreDoor(Protocol):
             DeviceError, CorruptionError
         """
 
+    def is_durable(self, key: bytes) -> bool:
+        """Whether the present value of a key would survive a power cut; True if it has none. False
+        also while it may be on its way."""
+
     async def sync(self, dependency: Dependency | None = None) -> None:
         """Return when `dependency` (default: all applied before) is persistent."""
 

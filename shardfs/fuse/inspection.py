@@ -13,7 +13,8 @@ socket, a command on an unmounted device by itself. The requests, with their arg
 
 More requests: about shards shard_requests.py, about addresses map_requests.py, about the device and
 the tree disk_requests.py, about the tree of names tree_requests.py, about durability
-durability.py, about space as a whole space_requests.py, about the size of the store sizing.py.
+durability_requests.py, about space as a whole space_requests.py, about the size of the store
+sizing.py.
 
 Invariants:
     I1. Nothing is changed. (In a mount, whatever is about shards first hands what
@@ -32,6 +33,7 @@ import trio
 from shardfs.engine.store import Store
 from shardfs.errors import UsageError
 from shardfs.fuse.disk_requests import DiskRequests
+from shardfs.fuse.durability_requests import DurabilityRequests
 from shardfs.fuse.explanations import Explanations
 from shardfs.fuse.map_requests import MapRequests
 from shardfs.fuse.requests import Answer, Handlers, Pages, number_of
@@ -81,6 +83,7 @@ class Inspection:
             "path": self._path,
             **ShardRequests(store, self._resolver, self._pages).handlers,
             **self._maps.handlers,
+            **DurabilityRequests(store, self._resolver, self._pages, mount).handlers,
             **TreeRequests(store, self._resolver, self._pages).handlers,
             **DiskRequests(store, self._pages, mount).handlers,
             **SpaceRequests(store, device, mount).handlers,

@@ -35,7 +35,7 @@ from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.files import SHARD_BYTES, Files
 from shardfs.fuse.flusher import Flusher
 from shardfs.fuse.orphans import Orphans
-from shardfs.fuse.records import Inode
+from shardfs.fuse.records import Inode, inode_key
 from shardfs.fuse.tables import Tables
 
 _BLOCK_BYTES: Final = limits.BLOCK_BYTES
@@ -89,6 +89,23 @@ class Writeback:
     def is_dirty(self, ino: int) -> bool:
         """Some of the file's data is only buffered."""
         return self._dirty.is_dirty(ino)
+
+    def is_persistent(self, ino: int) -> bool:
+        """The file would survive a power cut now as it is: data, attributes and names.
+
+        All of those change the inode in the same batch, so its record tells for all. False also
+        while a commit is on its way that may hold it.
+        """
+        return not self.is_dirty(ino) and self._store.is_durable(inode_key(ino))
+
+    def dirty_inos(self) -> list[int]:
+        """Files with buffered data, and those that are being worked on."""
+        return self._dirty.inos()
+
+    def dirty_bytes_of(self, ino: int) -> int:
+        """Buffered bytes of a file."""
+        file = self._dirty.find(ino)
+        return file.ranges.bytes if file is not None else 0
 
     @property
     def dirty_bytes(self) -> int:

@@ -7,6 +7,10 @@ Invariants:
     I1. inode.xattrs is the number of the inode's xattr records; both change in one batch.
     I2. An access list changes with the mode that it stands for in one batch (access_lists.I1).
 
+`user.shardfs.persistent` is no stored attribute: it says whether the file would survive a power cut
+now. It is not listed, so that `cp -a`, `rsync -X` and `tar --xattrs`, which go by the list, do not
+copy what was true of another file at another moment; setting and removing it is refused.
+
 The namespaces user, trusted and security are taken, and from system the access lists, where the
 kernel enforces them (`access_lists`). Elsewhere those are neither given nor taken nor listed: a
 list that nobody enforces would be a lie.
@@ -37,6 +41,8 @@ from shardfs.fuse.records import (
 from shardfs.fuse.tables import Tables
 from shardfs.fuse.writeback import Writeback
 
+PERSISTENT: Final = b"user.shardfs.persistent"
+"""Virtual: b"yes" or b"no"."""
 CREATE: Final = 1
 REPLACE: Final = 2
 
@@ -63,6 +69,8 @@ class Xattrs:
         """
         self._require_name(name)
         inode = await self._inode(ino)
+        if name == PERSISTENT:
+            return b"yes" if self._writeback.is_persistent(ino) else b"no"
         value = await self._store.get_record(xattr_key(ino, name)) if inode.xattrs else None
         if value is None:
             raise FileError(errno.ENODATA)
@@ -96,6 +104,7 @@ class Xattrs:
             FileError, NoSpaceError, ReadOnlyError: nothing was changed.
         """
         self._require_name(name)
+        _require_stored(name)
         if len(value) > limits.XATTR_BYTES_MAX:
             raise FileError(errno.E2BIG)
         await self._store.admit()
@@ -162,6 +171,7 @@ class Xattrs:
             FileError: ENODATA: it has no such attribute.
         """
         self._require_name(name)
+        _require_stored(name)
         await self._store.admit()
         while True:
             inode = await self._inode(ino)
@@ -207,6 +217,8 @@ class Xattrs:
         """The attribute may be listed."""
         if name in access_lists.NAMES:
             return self.access_lists
+        if name == PERSISTENT:
+            return False  # an earlier version has stored one
         return privileged or not name.startswith(b"trusted.")
 
     def _require_name(self, name: bytes) -> None:
@@ -218,6 +230,11 @@ class Xattrs:
             raise FileError(errno.ERANGE)
         if name.endswith(b".") and name.count(b".") == 1:
             raise FileError(errno.EINVAL)
+
+
+def _require_stored(name: bytes) -> None:
+    if name == PERSISTENT:
+        raise FileError(errno.EPERM, "the attribute says what is; it cannot be set")
 
 
 def _read_access_list(value: bytes) -> AccessList:

@@ -82,6 +82,7 @@ MOUNTED_CALLS: dict[str, tuple[str, ...]] = {
     "inspect record": ("inspect record {mount} /photo",),
     "tree": ("tree {mount}",),
     "cp-out": ("cp-out {mount} notes {out}",),
+    "pending": ("pending {mount}", "pending {mount}/photo"),
 }
 # While files on the mount are used.
 BUSY_CALLS: dict[str, tuple[str, ...]] = {

@@ -185,6 +185,10 @@ class ModelStore:
             raise CorruptionError(f"no bytes [{start}, {start + length}) in {locator}")
         return data[start : start + length]
 
+    def is_durable(self, key: bytes) -> bool:
+        """Every batch with the key has been synced."""
+        return not any(key in batch.changes for batch, _ in self.unsynced)
+
     async def sync(self, dependency: Dependency | None = None) -> None:
         """Make everything applied so far persistent."""
         await trio.lowlevel.checkpoint()
