@@ -91,10 +91,9 @@ def _legend(extents: Sequence[Extent], extent_bytes: int, width: int) -> Iterato
         yield line
         for each in sums.open:
             share = each["write_pointer"] / extent_bytes
-            text = (
-                f"  {kind.letter.lower()} extent {each['extent']} is being written: "
-                f"write pointer {each['write_pointer']} ({100 * share:.0f} %)"
-            )
+            doing = "is being written" if share else "is set aside"
+            text = f"  {kind.letter.lower()} extent {each['extent']} {doing}: "
+            text += f"write pointer {each['write_pointer']} ({100 * share:.0f} %)"
             open_line = Text(text, style=kind.style)
             open_line.truncate(width)
             yield open_line

@@ -28,7 +28,7 @@ from shardfs.cli.pages import rest_of
 from shardfs.errors import UsageError
 from shardfs.fuse.targets import default_target, open_target
 
-_WIDTHS: Final = (-6, 11, 11, -10, -8, -10, -7, -10, 7)
+_WIDTHS: Final = (-6, 6, 10, -10, -5, -10, -5, -7, 5)
 _SVG_BEGINS: Final = "<svg xmlns="
 _WIDTH_WITHOUT_TERMINAL: Final = 80
 
@@ -94,7 +94,7 @@ def _print_map(name: str, device: dict[str, Any], width: int | None) -> None:
 
 def _print_table(device: dict[str, Any]) -> None:
     size = device["extent_bytes"]
-    header = ("EXTENT", "STATE", "STREAM", "LIVE", "SHARE", "GARBAGE", "SHARE", "POINTER", "EPOCH")
+    header = ("EXTENT", "STATE", "KIND", "LIVE", "SHARE", "GARBAGE", "SHARE", "POINTER", "EPOCH")
     print_row(header, _WIDTHS)
     free = 0
     for extent in device["extents"]:
@@ -104,12 +104,12 @@ def _print_table(device: dict[str, Any]) -> None:
         live, garbage = extent["live_bytes"], extent["garbage_bytes"]
         cells = (
             str(extent["extent"]),
-            extent["state"],
+            extent["state"] if extent["stream"] else "-",
             kind_of(extent).name,
             size_text(live),
-            f"{100 * live / size:.1f} %",
+            f"{100 * live / size:.0f} %",
             size_text(garbage),
-            f"{100 * garbage / size:.1f} %",
+            f"{100 * garbage / size:.0f} %",
             str(extent["write_pointer"]),
             str(extent["epoch"]),
         )

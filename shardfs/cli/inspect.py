@@ -39,8 +39,8 @@ from shardfs.fuse.record_dissection import dissection_of
 from shardfs.fuse.records import ROOT_INO, decode_entry, entry_key, inode_key, shard_key
 
 _PLACE: Final = re.compile(r"(\d{1,10}):(\d{1,10})")
-_SPAN_WIDTHS: Final = (-10, -10, 11, 11, -6, 14, 30)
-_SEGMENT_WIDTHS: Final = (-7, -5, -9, -10, 16, 40)
+_SPAN_WIDTHS: Final = (-8, -8, 10, 10, -5, 14, 20)
+_SEGMENT_WIDTHS: Final = (-5, -5, -8, -10, 14, 40)
 _INODE: Final = re.compile(r"(?:inode:)?(\d{1,19})")
 _SHARD: Final = re.compile(r"(\d{1,19})\.(\d{1,19})")
 _COPIES: Final = ("first", "second")
@@ -202,7 +202,7 @@ def _print_span(span: Span) -> None:
         frame = span.frame
         owner = key_text(frame.owner) if frame.owner else f"number {frame.owner_offset}"
         if frame.kind is Kind.DATA:
-            owner += f" from byte {frame.owner_offset} on"
+            owner += f" from {frame.owner_offset}"
         cells += [frame.kind.name, str(frame.epoch), f"{frame.sequence:#x}", printable(owner)]
     print_row(cells, _SPAN_WIDTHS)
 

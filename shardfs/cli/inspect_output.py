@@ -15,7 +15,8 @@ import click
 from shardfs.cli.output import print_row, printable
 from shardfs.engine.dissection import Dissection
 
-_WIDTHS: Final = (-8, -6, 26, 22, 20)
+_WIDTHS: Final = (-7, -6, 20, 20, 20)
+_VALUE_LENGTH_MAX: Final = 64
 _HEX_BYTES_A_LINE: Final = 16
 _HEX_LINES_OF_A_FIELD: Final = 4
 
@@ -25,12 +26,16 @@ def print_dissection(dissection: Dissection, *, with_hex: bool) -> None:
     print_row(("OFFSET", "BYTES", "STRUCTURE", "FIELD", "VALUE"), _WIDTHS)
     for each in dissection.fields:
         cells = (str(each.offset), str(each.length), each.structure, each.name)
-        print_row((*cells, printable(each.value)), _WIDTHS)
+        print_row((*cells, _shortened(printable(each.value))), _WIDTHS)
         if with_hex:
             data = dissection.data[each.offset : each.offset + each.length]
             for line in hex_lines(data, each.offset, lines_max=_HEX_LINES_OF_A_FIELD):
                 click.echo(f"          {line}")
     print_troubles(dissection)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _VALUE_LENGTH_MAX else f"{text[:_VALUE_LENGTH_MAX]}..."
 
 
 def print_troubles(dissection: Dissection) -> None:

@@ -20,7 +20,7 @@ from shardfs.cli.output import print_facts, print_json, print_row, printable, si
 from shardfs.fuse.targets import default_target, open_target
 
 _LEVEL_WIDTHS: Final = (-5, -5, -10, 10)
-_RUN_WIDTHS: Final = (-7, -5, -8, -7, -9, -10, -10, 40)
+_RUN_WIDTHS: Final = (-5, -5, -4, -6, -8, -5, -10, 40)
 
 
 @examples(
@@ -59,7 +59,7 @@ def _print(figures: dict[str, Any]) -> None:
     for level in figures["levels"]:
         cells = (level["level"], level["runs"], level["entries"], size_text(level["run_bytes"]))
         print_row(tuple(map(str, cells)), _LEVEL_WIDTHS)
-    header = ("RUN", "LEVEL", "SEGMENTS", "BLOCKS", "ENTRIES", "TOMBSTONES", "BYTES", "KEYS")
+    header = ("RUN", "LEVEL", "SEGS", "BLOCKS", "ENTRIES", "TOMBS", "BYTES", "KEYS")
     print_row(header, _RUN_WIDTHS)
     for run in reversed(figures["runs"]):
         counts = (run[key] for key in ("run_id", "level", "segments", "blocks", "entries"))

@@ -20,7 +20,7 @@ from shardfs.cli.pages import rest_of
 from shardfs.errors import UsageError
 from shardfs.fuse.targets import open_target
 
-_WIDTHS: Final = (-12, -10, -14, 10, -6, -14, 8)
+_WIDTHS: Final = (-10, -9, -12, 8, -6, -12, 7)
 
 
 @examples(

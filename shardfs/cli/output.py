@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
+_WIDE_COLUMNS = 130
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -48,6 +51,11 @@ def print_resized(target: str, facts: dict[str, Any], *, as_json: bool) -> None:
         f"{target}: {size_text(facts['before_bytes'])} -> {size_text(facts['device_bytes'])}, "
         f"{facts['extent_count']} extents; {moved}{size_text(facts['free_bytes'])} free"
     )
+
+
+def is_wide() -> bool:
+    """There is room for columns that few people need: the terminal is wide, or there is none."""
+    return not sys.stdout.isatty() or shutil.get_terminal_size().columns >= _WIDE_COLUMNS
 
 
 def print_row(cells: Sequence[str], widths: Sequence[int]) -> None:

@@ -53,7 +53,7 @@ def pending(path: str | None, as_json: bool) -> int:
             cells = (", ".join(file["pending"]), size_text(file["buffered_bytes"]), where)
             print_row(cells, _WIDTHS)
         click.echo(
-            f"{len(files)} not safe against a power cut now; make them so: "
+            f"{len(files)} would not survive a power cut as they are now; make them durable: "
             f"shardfs sync --wait {printable(name)}"
         )
     return FINDING if files else SUCCESS

@@ -24,14 +24,22 @@ import trio
 from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
-from shardfs.cli.output import print_json, print_json_line, print_row, printable, size_text
+from shardfs.cli.output import (
+    is_wide,
+    print_json,
+    print_json_line,
+    print_row,
+    printable,
+    size_text,
+)
 from shardfs.cli.pages import pages_of
 from shardfs.errors import UsageError
 from shardfs.fuse.shard_requests import READ_BYTES_MAX, parse_shard_id
 from shardfs.fuse.targets import Target, open_target
 
 _LIST_WIDTHS = (12, -10, -6, 10)
-_PIECE_WIDTHS = (-8, -8, -12, -6, -5, -9, -8, -7, -13, 16)
+_PIECE_WIDTHS = (-8, -8, -13, -13, -7)
+_PIECE_WIDTHS_MORE = (-5, -8, -14)
 
 _TARGET_HELP = """TARGET is a device or image file, a mount point, or a path in a mount."""
 
@@ -91,8 +99,9 @@ async def _list(name: str, path: str | None, as_json: bool) -> None:
 def show_shard(target: str, shard: str | None, as_json: bool) -> None:
     """Say where the pieces of a shard lie on the device; of each shard, if a file is named.
 
-    ADDRESS is the byte of the device where a piece begins, OFFSET the byte of the extent where its
-    chunk's frame does.
+    ADDRESS is the byte of the device where a piece begins; FRAME is the place of its chunk's frame,
+    EXTENT:OFFSET, as `shardfs inspect chunk` takes it; SKIP the first byte of the chunk that is
+    taken; CHECKSUMS the first granule's and how many more there are. A wide terminal shows more.
     """
     trio.run(partial(_show, target, shard, as_json))
 
@@ -116,35 +125,18 @@ def _print_shard(shard: dict[str, Any]) -> None:
         f"shard {shard['id']}: bytes {shard['start']} and on of inode {shard['ino']}, "
         f"{size_text(shard['bytes'])} in {len(shard['pieces'])} pieces, {_state(shard)}"
     )
-    header = (
-        "START",
-        "LENGTH",
-        "ADDRESS",
-        "EXTENT",
-        "EPOCH",
-        "OFFSET",
-        "CHUNK",
-        "SKIP",
-        "SEQUENCE",
-    )
-    print_row((*header, "CHECKSUMS"), _PIECE_WIDTHS)
+    more = ("EPOCH", "CHUNK", "SEQUENCE") if is_wide() else ()
+    widths = (*_PIECE_WIDTHS, *_PIECE_WIDTHS_MORE) if more else _PIECE_WIDTHS
+    print_row(("START", "LENGTH", "ADDRESS", "FRAME", "SKIP", *more, "CHECKSUMS"), widths)
     for piece in shard["pieces"]:
         chunk = piece["chunk"]
-        numbers = (
-            piece["start"],
-            piece["length"],
-            piece["address"],
-            chunk["extent"],
-            chunk["epoch"],
-            chunk["offset"],
-            chunk["length"],
-            piece["skip"],
-            f"{chunk['sequence']:#x}",
-        )
         digests = chunk["checksums"]
-        more = f" and {len(digests) - 1} more" if len(digests) > 1 else ""
-        cells = (*(str(number) for number in numbers), f"{digests[0]}{more}" if digests else "-")
-        print_row(cells, _PIECE_WIDTHS)
+        cells = [str(piece[name]) for name in ("start", "length", "address")]
+        cells += [f"{chunk['extent']}:{chunk['offset']}", str(piece["skip"])]
+        if more:
+            cells += [str(chunk["epoch"]), str(chunk["length"]), f"{chunk['sequence']:#x}"]
+        others = f" +{len(digests) - 1}" if len(digests) > 1 else ""
+        print_row((*cells, f"{digests[0]}{others}" if digests else "-"), widths)
 
 
 @examples(

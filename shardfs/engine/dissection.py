@@ -181,7 +181,7 @@ class Dissection:
         if found["length"] > limits.CHUNK_BYTES_MAX:
             raise CorruptionError(f"{structure}: a locator of a chunk of {found['length']} bytes")
         digests = granule_count(found["length"]) * DIGEST_BYTES
-        self.take(digests, f"{structure}: locator", f"{digests // DIGEST_BYTES} digests")
+        self.take(digests, f"{structure}: locator", "digests")
         return found
 
 
@@ -195,7 +195,7 @@ def dissect_frame(dissection: Dissection) -> None:
         _check_header(dissection, header)
         dissection.take(header["key_bytes"], "frame", "owner key", dissection.key_text)
         digests = granule_count(header["payload_bytes"]) * DIGEST_BYTES
-        table = dissection.take(digests, "frame", f"{digests // DIGEST_BYTES} digests")
+        table = dissection.take(digests, "frame", "digests")
         _check_head(dissection, header)
         start, end = dissection.at, dissection.at + header["payload_bytes"]
         if end > len(dissection.data):

@@ -90,7 +90,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= max(80, len(str(image)) + 40)
     assert text.splitlines()[1].startswith("0        SS")
     rows = output_of("extents", image, "--table").splitlines()
-    assert rows[1].split()[:3] == ["0", "superblock", "superblock"]
+    assert rows[1].split()[:3] == ["0", "-", "superblock"]
     assert output_of("extents", image, "--svg", picture) == ""
     ElementTree.parse(picture)
     output_of("extents", image, "--svg", picture)
