@@ -9,6 +9,8 @@ Invariants:
     I2. Nobody is told that the device is full before a step of reclamation that began after he
         asked has freed nothing.
     I3. A writer that is cancelled while it waits leaves nothing behind.
+    I4. Who is let in by `admits_at_once` would not have waited: everything was far from its bound
+        at most _PASSES_MAX small writers ago, and no extent has been taken since.
 
 Who waits for whom, each only for what stands to the right of it, so that nobody waits in a circle:
     writer in `admit` -> reclamation, checkpoint -> the lock of merges -> the lock of installing
@@ -23,6 +25,9 @@ buffered data (store.Store.reserve).
 
 from __future__ import annotations
 
+from typing import Final
+
+from shardfs import limits
 from shardfs.engine.commit import Committer
 from shardfs.engine.debts import Debts
 from shardfs.engine.extents import Extents
@@ -31,6 +36,11 @@ from shardfs.engine.health import Health
 from shardfs.engine.merging import Merging
 from shardfs.engine.pacing import Throttle
 from shardfs.engine.reclamation import Reclamation
+
+_PASSES_MAX: Final = 32
+_PASS_BYTES_MAX: Final = 64 * limits.KIB
+_PASS_DEBT_MAX: Final = 0.25
+_PASS_EXTENTS_FREE: Final = 4
 
 
 class Admission:
@@ -59,6 +69,23 @@ class Admission:
         self._merging = merging
         self._gatherer = gatherer
         self._throttle = Throttle()
+        self._passes = 0
+        self._free_extents = -1
+        """How many were free when the passes were given."""
+
+    def admits_at_once(self, length: int) -> bool:
+        """Whether a writer may come in without `admit`, which would not make it wait (I4).
+
+        False says nothing: then `admit` finds out.
+        """
+        if (
+            not self._passes
+            or length > _PASS_BYTES_MAX
+            or self._extents.free_count != self._free_extents
+        ):
+            return False
+        self._passes -= 1
+        return True
 
     async def admit(self, length: int) -> None:
         """Let a writer in: the more slowly the further the background is behind, and not at all
@@ -72,14 +99,16 @@ class Admission:
         Raises:
             DeviceError, ReadOnlyError: what is waited for has failed.
         """
+        self._passes = 0
         if not self._health.is_writable:
             return
+        debt = 1.0
         if not self._debts.by_hand:
             space_debt = self._debts.space()
             if space_debt:
                 self._reclamation.want()
-            others = self._debts.log(), self._debts.merges(), self._debts.queue()
-            await self._throttle.delay(max(space_debt, *others), length)
+            debt = max(space_debt, self._debts.log(), self._debts.merges(), self._debts.queue())
+            await self._throttle.delay(debt, length)
             if self._committer.is_overdue:
                 with self._debts.merges_awaited():
                     await self._merging.checkpoint_if_due()
@@ -90,6 +119,19 @@ class Admission:
         await self._wait_until_ready(length)
         if self._extents.space.user_bytes() < wanted and await self._gatherer.give_back(wanted):
             await self._wait_until_ready(length)
+        elif debt <= _PASS_DEBT_MAX and not self._debts.space():
+            self._give_passes(wanted)
+
+    def _give_passes(self, wanted: int) -> None:
+        """Let the next few small writers in at once, if all that they may take is there."""
+        extents = self._extents
+        room = _PASSES_MAX * 2 * _PASS_BYTES_MAX + _PASS_EXTENTS_FREE * extents.extent_bytes
+        if (
+            extents.space.user_bytes() >= wanted + room
+            and extents.ready_user_bytes() >= self._debts.scarce_bytes(0) + room
+        ):
+            self._passes = _PASSES_MAX
+            self._free_extents = extents.free_count
 
     async def _wait_until_ready(self, length: int) -> None:
         while self._extents.ready_user_bytes() < self._debts.scarce_bytes(length):

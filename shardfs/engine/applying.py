@@ -86,29 +86,28 @@ class Applier:
                 Store.apply.
         """
         self.require_open()
+        extents, tree, committer = self._extents, self._tree, self._committer
         for key, base in batch.bases:
-            generation = base.generation if base is not None else self._tree.generation
-            if not self._tree.is_current(key, base, generation):
+            generation = base.generation if base is not None else tree.generation
+            if not tree.is_current(key, base, generation):
                 raise StaleError(f"the shard {key.hex()} has changed")
-        if not batch.essential and self._extents.space.user_bytes() <= self.reserved_bytes:
+        if not batch.essential and extents.space.user_bytes() <= self.reserved_bytes:
             raise NoSpaceError("the device is full")
-        number = self._committer.next_number
         for (extent, epoch), change in batch.live_changes.items():
             if change < 0:
-                self._extents.debit(extent, epoch, -change, number)
+                extents.debit(extent, epoch, -change, committer.next_number)
             else:
-                self._extents.credit(extent, change)
+                extents.credit(extent, change)
         riders = []
         for locator in batch.added.values():
             persistent = self._shards.take_appended(locator)
             if persistent is not None:
                 riders.append((locator, persistent))
-        for key, value in batch.changes.items():
-            self._tree.set(key, value)
-        self._extents.space.memory_bytes = self._tree.memory_bytes
-        self._committer.add(batch.changes, riders)
+        tree.update(batch.changes)
+        extents.space.memory_bytes = tree.memory_bytes
+        committer.add(batch.changes, riders)
         self._on_applied(batch)
-        return self._committer.applied()
+        return committer.applied()
 
     def require_room(self, length: int) -> None:
         """Raises:

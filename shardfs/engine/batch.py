@@ -35,6 +35,11 @@ class Batch:
         essential: the batch frees space or finishes what was promised: it may use the reserve.
     """
 
+    __slots__ = (
+        *("_record_bytes_max", "added", "bases", "changes", "essential"),
+        *("live_changes", "piece_counts"),
+    )
+
     def __init__(self, record_bytes_max: int, *, essential: bool) -> None:
         self._record_bytes_max = record_bytes_max
         self.essential = essential
@@ -56,7 +61,8 @@ class Batch:
         Raises:
             LimitError: the key or the record is too long.
         """
-        check_key(key)
+        if not 0 < len(key) <= limits.KEY_BYTES_MAX:
+            check_key(key)
         if len(record) > self._record_bytes_max:
             raise LimitError(
                 f"a record of {len(record)} bytes is longer than {self._record_bytes_max}"
@@ -94,7 +100,7 @@ class Batch:
 
     def refer(self, old: tuple[Piece, ...], new: tuple[Piece, ...]) -> None:
         """One of the keys refers to the new pieces in place of the old ones."""
-        known = locators(old)
+        known = locators(old) if old else ()
         for number, locator in locators(new).items():
             if number not in known:
                 self.added[number] = locator

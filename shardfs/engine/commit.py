@@ -166,7 +166,12 @@ class Committer:
     @property
     def is_due(self) -> bool:
         """The memtable or the delta log has outgrown its bound: a checkpoint should run."""
-        return self.fill >= 1.0
+        memtable = self._tree.memtable  # asked for at each change: `fill` at length
+        return (
+            memtable.bytes_held >= limits.MEMTABLE_BYTES_MAX
+            or memtable.run_bytes >= self.memtable_bytes_max
+            or self._log_bytes + self._pending_bytes >= self._log_bytes_max
+        )
 
     @property
     def is_overdue(self) -> bool:

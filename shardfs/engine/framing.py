@@ -63,7 +63,9 @@ def head_bytes(key_bytes: int, payload_bytes: int) -> int:
 
 def frame_bytes(key_bytes: int, payload_bytes: int) -> int:
     """Bytes that a frame takes in its extent, alignment included."""
-    return align(head_bytes(key_bytes, payload_bytes) + payload_bytes)
+    granules = -(-payload_bytes // limits.GRANULE_BYTES)  # as `head_bytes` and `align` have it
+    length = FRAME_HEADER.size + key_bytes + granules * DIGEST_BYTES + payload_bytes
+    return length + -length % limits.FRAME_ALIGNMENT_BYTES
 
 
 def granule_digests(payload: Bytes) -> bytes:

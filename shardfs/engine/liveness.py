@@ -47,6 +47,11 @@ def live_bytes(pieces: Iterable[Piece]) -> dict[ExtentLife, int]:
 
 def live_changes(old: Sequence[Piece], new: Sequence[Piece]) -> Iterator[tuple[ExtentLife, int]]:
     """By how much each extent's live bytes change when a shard of the old pieces gets new ones."""
+    if not old or not new:  # most files are written once and removed
+        sign = 1 if new else -1
+        for life, length in live_bytes(new or old).items():
+            yield life, sign * length
+        return
     start, ends = _alike(old, new)
     before = live_bytes(old[start : len(old) - ends])
     after = live_bytes(new[start : len(new) - ends])

@@ -170,6 +170,8 @@ def decode_pieces(data: Bytes, offset: int = 0) -> tuple[Piece, ...]:
 
 def overlapped(pieces: tuple[Piece, ...], start: int, length: int) -> tuple[Piece, ...]:
     """The pieces with bytes in [start, start+length)."""
+    if not pieces or start >= pieces[-1].end:
+        return ()
     first = bisect_right(pieces, start, key=lambda piece: piece.end)
     last = bisect_left(pieces, start + length, key=lambda piece: piece.start)
     return pieces[first:last]

@@ -83,7 +83,11 @@ class ShardData:
             NoSpaceError: as `append`; what clearly does not fit is not begun, as a part of it would
                 be garbage at once, in the last room that is ready.
         """
-        self._require_room(sum(map(len, buffers)), stream)
+        total = sum(map(len, buffers))
+        self._require_room(total, stream)
+        if 0 < total <= self._payload_room(owner, stream):
+            locator = self.append(owner, offset, buffers, stream=stream)
+            return (Piece(offset, total, 0, locator),)
         pieces = []
         for part, length in _cut(buffers, lambda: self._payload_room(owner, stream)):
             locator = self.append(owner, offset, part, stream=stream)

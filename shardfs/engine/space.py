@@ -55,7 +55,10 @@ class SpaceAccount:
             extent_bytes - self._packing_loss_bytes - self.garbage_bytes_worth_moving
         )
         self._shared_bytes = -1
+        """What the two below were computed for: bytes of the tree, those in memory included."""
         self._tree_share_bytes = 0
+        self._room_bytes = 0
+        """What data may take in all; see user_bytes_with."""
         self._held: Counter[Stream] = Counter()
         self._live_bytes = 0
         self.tree_bytes = 0
@@ -92,6 +95,7 @@ class SpaceAccount:
         """The device has so many extents from now on, `reserve` of which user data may not take."""
         self._extent_count = extent_count
         self._reserve = reserve
+        self._shared_bytes = -1
 
     @property
     def room_worth_fitting(self) -> int:
@@ -111,12 +115,16 @@ class SpaceAccount:
     @property
     def tree_share_bytes(self) -> int:
         """What is kept for the tree, what it holds included."""
-        held = self.tree_bytes + self.memory_bytes
-        if held != self._shared_bytes:  # asked for several times in each request
-            self._shared_bytes = held
-            # An extent is owed from the start: what is free shall not fall with the first entry.
-            self._tree_share_bytes = max(self._extent_bytes, 2 * self._in_runs(held))
+        if self.tree_bytes + self.memory_bytes != self._shared_bytes:
+            self._share()
         return self._tree_share_bytes
+
+    def _share(self) -> None:
+        """Compute what is asked for several times in each request."""
+        held = self._shared_bytes = self.tree_bytes + self.memory_bytes
+        # An extent is owed from the start: what is free shall not fall with the first entry.
+        self._tree_share_bytes = max(self._extent_bytes, 2 * self._in_runs(held))
+        self._room_bytes = self._room_with(self._extent_count, self._reserve)
 
     @property
     def _merge_extents(self) -> int:
@@ -150,13 +158,21 @@ class SpaceAccount:
     def user_bytes(self) -> int:
         """Bytes that user data may still take, frame overhead included, once all garbage that can
         be reclaimed has been (I1)."""
-        return max(0, self.user_bytes_with(self._extent_count, self._reserve))
+        if self.tree_bytes + self.memory_bytes != self._shared_bytes:
+            self._share()
+        left = self._room_bytes - self._live_bytes
+        return left if left > 0 else 0
 
     def user_bytes_with(self, extent_count: int, reserve: int) -> int:
         """The same for a device with so many extents; less than 0 if it would be too small."""
+        if self.tree_bytes + self.memory_bytes != self._shared_bytes:
+            self._share()
+        return self._room_with(extent_count, reserve) - self._live_bytes
+
+    def _room_with(self, extent_count: int, reserve: int) -> int:
         extents = extent_count - limits.SUPERBLOCK_EXTENTS - reserve
-        room = extents * self._extent_bytes - self.tree_share_bytes
-        return room * self._data_bytes_per_extent // self._extent_bytes - self._live_bytes
+        room = extents * self._extent_bytes - self._tree_share_bytes
+        return room * self._data_bytes_per_extent // self._extent_bytes
 
     def ready_extents(self, free_extents: int) -> int:
         """Of the free extents, those that user data may take right now (I3).

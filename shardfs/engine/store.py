@@ -349,6 +349,14 @@ class Store:
             await self._scheduler.settle(dependency)
         self._maintenance.notice()
 
+    def admits_at_once(self, length: int = 0) -> bool:
+        """Whether `admit` would let the caller in without waiting; then it need not be called.
+
+        Args:
+            length: bytes of data that will be appended next.
+        """
+        return self._maintenance.admission.admits_at_once(length)
+
     async def admit(self, length: int = 0) -> None:
         """Wait a little as the background work falls behind (pacing.py); wait longer while too much
         is queued for the device, or is behind the last checkpoint, or while garbage is in the way.
@@ -364,6 +372,12 @@ class Store:
         if self._scheduler.queued_bytes > limits.QUEUED_BYTES_MAX:
             await self._scheduler.admit()
         await self._maintenance.admission.admit(length)
+
+    def require_room(self, length: int) -> None:
+        """Raises:
+        NoSpaceError: `length` more bytes of data have no room beside what is promised.
+        """
+        self._applier.require_room(length)
 
     def reserve(self, length: int) -> None:
         """Set space aside for `length` bytes that will be appended later.
@@ -435,13 +449,16 @@ class Store:
     # --- helpers ----------------------------------------------------------------------------
 
     def _applied(self, batch: Batch) -> None:
-        self._gatherer.changed(batch)
+        if batch.piece_counts:
+            self._gatherer.changed(batch)
         self._maintenance.notice()
 
     async def _load(self, key: bytes) -> bytes | Shard | None:
         """The value of a key, current at the moment of return."""
-        value = await self._tree.get(key)
+        value = self._tree.find(key)
         if value is None:
+            value = await self._tree.get(key)
+        if value is None or value == TOMBSTONE:
             return None
         found = self._recent.shard_or_record(key, value, self._tree.generation)
         if isinstance(found, Shard):

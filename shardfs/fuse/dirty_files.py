@@ -14,8 +14,8 @@ Not here: when data is flushed, and how (flusher.py), what one file's ranges are
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -67,7 +67,8 @@ class DirtyFiles:
         self._content_changed = content_changed
         self._files: dict[int, DirtyFile] = {}
         self._error_counts: dict[int, int] = {}
-        self._progress = trio.Event()
+        self._progress: trio.Event | None = None
+        """Set, and made anew, whenever somebody waits for it."""
         store.health.on_change(self._notify)
 
     # --- looking
@@ -100,6 +101,8 @@ class DirtyFiles:
 
     async def some_gone(self) -> None:
         """Return when some buffered data has gone, or the store's health has changed."""
+        if self._progress is None:
+            self._progress = trio.Event()
         await self._progress.wait()
 
     # --- changing
@@ -111,18 +114,41 @@ class DirtyFiles:
         self._files[file.ino] = file
 
     def known(self, ino: int) -> DirtyFile:
-        """The file, put into the table if it is not there. Requires: `used` is next."""
+        """The file, put into the table if it is not there. Requires: `locked` is next."""
         return self._files.setdefault(ino, DirtyFile(ino))
 
-    @contextmanager
-    def used(self, file: DirtyFile) -> Iterator[None]:
-        """While the body runs the file stays in the table."""
-        file.users += 1
+    @asynccontextmanager
+    async def locked(self, file: DirtyFile) -> AsyncIterator[None]:
+        """While the body runs nobody else flushes or truncates the file, and it stays in the table.
+
+        Checkpoints: only to wait.
+        """
+        await self.lock(file)
         try:
             yield
         finally:
-            file.users -= 1
-            self.retire(file)
+            self.unlock(file)
+
+    async def lock(self, file: DirtyFile) -> None:
+        """What `locked` does first: for those who do it often. Then `unlock`, whatever happens."""
+        file.users += 1
+        try:
+            file.lock.acquire_nowait()
+        except trio.WouldBlock:
+            try:
+                await file.lock.acquire()
+            except BaseException:  # cancelled
+                self._leave(file)
+                raise
+
+    def unlock(self, file: DirtyFile) -> None:
+        """What `locked` does last."""
+        file.lock.release()
+        self._leave(file)
+
+    def _leave(self, file: DirtyFile) -> None:
+        file.users -= 1
+        self.retire(file)
 
     def reserve(self, file: DirtyFile, added_bytes: int, added_segments: int) -> None:
         """Reserve for what a write may add, as far as it is not reserved yet (I1)."""
@@ -181,5 +207,6 @@ class DirtyFiles:
             file.reserved = wanted
 
     def _notify(self) -> None:
-        progress, self._progress = self._progress, trio.Event()
-        progress.set()
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None

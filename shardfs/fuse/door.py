@@ -126,6 +126,11 @@ class StoreDoor(Protocol):
     async def sync(self, dependency: Dependency | None = None) -> None:
         """Return when `dependency` (default: all applied before) is persistent."""
 
+    def require_room(self, length: int) -> None:
+        """Raises:
+        NoSpaceError: `length` more bytes of data have no room beside what is reserved.
+        """
+
     def reserve(self, length: int) -> None:
         """Set space aside, bytes.
 
@@ -135,6 +140,9 @@ class StoreDoor(Protocol):
 
     def release(self, length: int) -> None:
         """Give reserved space back, bytes."""
+
+    def admits_at_once(self, length: int = 0) -> bool:
+        """Whether `admit` would not wait: then it need not be called."""
 
     async def admit(self, length: int = 0) -> None:
         """Wait while too much is queued for the device, or garbage is in the way of `length` bytes

@@ -161,9 +161,13 @@ class Files:
             pieces = self._append(key, pieces, run)
         end = index * SHARD_BYTES + runs[-1].start + runs[-1].length
         change.batch.put_shard(key, pieces, base)
+        inode = amend(inode)
         change.put_inode(
             ino,
-            amend(inode)._replace(size=max(inode.size, end), used=used + _used_bytes(pieces)),
+            inode.with_content(
+                *(max(inode.size, end), used + _used_bytes(pieces)),
+                *(inode.mtime_ns, inode.ctime_ns),
+            ),
         )
         return change.commit()
 

@@ -48,6 +48,7 @@ _RUNS_PER_STEP: Final = 32
 _FRUITLESS_MAX: Final = 2
 _FILES_PER_STEP: Final = 16
 _FILES_LOOKED_AT: Final = 256
+_FILES_PER_SLICE: Final = 4
 _RESERVED_SHARE_FLUSHED: Final = 0.2
 _RESERVED_SHARE_MAX: Final = 0.9
 
@@ -77,6 +78,8 @@ class Flusher:
         self._ready: dict[int, None] = {}
         self._wake = trio.Event()
         self._throttle = Throttle()
+        self._since_rest = 0
+        """Files flushed since other tasks had their turn."""
 
     def notice(self, ino: int, *, is_ready: bool) -> None:
         """Something was written: wake the task if it has to do something about it.
@@ -200,20 +203,25 @@ class Flusher:
             _log.debug("inode %d stays buffered: %s", ino, error)  # the store has told why
         except ShardfsError as error:
             _log.error("writing back inode %d failed: %s", ino, error)
-        await trio.lowlevel.checkpoint()
+        self._since_rest += 1
+        if self._since_rest >= _FILES_PER_SLICE:
+            self._since_rest = 0
+            await trio.lowlevel.checkpoint()
 
     async def _flush_file(self, ino: int, choose: Callable[[DirtyRanges], list[int]]) -> None:
         file = self._dirty.find(ino)
         if file is None:
             return
-        with self._dirty.used(file):
-            async with file.lock:
-                started = trio.current_time()
-                indexes = choose(file.ranges)
-                everything = indexes == file.ranges.shards()
-                await self.flush_shards(file, indexes)
-                if everything:
-                    file.since = started  # what is dirty now came later
+        await self._dirty.lock(file)
+        try:
+            started = trio.current_time()
+            indexes = choose(file.ranges)
+            everything = indexes == file.ranges.shards()
+            await self.flush_shards(file, indexes)
+            if everything:
+                file.since = started  # what is dirty now came later
+        finally:
+            self._dirty.unlock(file)
 
     async def flush_shards(self, file: DirtyFile, indexes: list[int]) -> None:
         """Flush these shards of a file. Requires: its lock. Raises: as `flush`."""
@@ -236,7 +244,8 @@ class Flusher:
         key = shard_key(file.ino, index)
         fruitless = 0
         while True:
-            await self._tables.load(file.ino)
+            if not self._tables.is_loaded(file.ino):
+                await self._tables.load(file.ino)
             shard = await self._store.get_shard(key)
             if not self._files.has_room_for(shard, _RUNS_PER_STEP):
                 await self._gather(file.ino, index)
@@ -244,7 +253,9 @@ class Flusher:
                 shard = await self._store.get_shard(key)
             # The last await: what is ready, and what the log still takes, is for this batch. Many
             # who flush at once come in one after the other.
-            await self._store.admit(min(limits.SHARD_BYTES, file.ranges.bytes))
+            length = min(limits.SHARD_BYTES, file.ranges.bytes)
+            if not self._store.admits_at_once(length):
+                await self._store.admit(length)
             try:
                 return self._flush_now(file, index, start, shard)
             except (StaleError, NotLoaded):
@@ -281,7 +292,8 @@ class Flusher:
 
         def amend(inode: Inode) -> Inode:
             mtime_ns = inode.mtime_ns if file.mtime_ns is None else file.mtime_ns
-            return inode._replace(mtime_ns=mtime_ns, ctime_ns=max(inode.ctime_ns, file.ctime_ns))
+            ctime_ns = max(inode.ctime_ns, file.ctime_ns)
+            return inode.with_content(inode.size, inode.used, mtime_ns, ctime_ns)
 
         try:
             self._files.store_runs(file.ino, index, shard, runs, amend)

@@ -26,7 +26,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from shardfs import limits
-from shardfs.errors import CorruptionError, FileError
+from shardfs.errors import CorruptionError, FileError, NoSpaceError
 from shardfs.fuse import access_lists
 from shardfs.fuse.access_lists import ACCESS, DEFAULT, AccessList
 from shardfs.fuse.handles import Handles
@@ -43,7 +43,7 @@ from shardfs.fuse.records import (
     xattr_key,
 )
 from shardfs.fuse.rename import EXCHANGE, Renaming, apply_rename, plan_rename
-from shardfs.fuse.tables import Change, Tables
+from shardfs.fuse.tables import Change, NotLoaded, Tables
 from shardfs.fuse.writeback import Writeback, without_set_id
 
 _PERMISSION_BITS: Final = 0o7777
@@ -96,7 +96,7 @@ class Namespace:
         Raises:
             FileError: there is no such inode.
         """
-        inode = await self._tables.inode(ino)
+        inode = self._tables.cached_inode(ino) or await self._tables.inode(ino)
         if inode is None:
             raise FileError(errno.ESTALE)
         return self._writeback.overlay(ino, inode)
@@ -107,8 +107,16 @@ class Namespace:
         Raises:
             FileError: the name is too long, or there is no such directory.
         """
-        found = await self._tables.run(partial(self._lookup_now, parent, name))
-        return found and Found(found.ino, self._writeback.overlay(*found))
+        try:
+            found = self._lookup_now(parent, name)
+        except NotLoaded as missing:
+            await self._tables.load(missing.key)
+            found = await self._tables.run(partial(self._lookup_now, parent, name))
+        if found is None:
+            return None
+        ino, inode = found
+        seen = self._writeback.overlay(ino, inode)
+        return found if seen is inode else Found(ino, seen)
 
     def _lookup_now(self, parent: int, name: bytes) -> Found | None:
         if len(name) > limits.NAME_BYTES_MAX:
@@ -165,45 +173,39 @@ class Namespace:
             mode &= ~umask
         else:
             lists, mode = _inherited(default, mode)
-        inode = Inode(mode, 1, uid, gid, rdev=rdev, size=len(target), target=target)
-        inode = inode._replace(xattrs=len(lists))
-        return await self._grow(partial(self._create_now, parent, name, inode, lists))
+        create = partial(self._create_now, parent, name, mode, uid, gid, rdev, target, lists)
+        return await self._grow(create)
 
     def _create_now(
-        self, parent: int, name: bytes, inode: Inode, lists: Mapping[bytes, AccessList]
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        rdev: int,
+        target: bytes,
+        lists: Mapping[bytes, AccessList],
     ) -> Found:
         change = self._tables.change(grows=True)
         directory = self._directory(change, parent)
         self._require_free(parent, name)
         now = self._tables.now_ns()
-        gid, mode = inode.gid, inode.mode
+        is_directory = stat.S_ISDIR(mode)
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
-            mode |= stat.S_ISGID if inode.is_directory else 0
+            mode |= stat.S_ISGID if is_directory else 0
         ino = change.new_ino()
-        inode = inode._replace(
-            mode=mode,
-            nlink=2 if inode.is_directory else 1,
-            gid=gid,
-            atime_ns=now,
-            mtime_ns=now,
-            ctime_ns=now,
-            btime_ns=now,
-            parent=parent if inode.is_directory else 0,
+        nlink, above = (2, parent) if is_directory else (1, 0)
+        owner, times = (uid, gid), (now, now, now, now)
+        inode = Inode(
+            *(mode, nlink, *owner, rdev, len(lists), len(target), 0, *times, above, target)
         )
         change.put_inode(ino, inode)
         for attribute, entries in lists.items():
             change.batch.put(xattr_key(ino, attribute), encode_access_list(entries))
         change.put_entry(parent, name, Entry(ino, mode >> 12))
-        change.put_inode(
-            parent,
-            directory._replace(
-                nlink=directory.nlink + inode.is_directory,
-                size=directory.size + 1,
-                mtime_ns=now,
-                ctime_ns=now,
-            ),
-        )
+        change.put_inode(parent, directory.with_entries(1, int(is_directory), now))
         change.commit()
         return Found(ino, inode)
 
@@ -230,12 +232,10 @@ class Namespace:
         if inode.nlink >= limits.LINKS_MAX:
             raise FileError(errno.EMLINK)
         now = self._tables.now_ns()
-        inode = inode._replace(nlink=inode.nlink + 1, ctime_ns=now)
+        inode = inode.with_names(inode.nlink + 1, inode.parent, now)
         change.put_inode(ino, inode)
         change.put_entry(parent, name, Entry(ino, inode.mode >> 12))
-        change.put_inode(
-            parent, directory._replace(size=directory.size + 1, mtime_ns=now, ctime_ns=now)
-        )
+        change.put_inode(parent, directory.with_entries(1, 0, now))
         change.commit()
         return Found(ino, inode)
 
@@ -262,9 +262,14 @@ class Namespace:
         await self._remove(parent, name, is_directory=True)
 
     async def _remove(self, parent: int, name: bytes, *, is_directory: bool) -> None:
-        await self._orphans.admit()
-        await self._tables.store.admit()
-        removed = await self._tables.run(partial(self._remove_now, parent, name, is_directory))
+        if self._orphans.are_too_many:
+            await self._orphans.admit()
+        if not self._tables.store.admits_at_once():
+            await self._tables.store.admit()
+        try:
+            removed = self._remove_now(parent, name, is_directory)
+        except NotLoaded:
+            removed = await self._tables.run(partial(self._remove_now, parent, name, is_directory))
         if removed.inode.nlink == 0:
             self._handles.nameless(removed.ino)
 
@@ -282,18 +287,11 @@ class Namespace:
         if is_directory and inode.size:
             raise FileError(errno.ENOTEMPTY)
         now = self._tables.now_ns()
-        inode = inode._replace(nlink=0 if is_directory else inode.nlink - 1, ctime_ns=now)
+        nlink = 0 if is_directory else inode.nlink - 1
+        inode = inode.with_names(nlink, inode.parent, now)
         change.put_inode(ino, inode)
         change.delete_entry(parent, name)
-        change.put_inode(
-            parent,
-            directory._replace(
-                nlink=directory.nlink - is_directory,
-                size=directory.size - 1,
-                mtime_ns=now,
-                ctime_ns=now,
-            ),
-        )
+        change.put_inode(parent, directory.with_entries(-1, -int(is_directory), now))
         if inode.nlink == 0:
             change.batch.put(orphan_key(ino), b"")
         change.commit()
@@ -318,9 +316,17 @@ class Namespace:
         renaming = Renaming(old_parent, old_name, new_parent, new_name, flags)
         for name in (old_name, new_name):
             _require_name(name)
-        await self._orphans.admit()
-        await self._tables.store.admit()
-        plan = await self._tables.run(partial(plan_rename, self._tables, renaming))
+        if self._orphans.are_too_many:
+            await self._orphans.admit()
+        if not self._tables.store.admits_at_once():
+            await self._tables.store.admit()
+        try:
+            plan = plan_rename(self._tables, renaming)
+            if plan.replaced is None:
+                apply_rename(self._tables, renaming, plan)
+                return
+        except NotLoaded:
+            plan = await self._tables.run(partial(plan_rename, self._tables, renaming))
         if plan.replaced is not None and flags != EXCHANGE and self._writeback.is_dirty(plan.moved):
             await self._writeback.flush(plan.moved)
         nameless = await self._tables.run(partial(apply_rename, self._tables, renaming))
@@ -390,7 +396,7 @@ class Namespace:
 
     async def _access_list(self, ino: int, name: bytes) -> AccessList | None:
         """An inode's access list or default list, if it has one. Checkpoints: seldom."""
-        inode = await self._tables.inode(ino)
+        inode = self._tables.cached_inode(ino) or await self._tables.inode(ino)
         if inode is None or not inode.xattrs:
             return None
         value = await self._tables.store.get_record(xattr_key(ino, name))
@@ -398,10 +404,14 @@ class Namespace:
 
     async def _grow(self, operation: partial[Found]) -> Found:
         """Run an operation that needs space; on a full disk wait once for what is being freed."""
-        await self._tables.store.admit()
-        return await self._orphans.with_room(
-            partial(self._tables.run, operation), self._writeback.flush_steps
-        )
+        if not self._tables.store.admits_at_once():
+            await self._tables.store.admit()
+        try:
+            return operation()
+        except (NotLoaded, NoSpaceError):
+            return await self._orphans.with_room(
+                partial(self._tables.run, operation), self._writeback.flush_steps
+            )
 
     def _directory(self, change: Change, ino: int) -> Inode:
         """A directory that takes changes (I4)."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final, TypeVar
 
 import trio
@@ -72,13 +72,18 @@ class Orphans:
         """All nameless inodes that are in use."""
         return list(self._held)
 
+    @property
+    def are_too_many(self) -> bool:
+        """So many wait to be freed that no more may come."""
+        return len(self._queue) > limits.ORPHANS_QUEUED_MAX
+
     async def admit(self) -> None:
         """Wait while too many inodes are queued. Checkpoints: only then.
 
         Raises:
             ReadOnlyError: they cannot be freed any more.
         """
-        while len(self._queue) > limits.ORPHANS_QUEUED_MAX:
+        while self.are_too_many:
             self._store.health.require_writable()
             await self._progress.wait()
 
@@ -106,25 +111,18 @@ class Orphans:
         Raises:
             NoSpaceError: there still is none.
         """
-        for _ in range(_ROOM_ATTEMPTS):
-            async with aclosing(self._attempts(flush_steps)) as attempts:
-                async for _ in attempts:
-                    try:
+        for attempts_left in reversed(range(_ROOM_ATTEMPTS + 1)):
+            try:
+                return await operation()
+            except NoSpaceError:
+                if not attempts_left:
+                    raise
+            async with aclosing(flush_steps()) as steps:
+                async for _ in steps:  # whenever some more has been flushed
+                    with suppress(NoSpaceError):
                         return await operation()
-                    except NoSpaceError:
-                        continue  # when some more has been flushed
             await self.make_room()
-        return await operation()
-
-    @staticmethod
-    async def _attempts(
-        flush_steps: Callable[[], AsyncGenerator[None, None]],
-    ) -> AsyncGenerator[None, None]:
-        """Comes now, and again whenever some of what is buffered has been flushed."""
-        yield
-        async with aclosing(flush_steps()) as steps:
-            async for _ in steps:
-                yield
+        raise AssertionError("the last attempt returns or raises")
 
     async def make_room(self) -> None:
         """Let the space of what was deleted come back, as far as it can."""

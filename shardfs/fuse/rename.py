@@ -75,8 +75,11 @@ def plan_rename(tables: Tables, renaming: Renaming) -> Plan:
     return Plan(old.ino, new.ino)
 
 
-def apply_rename(tables: Tables, renaming: Renaming) -> int | None:
+def apply_rename(tables: Tables, renaming: Renaming, plan: Plan | None = None) -> int | None:
     """Check and do a rename, in one batch.
+
+    Args:
+        plan: what plan_rename has just said, nothing having been awaited since.
 
     Returns:
         The inode that has lost its last name, or None.
@@ -84,7 +87,7 @@ def apply_rename(tables: Tables, renaming: Renaming) -> int | None:
     Raises:
         FileError, NotLoaded, ReadOnlyError: nothing was changed.
     """
-    plan = plan_rename(tables, renaming)
+    plan = plan or plan_rename(tables, renaming)
     if plan.moved == plan.replaced:
         return None  # two names of one file: POSIX wants both kept
     change = tables.change()
@@ -112,10 +115,8 @@ def _move(change: Change, entry: Entry, source: int, target: int, now_ns: int) -
     inode = change.find_inode(entry.ino)
     if inode is None:
         raise CorruptionError(f"an entry names inode {entry.ino}, which does not exist")
-    change.put_inode(
-        entry.ino,
-        inode._replace(ctime_ns=now_ns, parent=target if entry.is_directory else 0),
-    )
+    above = target if entry.is_directory else 0
+    change.put_inode(entry.ino, inode.with_names(inode.nlink, above, now_ns))
     _count(change, source, -1, -entry.is_directory, now_ns)
     _count(change, target, 1, int(entry.is_directory), now_ns)
 
@@ -126,7 +127,7 @@ def _replace(change: Change, entry: Entry, parent: int, now_ns: int) -> int | No
     if inode is None:
         raise CorruptionError(f"an entry names inode {entry.ino}, which does not exist")
     nlink = 0 if entry.is_directory else inode.nlink - 1
-    change.put_inode(entry.ino, inode._replace(nlink=nlink, ctime_ns=now_ns))
+    change.put_inode(entry.ino, inode.with_names(nlink, inode.parent, now_ns))
     _count(change, parent, -1, -entry.is_directory, now_ns)
     if nlink:
         return None
@@ -137,15 +138,7 @@ def _replace(change: Change, entry: Entry, parent: int, now_ns: int) -> int | No
 def _count(change: Change, directory: int, entries: int, subdirectories: int, now_ns: int) -> None:
     inode = change.find_inode(directory)
     assert inode is not None, "plan_rename has seen it"
-    change.put_inode(
-        directory,
-        inode._replace(
-            nlink=inode.nlink + subdirectories,
-            size=inode.size + entries,
-            mtime_ns=now_ns,
-            ctime_ns=now_ns,
-        ),
-    )
+    change.put_inode(directory, inode.with_entries(entries, subdirectories, now_ns))
 
 
 def _require_outside(tables: Tables, ino: int, directory: int, error: int) -> None:

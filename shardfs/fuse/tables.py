@@ -205,6 +205,10 @@ class Tables:
         except KeyError:
             raise NotLoaded((parent, name)) from None
 
+    def cached_inode(self, ino: int) -> Inode | None:
+        """The inode if it is cached; None says nothing."""
+        return self._inodes.get(ino)
+
     def is_loaded(self, ino: int) -> bool:
         """True when find_inode will not raise NotLoaded."""
         return ino in self._inodes
@@ -215,7 +219,10 @@ class Tables:
         Raises:
             DeviceError, CorruptionError
         """
-        return await self.run(partial(self.find_inode, ino))
+        try:
+            return self._inodes[ino]
+        except KeyError:
+            return await self.run(partial(self.find_inode, ino))
 
     async def run(self, operation: Callable[[], T]) -> T:
         """What `operation` returns, having loaded what it asks for.
@@ -283,10 +290,11 @@ class Tables:
 
     def _adopt(self, change: Change) -> None:
         """Take what a change has applied to the store into the caches (I1)."""
+        inodes, entries = self._inodes, self._entries
         for ino, inode in change.inodes.items():
-            self._inodes[ino] = inode
+            inodes[ino] = inode
         for name, entry in change.entries.items():
-            self._entries[name] = entry
+            entries[name] = entry
         if self._observer is not None:
             self._observer.names_changed(change.entries)
         if self.name_watcher is not None:
@@ -358,11 +366,12 @@ class Change:
         tables = self._tables
         batch = self.batch
         if self._grows:
-            tables.store.reserve(limits.CHANGE_BYTES_RESERVED)
-            tables.store.release(limits.CHANGE_BYTES_RESERVED)
+            tables.store.require_room(limits.CHANGE_BYTES_RESERVED)
+        inode_count = tables.inode_count + bool(self._new_ino)
         for ino, inode in self.inodes.items():
             if inode is None:
                 batch.delete(inode_key(ino))
+                inode_count -= 1
             else:
                 batch.put(inode_key(ino), encode_inode(inode))
         for (parent, name), entry in self.entries.items():
@@ -373,8 +382,6 @@ class Change:
         leased = tables._leased_ino
         if self._new_ino >= leased:
             leased = self._new_ino + limits.INODES_PER_LEASE
-        deleted = sum([inode is None for inode in self.inodes.values()])
-        inode_count = tables.inode_count + bool(self._new_ino) - deleted
         if leased != tables._leased_ino or inode_count != tables.inode_count:
             batch.put(FACT_KEY, encode_facts(Facts(leased, inode_count)))
         watcher = tables.name_watcher

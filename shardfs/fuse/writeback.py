@@ -29,14 +29,14 @@ from typing import Final
 
 from shardfs import limits
 from shardfs.engine.layout import Bytes
-from shardfs.errors import FileError, ReadOnlyError
+from shardfs.errors import FileError, NoSpaceError, ReadOnlyError
 from shardfs.fuse.dirty_files import DirtyFile, DirtyFiles
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.files import SHARD_BYTES, Files
 from shardfs.fuse.flusher import Flusher
 from shardfs.fuse.orphans import Orphans
 from shardfs.fuse.records import Inode, inode_key
-from shardfs.fuse.tables import Tables
+from shardfs.fuse.tables import NotLoaded, Tables
 
 _BLOCK_BYTES: Final = limits.BLOCK_BYTES
 
@@ -79,11 +79,11 @@ class Writeback:
             return inode
         size = max(inode.size, file.ranges.end)
         used_max = max(inode.used, -(-size // _BLOCK_BYTES) * _BLOCK_BYTES)
-        return inode._replace(
-            size=size,
-            used=min(inode.used + file.ranges.bytes, used_max),
-            mtime_ns=inode.mtime_ns if file.mtime_ns is None else file.mtime_ns,
-            ctime_ns=max(inode.ctime_ns, file.ctime_ns),
+        return inode.with_content(
+            size,
+            min(inode.used + file.ranges.bytes, used_max),
+            inode.mtime_ns if file.mtime_ns is None else file.mtime_ns,
+            max(inode.ctime_ns, file.ctime_ns),
         )
 
     def is_dirty(self, ino: int) -> bool:
@@ -129,7 +129,7 @@ class Writeback:
         Raises:
             DeviceError, CorruptionError, FileError
         """
-        inode = await self._tables.inode(ino)
+        inode = self._tables.cached_inode(ino) or await self._tables.inode(ino)
         if inode is None:
             raise FileError(errno.ESTALE)
         file = self._dirty.find(ino)
@@ -171,8 +171,11 @@ class Writeback:
         await self._flusher.admit(len(data))
         if ino in self._files.truncations:
             await self._files.finish_truncation(ino)
-        operation = partial(self._write_now, ino, offset, data, privileged)
-        await self._orphans.with_room(partial(self._tables.run, operation), self.flush_steps)
+        try:
+            self._write_now(ino, offset, data, privileged)
+        except (NotLoaded, NoSpaceError):
+            operation = partial(self._write_now, ino, offset, data, privileged)
+            await self._orphans.with_room(partial(self._tables.run, operation), self.flush_steps)
 
     def _write_now(self, ino: int, offset: int, data: bytes, privileged: bool) -> None:
         self._store.health.require_writable()
@@ -214,13 +217,12 @@ class Writeback:
             raise FileError(errno.EFBIG)
         self._store.health.require_writable()
         file = self._dirty.known(ino)
-        with self._dirty.used(file):
-            async with file.lock:
-                kept = [index for index in file.ranges.shards() if index * SHARD_BYTES < length]
-                await self._flusher.flush_shards(file, kept)
-                cut = partial(self._dirty.forget, file, length)
-                await self._files.truncate(ino, length, amend, committed=cut)
-                file.mtime_ns = None
+        async with self._dirty.locked(file):
+            kept = [index for index in file.ranges.shards() if index * SHARD_BYTES < length]
+            await self._flusher.flush_shards(file, kept)
+            cut = partial(self._dirty.forget, file, length)
+            await self._files.truncate(ino, length, amend, committed=cut)
+            file.mtime_ns = None
 
     def set_times(self, ino: int) -> None:
         """The user has set the file's times in its inode: do not override them when flushing."""

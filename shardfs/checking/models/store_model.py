@@ -200,6 +200,11 @@ class ModelStore:
             self._change(self.durable, batch)
             each.resolve()
 
+    def require_room(self, length: int) -> None:
+        """Refuse what does not fit."""
+        if length > self.space().free_bytes:
+            raise NoSpaceError(f"no room for {length} bytes")
+
     def reserve(self, length: int) -> None:
         """Set space aside."""
         if length > self.space().free_bytes:
@@ -210,6 +215,10 @@ class ModelStore:
         """Give reserved space back."""
         assert 0 <= length <= self.reserved_bytes
         self.reserved_bytes -= length
+
+    def admits_at_once(self, length: int = 0) -> bool:
+        """It never waits."""
+        return True
 
     async def admit(self, length: int = 0) -> None:
         """Never waits."""

@@ -29,6 +29,8 @@ class Memtable:
     def __init__(self) -> None:
         self.entries: dict[bytes, bytes] = {}
         self.bytes_held = 0
+        self.run_bytes = 0
+        """About what the entries take as a run, tombstones included."""
         self._sorted: SortedList[bytes] = SortedList()
         self._unsorted: list[bytes] = []
 
@@ -37,20 +39,25 @@ class Memtable:
 
     def set(self, key: bytes, value: bytes) -> None:
         """Insert or replace one entry."""
-        old = self.entries.get(key)
-        self.entries[key] = value
-        if old is None:
-            self._unsorted.append(key)
-            if len(self._unsorted) >= _UNSORTED_MAX:
-                self._sort_in()
-            self.bytes_held += len(key) + len(value) + _ENTRY_OVERHEAD_BYTES
-        else:
-            self.bytes_held += len(value) - len(old)
+        self.update({key: value})
 
-    @property
-    def run_bytes(self) -> int:
-        """About what the entries take as a run, tombstones included."""
-        return self.bytes_held - len(self.entries) * (_ENTRY_OVERHEAD_BYTES - _RUN_OVERHEAD_BYTES)
+    def update(self, changes: dict[bytes, bytes]) -> None:
+        """Insert or replace entries."""
+        entries = self.entries
+        grown = added = 0
+        for key, value in changes.items():
+            old = entries.get(key)
+            entries[key] = value
+            if old is None:
+                self._unsorted.append(key)
+                added += 1
+                grown += len(key) + len(value)
+            else:
+                grown += len(value) - len(old)
+        self.bytes_held += grown + added * _ENTRY_OVERHEAD_BYTES
+        self.run_bytes += grown + added * _RUN_OVERHEAD_BYTES
+        if len(self._unsorted) >= _UNSORTED_MAX:
+            self._sort_in()
 
     def get(self, key: bytes) -> bytes | None:
         """The encoded value, or None when the key is not here."""

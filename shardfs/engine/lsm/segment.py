@@ -196,6 +196,11 @@ class Segment:
             return block.values[at]
         return None
 
+    def cached_block(self, key: bytes) -> Block | None:
+        """The block that holds `key` if any does, unless it would have to be read."""
+        found: Block | None = self._cache.get(_cache_key(self.index.blocks[self.block_number(key)]))
+        return found
+
     def is_cached(self, number: int) -> bool:
         """Whether a block need not be read and decoded; never checkpoints."""
         return self._cache.holds(_cache_key(self.index.blocks[number]))

@@ -14,6 +14,7 @@ Not here: durability (commit.py), the background work that replaces runs (checkp
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import AsyncIterator
 
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_shard
@@ -45,17 +46,46 @@ class Tree:
         """Put one encoded value into the memtable."""
         self.memtable.set(key, value)
 
+    def update(self, changes: dict[bytes, bytes]) -> None:
+        """Put encoded values into the memtable."""
+        self.memtable.update(changes)
+
     @property
     def memory_bytes(self) -> int:
         """About what is only in memory will take as runs."""
-        frozen = self.frozen.run_bytes if self.frozen is not None else 0
-        return self.memtable.run_bytes + frozen
+        frozen = self.frozen
+        return self.memtable.run_bytes + (frozen.run_bytes if frozen is not None else 0)
 
     def in_memory(self, key: bytes) -> bytes | None:
         """The encoded value if one of the memtables has it (a tombstone too), else None."""
         value = self.memtable.entries.get(key)
         if value is None and self.frozen is not None:
             value = self.frozen.entries.get(key)
+        return value
+
+    def find(self, key: bytes) -> bytes | None:
+        """The encoded value, TOMBSTONE if there is none, or None if a block has to be read to know.
+
+        What `get` does without waiting.
+        """
+        value = self.in_memory(key)
+        if value is not None:
+            return value
+        for segment in overlapping(self.runs, key):
+            if segment.may_contain(key):
+                block = segment.cached_block(key)
+                if block is None:
+                    return None
+                at = bisect_left(block.keys, key)
+                if at < len(block.keys) and block.keys[at] == key:
+                    value = block.values[at]
+                    break
+                value = TOMBSTONE  # unless an older run has it
+        else:
+            if value is None:
+                return TOMBSTONE  # as the filters alone say
+        if value == TOMBSTONE:
+            self._note_absent(key)
         return value
 
     async def get(self, key: bytes) -> bytes | None:
