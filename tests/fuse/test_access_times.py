@@ -96,7 +96,7 @@ async def test_no_read_fails_for_its_atime(monkeypatch: pytest.MonkeyPatch) -> N
             raise NoSpaceError("full")
 
         with monkeypatch.context() as full:
-            full.setattr(file_system.store, "reserve", refuse)
+            full.setattr(file_system.store, "require_room", refuse)
             assert not await moves(file_system, ino)
         assert await moves(file_system, ino)
         file_system.reading.notice(987_654)
