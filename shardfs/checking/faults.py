@@ -217,6 +217,11 @@ class FaultPlan:
         """Plans a fault, behind those planned before."""
         self._faults.append(fault)
 
+    @property
+    def are_planned(self) -> bool:
+        """Something may go wrong, or has gone wrong and lasts."""
+        return bool(self._faults) or self.gone or self._requests_to_vanish is not None
+
     # --- what the device asks -----------------------------------------------------------------
 
     def come_back(self) -> None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
@@ -47,6 +47,11 @@ from shardfs.engine.device import Buffer, DeviceCounts
 from shardfs.errors import DeviceError
 
 __all__ = ["PowerCut", "SimulatedDevice", "SimulationError", "TraceEntry"]
+
+
+_AT_ONCE_BYTES_MAX: Final = 64 * 1024
+_AT_ONCE_SEEDS: Final = 4
+"""`reseed` with one seed in so many makes a device that takes short writes at once."""
 
 
 class PowerCut(BaseException):
@@ -111,6 +116,8 @@ class SimulatedDevice:
         self._checkpoints_max = checkpoints_max
         self._in_flight: list[Operation] = []
         self.faults = FaultPlan(size_bytes, zoned=zoned_bytes is not None)
+        self.takes_at_once = False
+        """Short writes need not wait; see write_at_once."""
         self._flush_errno = 0
         self._cut_step: int | None = None
         self._steps_before = 0
@@ -150,6 +157,22 @@ class SimulatedDevice:
         self.counts.writes += 1
         self.counts.write_bytes += length
         await self._change("write", offset, data)
+
+    def write_at_once(self, offset: int, buffers: Sequence[Buffer]) -> bool:
+        """See Device.write_at_once: short writes, if `takes_at_once` and nothing shall go wrong."""
+        data = b"".join(buffers)
+        if not self.takes_at_once or len(data) > _AT_ONCE_BYTES_MAX or self.faults.are_planned:
+            return False
+        self._begin("write", offset, len(data))
+        if self.zoned_bytes:
+            require_at_pointer(self.zoned_bytes, self.medium.pointers, offset, len(data))
+        operation = Operation(self.step + 1, "write", offset, len(data), data)
+        require_alone(operation, self._in_flight, self.zoned_bytes)
+        self.counts.writes += 1
+        self.counts.write_bytes += len(data)
+        self._submit(operation)
+        self.medium.apply(operation)
+        return True
 
     async def flush(self) -> None:
         """See Device.flush."""
@@ -245,6 +268,7 @@ class SimulatedDevice:
         self._seed = seed
         self._rng = random.Random(seed)
         self._checkpoints_max = checkpoints_max
+        self.takes_at_once = seed % _AT_ONCE_SEEDS == 0
 
     # --- power --------------------------------------------------------------------------------
 
@@ -273,6 +297,7 @@ class SimulatedDevice:
             path=self.path,
         )
         device.is_image = self.is_image
+        device.takes_at_once = self.takes_at_once
         device.medium.become(point, choice)
         device.faults = self.faults.lasting()
         return device

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from shardfs import limits
 from shardfs.engine.liveness import ExtentLife, live_changes
-from shardfs.engine.lsm.entry import TOMBSTONE, encode_record, encode_shard
+from shardfs.engine.lsm.entry import RECORD, TOMBSTONE, encode_shard
 from shardfs.engine.pieces import Locator, Piece, Shard, locators
 from shardfs.errors import LimitError
 
@@ -67,7 +67,7 @@ class Batch:
             raise LimitError(
                 f"a record of {len(record)} bytes is longer than {self._record_bytes_max}"
             )
-        self.changes[key] = encode_record(record)
+        self.changes[key] = RECORD + record
 
     def delete(self, key: bytes) -> None:
         """Remove a record; nothing happens if there is none."""

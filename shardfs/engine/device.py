@@ -89,6 +89,14 @@ class Device(Protocol):
         """
         ...
 
+    def write_at_once(self, offset: int, buffers: Sequence[Buffer]) -> bool:
+        """What `write` does, if the device takes that without waiting.
+
+        Returns:
+            False: nothing was done, or it could not be done whole; `write` has to be called.
+        """
+        ...
+
     async def flush(self) -> None:
         """Makes every write completed before this call durable.
 

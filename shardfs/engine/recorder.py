@@ -191,6 +191,10 @@ class RecordingDevice:
         call = partial(self._device.write, offset, buffers)
         await self._recorded(RequestKind.WRITE, offset, length, buffers, call)
 
+    def write_at_once(self, offset: int, buffers: Sequence[Buffer]) -> bool:
+        """See Device.write_at_once: what is recorded goes through `write`."""
+        return False
+
     async def flush(self) -> None:
         """See Device.flush."""
         await self._recorded(RequestKind.FLUSH, 0, 0, (), self._device.flush)

@@ -12,6 +12,7 @@ Invariants:
         completed, and has itself succeeded.
     I4. A failed write or flush is never retried as if clean: the store turns read-only, and
         everything that is not persistent by then fails, so that nobody waits for ever.
+    I6. What the device takes without waiting is written within `submit`, in its turn.
     I5. A write that has begun is finished even if the nursery is cancelled: closing in order
         still has to write.
 
@@ -207,23 +208,45 @@ class Scheduler:
         for extent, queue in list(self._queues.items()):
             if self._writing >= limits.WRITES_IN_FLIGHT_MAX:
                 return
-            # Failing one queue may have come back here and dealt with this one.
-            if queue.in_flight or not queue.writes:
-                continue
-            head = queue.writes[0]
-            if not head.before.settled:
-                if queue.watched is not head.before:
-                    queue.watched = head.before
-                    head.before.on_settled(self._issue_ready)
-                continue
-            failure = head.before.failure or self._blocked()
-            if failure is not None:
-                self._drop_queue(extent, failure)
-                continue
-            group = self._take_group(queue)
-            queue.in_flight = group[0].number
+            while self._issue_next(extent, queue):
+                pass
+
+    def _issue_next(self, extent: int, queue: _Queue) -> bool:
+        """Begin the next writes of an extent, if they may; whether they are done already (I6)."""
+        # Failing one queue may have come back here and dealt with this one.
+        if queue.in_flight or not queue.writes:
+            return False
+        head = queue.writes[0]
+        if not head.before.settled:
+            if queue.watched is not head.before:
+                queue.watched = head.before
+                head.before.on_settled(self._issue_ready)
+            return False
+        failure = head.before.failure or self._blocked()
+        if failure is not None:
+            self._drop_queue(extent, failure)
+            return False
+        group = self._take_group(queue)
+        queue.in_flight = group[0].number
+        if not self._write_at_once(group):
             self._writing += 1
             self._nursery.start_soon(self._write_group, extent, group)
+            return False
+        queue.in_flight = 0
+        if not queue.writes:
+            del self._queues[extent]
+        self._made_progress()
+        return True
+
+    def _write_at_once(self, group: list[_Write]) -> bool:
+        buffers = [buffer for write in group for buffer in write.buffers]
+        if not self._device.write_at_once(group[0].offset, buffers):
+            return False
+        for write in group:
+            self.queued_bytes -= write.length
+            self._written.append(write.persistent)
+            write.on_written()
+        return True
 
     def _blocked(self) -> Exception | None:
         try:

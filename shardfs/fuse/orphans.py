@@ -23,6 +23,7 @@ from typing import Final, TypeVar
 import trio
 
 from shardfs import limits
+from shardfs.engine.pacing import rest_s
 from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError
 from shardfs.fuse.door import StoreDoor, scan_some
 from shardfs.fuse.files import Files
@@ -34,6 +35,7 @@ T = TypeVar("T")
 _ORPHANS_END: Final = bytes([ORPHAN_PREFIX[0] + 1])
 _SCAN_COUNT: Final = 256
 _ROOM_ATTEMPTS: Final = 2
+_FREED_PER_SLICE: Final = 2
 
 
 class Orphans:
@@ -46,7 +48,10 @@ class Orphans:
         self._queue: dict[int, None] = {}
         self._is_searching = False
         self._wake = trio.Event()
-        self._progress = trio.Event()
+        self._progress: trio.Event | None = None
+        """Set, and made anew, whenever somebody waits for it."""
+        self._arrived = 0
+        """How many were ever queued."""
         store.health.on_change(self._notify)
 
     @property
@@ -66,6 +71,7 @@ class Orphans:
         """Nobody uses this nameless inode any more: free it."""
         self._held.discard(ino)
         self._queue[ino] = None
+        self._arrived += 1
         self._wake.set()
 
     def held(self) -> list[int]:
@@ -85,7 +91,7 @@ class Orphans:
         """
         while self.are_too_many:
             self._store.health.require_writable()
-            await self._progress.wait()
+            await self._some_freed()
 
     async def drained(self) -> None:
         """Wait until nothing is queued or looked for. Checkpoints: only then.
@@ -95,7 +101,7 @@ class Orphans:
         """
         while self._queue or self._is_searching:
             self._store.health.require_writable()
-            await self._progress.wait()
+            await self._some_freed()
 
     async def with_room(
         self,
@@ -137,19 +143,33 @@ class Orphans:
         self._is_searching = False
         self._notify()
         while True:
-            await self.reap_queued()
+            await self.reap_queued(rests=True)
             self._wake = trio.Event()
             if not self._queue:
                 await self._wake.wait()
 
-    async def reap_queued(self) -> None:
-        """Free all that is queued now."""
+    async def reap_queued(self, *, rests: bool = False) -> None:
+        """Free all that is queued now.
+
+        Args:
+            rests: leave the processor to requests while more and more files are removed and
+                nobody waits for what they held; the less, the longer the queue is.
+        """
+        freed = arrived = 0
         while self._queue:
             ino = next(iter(self._queue))
             await self._free(ino)
             self._queue.pop(ino, None)
             self._notify()
-            await trio.lowlevel.checkpoint()
+            freed += 1
+            if freed % _FREED_PER_SLICE:
+                continue
+            seconds = rest_s(len(self._queue) / limits.ORPHANS_QUEUED_MAX)
+            if rests and seconds and self._arrived != arrived and self._progress is None:
+                arrived = self._arrived
+                await trio.sleep(seconds)
+            else:
+                await trio.lowlevel.checkpoint()
 
     async def _reap_leftovers(self) -> None:
         start = ORPHAN_PREFIX
@@ -176,9 +196,16 @@ class Orphans:
         for ino in list(self._files.truncations):
             await self._finish_truncation(ino)
 
+    async def _some_freed(self) -> None:
+        """Return when something has been freed, or the store's health has changed."""
+        if self._progress is None:
+            self._progress = trio.Event()
+        await self._progress.wait()
+
     def _notify(self) -> None:
-        progress, self._progress = self._progress, trio.Event()
-        progress.set()
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None
 
     async def _free(self, ino: int) -> None:
         try:

@@ -21,7 +21,8 @@ from shardfs.engine.pieces import Piece, Shard, decode_pieces, encode_pieces
 from shardfs.errors import CorruptionError
 
 TOMBSTONE: Final = bytes([Tag.TOMBSTONE])
-_RECORD: Final = bytes([Tag.RECORD])
+RECORD: Final = bytes([Tag.RECORD])
+"""What the value of a record entry begins with."""
 _SHARD: Final = bytes([Tag.SHARD])
 ENTRY_FIXED_BYTES: Final = 6
 """What a block holds for each entry besides key and value: their lengths."""
@@ -36,7 +37,7 @@ class Block(NamedTuple):
 
 def encode_record(record: bytes) -> bytes:
     """The value of a record entry."""
-    return _RECORD + record
+    return RECORD + record
 
 
 def encode_shard(pieces: tuple[Piece, ...]) -> bytes:
