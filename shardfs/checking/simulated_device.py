@@ -268,7 +268,7 @@ class SimulatedDevice:
         self._seed = seed
         self._rng = random.Random(seed)
         self._checkpoints_max = checkpoints_max
-        self.takes_at_once = seed % _AT_ONCE_SEEDS == 0
+        self.takes_at_once = seed % _AT_ONCE_SEEDS == _AT_ONCE_SEEDS - 1
 
     # --- power --------------------------------------------------------------------------------
 

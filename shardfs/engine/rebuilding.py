@@ -113,6 +113,10 @@ class SwitchDevice:
         else:
             self._keep(offset, b"".join(buffers))
 
+    def write_at_once(self, offset: int, buffers: Sequence[Buffer]) -> bool:
+        """See Device."""
+        return offset >= self._end and self._device.write_at_once(offset, buffers)
+
     async def flush(self) -> None:
         """See Device."""
         await self._device.flush()

@@ -58,16 +58,9 @@ NAMES_PER_INODE_MAX: Final = 64
 _TIME_NS_MIN: Final = -(1 << 63)
 _TIME_NS_MAX: Final = (1 << 63) - 1
 
+_DEVICES: Final = (stat.S_IFCHR, stat.S_IFBLK)
 _KEY_TYPES: Final = frozenset(
-    {
-        stat.S_IFREG,
-        stat.S_IFDIR,
-        stat.S_IFLNK,
-        stat.S_IFCHR,
-        stat.S_IFBLK,
-        stat.S_IFIFO,
-        stat.S_IFSOCK,
-    }
+    (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, *_DEVICES, stat.S_IFIFO, stat.S_IFSOCK)
 )
 
 INODE: Final = Table(
@@ -186,22 +179,16 @@ class Inode(NamedTuple):
 
     def with_entries(self, entries: int, subdirectories: int, now_ns: int) -> Inode:
         """The directory with so many more entries, so many of them directories."""
-        mode, nlink, uid, gid, rdev, xattrs, size, used, atime, _, _, btime, parent, target = self
-        nlink, size = nlink + subdirectories, size + entries
-        times = atime, now_ns, now_ns, btime
-        return Inode(mode, nlink, uid, gid, rdev, xattrs, size, used, *times, parent, target)
+        nlink, size = self.nlink + subdirectories, self.size + entries
+        return Inode(self.mode, nlink, *self[2:6], size, *self[7:9], now_ns, now_ns, *self[11:])
 
     def with_names(self, nlink: int, parent: int, now_ns: int) -> Inode:
         """The inode with so many names, of which some have changed."""
-        mode, _, uid, gid, rdev, xattrs, size, used, atime, mtime, _, btime, _, target = self
-        times = atime, mtime, now_ns, btime
-        return Inode(mode, nlink, uid, gid, rdev, xattrs, size, used, *times, parent, target)
+        return Inode(self.mode, nlink, *self[2:10], now_ns, self.btime_ns, parent, self.target)
 
     def with_content(self, size: int, used: int, mtime_ns: int, ctime_ns: int) -> Inode:
         """The file with other content."""
-        mode, nlink, uid, gid, rdev, xattrs, _, _, atime, _, _, btime, parent, target = self
-        times = atime, mtime_ns, ctime_ns, btime
-        return Inode(mode, nlink, uid, gid, rdev, xattrs, size, used, *times, parent, target)
+        return Inode(*self[:6], size, used, self.atime_ns, mtime_ns, ctime_ns, *self[11:])
 
 
 class Entry(NamedTuple):

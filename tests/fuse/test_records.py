@@ -113,3 +113,12 @@ def test_the_bytes_of_an_inode_do_not_change() -> None:
 @pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"a\0b", b"x" * 256])
 def test_names_that_no_entry_has(name: bytes) -> None:
     assert not records.is_name(name)
+
+
+def test_inodes_are_changed_as_replace_does() -> None:
+    inode = Inode(*range(1, 14), b"target")
+    assert inode.with_entries(5, -1, 99) == inode._replace(
+        nlink=inode.nlink - 1, size=inode.size + 5, mtime_ns=99, ctime_ns=99
+    )
+    assert inode.with_names(7, 8, 99) == inode._replace(nlink=7, parent=8, ctime_ns=99)
+    assert inode.with_content(1, 2, 3, 4) == inode._replace(size=1, used=2, mtime_ns=3, ctime_ns=4)

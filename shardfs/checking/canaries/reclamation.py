@@ -198,10 +198,15 @@ ACCOUNT: Final = (
         "there.",
         (
             Edit(
-                SpaceAccount.user_bytes_with,
-                "room * self._data_bytes_per_extent // self._extent_bytes - self._live_bytes",
+                SpaceAccount._room_with,
+                "room * self._data_bytes_per_extent // self._extent_bytes",
                 "(room - self._extent_bytes * sum(self._held[each] for each in DATA_STREAMS))"
                 " * self._data_bytes_per_extent // self._extent_bytes",
+            ),
+            Edit(
+                SpaceAccount.user_bytes,
+                "self._room_bytes - self._live_bytes",
+                "self._room_with(self._extent_count, self._reserve)",
             ),
         ),
         ("store", "files"),
@@ -211,7 +216,7 @@ ACCOUNT: Final = (
         "What a user can write, as told, includes the extents that are kept for reclamation.",
         (
             Edit(
-                SpaceAccount.user_bytes_with,
+                SpaceAccount._room_with,
                 "limits.SUPERBLOCK_EXTENTS - reserve",
                 "limits.SUPERBLOCK_EXTENTS",
             ),

@@ -81,7 +81,7 @@ CANARIES: Final = (
         "longer be emptied.",
         (
             Edit(
-                SpaceAccount.user_bytes_with,
+                SpaceAccount._room_with,
                 "SUPERBLOCK_EXTENTS - reserve\n",
                 "SUPERBLOCK_EXTENTS\n",
             ),
