@@ -12,9 +12,9 @@ Invariants:
         completed, and has itself succeeded.
     I4. A failed write or flush is never retried as if clean: the store turns read-only, and
         everything that is not persistent by then fails, so that nobody waits for ever.
-    I6. What the device takes without waiting is written within `submit`, in its turn.
     I5. A write that has begun is finished even if the nursery is cancelled: closing in order
         still has to write.
+    I6. What the device takes without waiting is written within `submit`, in its turn.
 
 Ordering: a power cut may lose any write that has been issued and not flushed, in part or in
 whole. At every await below, that is all that may be lost; nothing is reported persistent early.

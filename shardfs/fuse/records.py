@@ -180,7 +180,9 @@ class Inode(NamedTuple):
     def with_entries(self, entries: int, subdirectories: int, now_ns: int) -> Inode:
         """The directory with so many more entries, so many of them directories."""
         nlink, size = self.nlink + subdirectories, self.size + entries
-        return Inode(self.mode, nlink, *self[2:6], size, *self[7:9], now_ns, now_ns, *self[11:])
+        times = self.atime_ns, now_ns, now_ns, self.btime_ns
+        above = self.parent, self.target
+        return Inode(self.mode, nlink, *self[2:6], size, self.used, *times, *above)
 
     def with_names(self, nlink: int, parent: int, now_ns: int) -> Inode:
         """The inode with so many names, of which some have changed."""
@@ -188,7 +190,8 @@ class Inode(NamedTuple):
 
     def with_content(self, size: int, used: int, mtime_ns: int, ctime_ns: int) -> Inode:
         """The file with other content."""
-        return Inode(*self[:6], size, used, self.atime_ns, mtime_ns, ctime_ns, *self[11:])
+        times = self.atime_ns, mtime_ns, ctime_ns, self.btime_ns
+        return Inode(*self[:6], size, used, *times, self.parent, self.target)
 
 
 class Entry(NamedTuple):

@@ -116,7 +116,7 @@ def test_names_that_no_entry_has(name: bytes) -> None:
 
 
 def test_inodes_are_changed_as_replace_does() -> None:
-    inode = Inode(*range(1, 14), b"target")
+    inode = Inode._make((*range(1, 14), b"target"))
     assert inode.with_entries(5, -1, 99) == inode._replace(
         nlink=inode.nlink - 1, size=inode.size + 5, mtime_ns=99, ctime_ns=99
     )
