@@ -63,9 +63,8 @@ def head_bytes(key_bytes: int, payload_bytes: int) -> int:
 
 def frame_bytes(key_bytes: int, payload_bytes: int) -> int:
     """Bytes that a frame takes in its extent, alignment included."""
-    granules = -(-payload_bytes // limits.GRANULE_BYTES)  # as `head_bytes` and `align` have it
-    length = FRAME_HEADER.size + key_bytes + granules * DIGEST_BYTES + payload_bytes
-    return length + -length % limits.FRAME_ALIGNMENT_BYTES
+    granules = -(-payload_bytes // limits.GRANULE_BYTES)  # as `head_bytes` has it
+    return align(FRAME_HEADER.size + key_bytes + granules * DIGEST_BYTES + payload_bytes)
 
 
 def granule_digests(payload: Bytes) -> bytes:
