@@ -18,7 +18,9 @@ Not here: attributes and lookup counts (operations.py).
 from __future__ import annotations
 
 import errno
+from bisect import bisect_right
 from functools import partial
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from shardfs import limits
@@ -143,10 +145,10 @@ class Listing:
 
     async def _load_inodes(self, page: _Page) -> None:
         """Load what is missing in the order of inode numbers: neighbours share a block."""
-        tables = self._tables
-        for ino in sorted(item[2].ino for item in page.items if not tables.is_loaded(item[2].ino)):
+        cached = self._tables.cached_inode
+        for ino in sorted([item[2].ino for item in page.items if cached(item[2].ino) is None]):
             try:
-                await tables.load(ino)
+                await self._tables.load(ino)
             except CorruptionError:
                 continue  # its name is still listed
 
@@ -162,12 +164,13 @@ class Listing:
         if position < _DOT_DOT:
             parent = tables.find_inode(directory.parent)
             items.append(Item(b"..", directory.parent, directory.mode >> 12, parent, _DOT_DOT))
-        behind = self._place_of(position)
-        for place, name, entry, next_position in page.items:
-            if (place, name) <= behind:
-                continue
-            inode = tables.find_inode(entry.ino) if tables.is_loaded(entry.ino) else None
-            items.append(Item(name, entry.ino, entry.type, inode, next_position))
+        place, name = self._place_of(position)
+        first = bisect_right(page.items, (place, name), key=itemgetter(0, 1))
+        cached = tables.cached_inode
+        items += [
+            Item(name, ino, kind, cached(ino), next_position)
+            for _, name, (ino, kind), next_position in page.items[first:]
+        ]
         return items
 
 

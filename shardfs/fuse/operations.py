@@ -307,11 +307,15 @@ class Operations(pyfuse3.Operations):
         position = start_id
         while items := await listing.read(position):
             for item in items:
-                attributes = self._item_attributes(item)
-                if not pyfuse3.readdir_reply(token, item.name, attributes, item.next):
+                name, ino, _, inode, behind = item
+                if inode is None:
+                    attributes = _unreadable(item)
+                else:
+                    attributes = self._attributes(ino, self._writeback.overlay(ino, inode))
+                if not pyfuse3.readdir_reply(token, name, attributes, behind):
                     return
                 if not item.is_dot:
-                    self._handles.looked_up(item.ino)
+                    self._handles.looked_up(ino)
             position = items[-1].next
 
     @unanswered
@@ -448,16 +452,6 @@ class Operations(pyfuse3.Operations):
         self._handles.looked_up(found.ino)
         return self._attributes(found.ino, found.inode)
 
-    def _item_attributes(self, item: Item) -> EntryAttributes:
-        if item.inode is not None:
-            return self._attributes(item.ino, self._writeback.overlay(item.ino, item.inode))
-        # The inode cannot be read: name and type are all there is, and stat(2) shall ask again.
-        attributes = EntryAttributes()
-        attributes.st_ino = item.ino
-        attributes.st_mode = item.type << 12
-        attributes.attr_timeout = attributes.entry_timeout = 0
-        return attributes
-
     def _attributes(self, ino: int, inode: Inode) -> EntryAttributes:
         attributes = EntryAttributes()
         attributes.st_ino = ino
@@ -477,3 +471,12 @@ class Operations(pyfuse3.Operations):
         attributes.st_mtime_ns = inode.mtime_ns
         attributes.st_ctime_ns = inode.ctime_ns
         return attributes
+
+
+def _unreadable(item: Item) -> EntryAttributes:
+    """For an inode that cannot be read: name and type are all there is, stat(2) shall ask again."""
+    attributes = EntryAttributes()
+    attributes.st_ino = item.ino
+    attributes.st_mode = item.type << 12
+    attributes.attr_timeout = attributes.entry_timeout = 0
+    return attributes

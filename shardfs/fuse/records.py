@@ -264,7 +264,7 @@ def decode_entry(data: Bytes) -> Entry:
     """
     if len(data) != ENTRY.size:
         raise CorruptionError(f"directory entry of {len(data)} bytes")
-    entry = Entry(*ENTRY.unpack(data))
+    entry = Entry._make(ENTRY.unpack(data))
     if not 0 < entry.ino <= INO_MAX or entry.type << 12 not in _KEY_TYPES:
         raise CorruptionError(f"directory entry of inode {entry.ino}, type {entry.type}")
     return entry
