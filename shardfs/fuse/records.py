@@ -175,10 +175,8 @@ class Inode(NamedTuple):
         """A symbolic link."""
         return self.mode & 0o170000 == stat.S_IFLNK
 
-    # As `_replace` would, which takes three times as long, and each change of a name needs some.
-
     def with_entries(self, entries: int, subdirectories: int, now_ns: int) -> Inode:
-        """The directory with so many more entries, so many of them directories."""
+        """The directory with more entries, some directories; faster than `_replace`, as the next two are."""
         nlink, size = self.nlink + subdirectories, self.size + entries
         times = self.atime_ns, now_ns, now_ns, self.btime_ns
         above = self.parent, self.target
