@@ -176,7 +176,7 @@ class Inode(NamedTuple):
         return self.mode & 0o170000 == stat.S_IFLNK
 
     def with_entries(self, entries: int, subdirectories: int, now_ns: int) -> Inode:
-        """The directory with more entries, some directories; faster than `_replace`, as the next two are."""
+        """The directory with more entries; faster than `_replace`, as the next two are."""
         nlink, size = self.nlink + subdirectories, self.size + entries
         times = self.atime_ns, now_ns, now_ns, self.btime_ns
         above = self.parent, self.target
