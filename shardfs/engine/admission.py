@@ -37,7 +37,7 @@ from shardfs.engine.merging import Merging
 from shardfs.engine.pacing import Throttle
 from shardfs.engine.reclamation import Reclamation
 
-_PASSES_MAX: Final = 32
+_PASSES_MAX: Final = 8
 _PASS_BYTES_MAX: Final = 64 * limits.KIB
 _PASS_DEBT_MAX: Final = 0.25
 _PASS_EXTENTS_FREE: Final = 4
@@ -127,7 +127,8 @@ class Admission:
         extents = self._extents
         room = _PASSES_MAX * 2 * _PASS_BYTES_MAX + _PASS_EXTENTS_FREE * extents.extent_bytes
         if (
-            extents.space.user_bytes() >= wanted + room
+            self._committer.takes(_PASSES_MAX * limits.RECORD_BYTES_MAX)
+            and extents.space.user_bytes() >= wanted + room
             and extents.ready_user_bytes() >= self._debts.scarce_bytes(0) + room
         ):
             self._passes = _PASSES_MAX

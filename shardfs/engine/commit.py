@@ -158,6 +158,11 @@ class Committer:
             (self._log_bytes + self._pending_bytes) / self._log_bytes_max,
         )
 
+    def takes(self, added_bytes: int) -> bool:
+        """Whether so much more may come before the next checkpoint, and nobody wait for that."""
+        least = min(self.memtable_bytes_max, self._log_bytes_max, limits.MEMTABLE_BYTES_MAX)
+        return self.fill + added_bytes / least <= limits.OVERDUE_FACTOR
+
     @property
     def log_bytes(self) -> int:
         """Bytes of the delta log that a recovery would read."""
