@@ -93,7 +93,7 @@ async def read_superblock(device: Device) -> SuperblockState:
             )
         raise NotShardfsError(
             f"{device.path} holds no shardfs: no superblock is there, nor what is left of one; "
-            "an empty store is made with: shardfs mkfs"
+            "if it held files, try: shardfs salvage; an empty store is made with: shardfs mkfs"
         )
     notes = []
     for name, copy in (("first", first), ("second", second)):

@@ -67,6 +67,11 @@ CREATE INDEX places_by_sequence ON places (store, sequence);
 CREATE INDEX linked_by_inode ON linked (ino);
 """
 
+_INOS: Final = (
+    "SELECT ino FROM found UNION SELECT ino FROM data WHERE store = ? "
+    "UNION SELECT ino FROM inodes WHERE store = ?"
+)
+
 
 class DataFrame(NamedTuple):
     """A frame of a file's data, and where it lies.
@@ -286,13 +291,17 @@ class FrameIndex:
         return self._frames.get(self.store_id, 0)
 
     def inos(self) -> Iterator[int]:
-        """Inode numbers that a name page knows, or that have data; ascending."""
-        query = (
-            "SELECT ino FROM found UNION SELECT ino FROM data WHERE store = ? "
-            "UNION SELECT ino FROM inodes WHERE store = ? ORDER BY 1"
-        )
-        for (ino,) in self._db.execute(query, (self.store_id, self.store_id)):
+        """Inode numbers that a name page or the log knows, or that have data; ascending."""
+        values = (self.store_id, self.store_id)
+        for (ino,) in self._db.execute(f"{_INOS} ORDER BY 1", values):
             yield ino
+
+    @property
+    def inode_count(self) -> int:
+        """How many `inos` there are."""
+        values = (self.store_id, self.store_id)
+        row = self._db.execute(f"SELECT COUNT(*) FROM ({_INOS})", values).fetchone()
+        return int(row[0])
 
     def inos_with_data(self) -> Iterator[int]:
         """Inode numbers that have data, ascending."""

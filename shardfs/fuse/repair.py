@@ -187,6 +187,11 @@ async def repair_device(
             await _mend(store, report, delete_damaged, _nobody)
     show("checking again", 0, 0)
     report.after, _ = await check_device(device, data=True)
+    if needs_new_tree(report.after) and not report.is_rebuilt:
+        # Among very many findings the ones about the tree were not kept.
+        await _rebuild(device, report, delete_damaged, show)
+        report.is_rebuilt = True
+        report.after, _ = await check_device(device, data=True)
     return report
 
 
@@ -275,6 +280,10 @@ async def _delete_damaged(store: Store, report: RepairReport) -> None:
     paths = await find_paths(store, doomed)
     report.deleted += [name for names in paths.values() for name in names]
     # The names go first, in batches that leave orphans: what is left is freed by the next mount.
+    names: dict[int, list[bytes]] = {}
+    async for key, value in store.scan(ENTRY_PREFIX, behind(ENTRY_PREFIX)):
+        if not isinstance(value, Shard) and decode_entry(value).ino in doomed:
+            names.setdefault(decode_entry(value).ino, []).append(key)
     for ino in doomed:
         record = await store.get_record(inode_key(ino))
         if record is None:
@@ -282,9 +291,8 @@ async def _delete_damaged(store: Store, report: RepairReport) -> None:
         batch = store.batch(essential=True)
         batch.put(orphan_key(ino), b"")
         batch.put(inode_key(ino), encode_inode(decode_inode(record)._replace(nlink=0)))
-        async for key, value in store.scan(ENTRY_PREFIX, behind(ENTRY_PREFIX)):
-            if not isinstance(value, Shard) and decode_entry(value).ino == ino:
-                batch.delete(key)
+        for key in names.get(ino, ()):
+            batch.delete(key)
         batch.delete(NAMES_KEY)
         await store.sync(store.apply(batch))
 

@@ -119,10 +119,10 @@ class Salvager:
         Raises:
             OSError: the directory takes no more.
         """
-        inos = list(self._index.inos())
-        for number, ino in enumerate(inos):
+        total = self._index.inode_count if show is not None else 0
+        for number, ino in enumerate(self._index.inos()):
             if show is not None:
-                show(number, len(inos))
+                show(number, total)
             await trio.lowlevel.checkpoint()
             if self._index.is_deleted(ino) and ino not in self._directories:
                 self.report.deleted += 1
