@@ -162,6 +162,8 @@ class DeviceGround:
         self._device = formatted.power_cut()
         self._device.is_image = bool(setup.variety & 16) and not geometry.zoned
         self._extent_count = geometry.extent_count
+        self._told_extents = geometry.extent_count
+        """The store tells its space as one of so many; while it is made smaller, of those to come."""
         self._fresh = fresh_stores(EXTENT_BYTES)
         self._space = FileSpace(self._extent_count, EXTENT_BYTES)
         self._has_background = bool(setup.background)
@@ -239,7 +241,7 @@ class DeviceGround:
     @property
     def fresh_bytes(self) -> int:
         """See Ground.fresh_bytes."""
-        return self._fresh[self._store.identity.extent_count]
+        return self._fresh[self._told_extents]
 
     def watch(self, coverage: Coverage, is_troubled: Callable[[], bool]) -> None:
         """See Ground.watch."""
@@ -248,6 +250,7 @@ class DeviceGround:
         self._sizes = Sizes(model, EXTENT_BYTES, self._fresh, coverage, is_troubled, self._resized)
 
     def _resized(self, extent_count: int) -> None:
+        self._told_extents = extent_count
         self._space.resized(extent_count, self._fresh[extent_count])
 
     def check_df(self) -> None:
