@@ -64,6 +64,13 @@ def test_any_numbers_make_a_sequence() -> None:
         assert outcome.run.finding is None, f"{outcome.line}\n{tell(outcome)}"
 
 
+def test_an_end_in_the_middle_of_a_shrink() -> None:
+    """Free is then what it is in a store of the size to come."""
+    setup, shrink = Operation("setup", (1, 0, 0, 0)), Operation("shrink", (3, 0))
+    outcome = run_case(Case("files", 0, (setup, shrink, Operation("shrink", (0, 1)))))
+    assert outcome.run.finding is None, f"{outcome.line}\n{tell(outcome)}"
+
+
 def test_without_a_setup_it_is_the_plainest() -> None:
     assert setup_of([Operation("create", (0, 1))]) == (0, 0, 0, 0)
 
