@@ -163,7 +163,7 @@ class DeviceGround:
         self._device.is_image = bool(setup.variety & 16) and not geometry.zoned
         self._extent_count = geometry.extent_count
         self._told_extents = geometry.extent_count
-        """The store tells its space as one of so many; while it is made smaller, of those to come."""
+        """The store tells its space as one of so many: while it shrinks, of those to come."""
         self._fresh = fresh_stores(EXTENT_BYTES)
         self._space = FileSpace(self._extent_count, EXTENT_BYTES)
         self._has_background = bool(setup.background)
