@@ -23,12 +23,13 @@ import trio
 from shardfs.cli.copying_out import DAMAGED_SUFFIX, Copied, Copier
 from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
+from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, printable, size_text
 from shardfs.cli.pages import pages_of
 from shardfs.cli.progress import progress
-from shardfs.errors import UsageError
-from shardfs.fuse.targets import Target, open_target
+from shardfs.errors import ShardfsError, UsageError
+from shardfs.fuse.targets import Target
 
 
 @examples(
@@ -65,7 +66,7 @@ def cp_out(target: str, path: str, dest: str, ignore_errors: bool, as_json: bool
 
 
 async def _copy(name: str, path: str, dest: str, ignore_errors: bool) -> Copied:
-    async with open_target(name, tolerant=True) as target:
+    async with look_at(name) as target:
         inner = target.path_of(path)
         entry = await target.conversation.answer({"request": "inode", "path": inner})
         to = _new_name(dest, inner)
@@ -111,6 +112,8 @@ class _Walk:
                     _remove(f"{to}{DAMAGED_SUFFIX}")
         except OSError as error:
             self._copier.fail(path, f"{to}: {error.strerror}")
+        except ShardfsError as error:
+            self._copier.fail(path, str(error))
 
     async def _copy_directory(
         self, entry: dict[str, Any], path: str, to: str, ancestors: frozenset[int]

@@ -22,11 +22,12 @@ from shardfs.cli.examples import examples
 from shardfs.cli.extent_kinds import kind_of
 from shardfs.cli.extent_map import map_lines
 from shardfs.cli.extent_svg import draw_svg
+from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, print_row, printable, size_text
 from shardfs.cli.pages import rest_of
 from shardfs.errors import UsageError
-from shardfs.fuse.targets import default_target, open_target
+from shardfs.fuse.targets import default_target
 
 _WIDTHS: Final = (-6, 6, 10, -10, -5, -10, -5, -7, 5)
 _SVG_BEGINS: Final = "<svg xmlns="
@@ -69,7 +70,7 @@ def extents(
 
 
 async def _ask(name: str) -> dict[str, Any]:
-    async with open_target(name) as target:
+    async with look_at(name) as target:
         device = await target.conversation.answer({"request": "extents-begin"})
         found = rest_of(target.conversation, "extents-more", "extents")
         return {**device, "extents": [each async for each in found]}

@@ -36,7 +36,7 @@ from shardfs.errors import CorruptionError, DeviceError, UsageError
 from shardfs.fuse.key_texts import key_text
 from shardfs.fuse.raw_targets import open_raw
 from shardfs.fuse.record_dissection import dissection_of
-from shardfs.fuse.records import ROOT_INO, decode_entry, entry_key, inode_key, shard_key
+from shardfs.fuse.records import INO_MAX, ROOT_INO, decode_entry, entry_key, inode_key, shard_key
 
 _PLACE: Final = re.compile(r"(\d{1,10}):(\d{1,10})")
 _SPAN_WIDTHS: Final = (-8, -8, 10, 10, -5, 14, 20)
@@ -437,10 +437,11 @@ async def _key_of(what: str, store: RawStore, troubles: list[str]) -> bytes:
         if not key:
             raise UsageError(f"{what!r} is no key in hexadecimal")
         return key
-    if (shard := _SHARD.fullmatch(what)) is not None and int(shard[2]) < 1 << 63:
-        return shard_key(int(shard[1]) % (1 << 63), int(shard[2]))
-    if (inode := _INODE.fullmatch(what)) is not None:
-        return inode_key(int(inode[1]) % (1 << 63))
+    shard, inode = _SHARD.fullmatch(what), _INODE.fullmatch(what)
+    if shard is not None and max(map(int, shard.groups())) <= INO_MAX:
+        return shard_key(int(shard[1]), int(shard[2]))
+    if inode is not None and int(inode[1]) <= INO_MAX:
+        return inode_key(int(inode[1]))
     if what.startswith("/"):
         return inode_key(await _resolve(what, store, troubles))
     raise UsageError(f"{what!r} is no inode, shard, absolute path or key; see --help")

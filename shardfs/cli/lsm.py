@@ -15,9 +15,10 @@ import click
 import trio
 
 from shardfs.cli.examples import examples
+from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_facts, print_json, print_row, printable, size_text
-from shardfs.fuse.targets import default_target, open_target
+from shardfs.fuse.targets import default_target
 
 _LEVEL_WIDTHS: Final = (-5, -5, -10, 10)
 _RUN_WIDTHS: Final = (-5, -5, -4, -6, -8, -5, -10, 40)
@@ -47,7 +48,7 @@ def lsm(target: str | None, as_json: bool) -> None:
 
 
 async def _ask(name: str) -> dict[str, Any]:
-    async with open_target(name) as target:
+    async with look_at(name) as target:
         return await target.conversation.answer({"request": "lsm"})
 
 

@@ -14,11 +14,11 @@ import click
 import trio
 
 from shardfs.cli.examples import examples
+from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, print_row, printable, size_text
 from shardfs.cli.pages import rest_of
 from shardfs.errors import UsageError
-from shardfs.fuse.targets import open_target
 
 _WIDTHS: Final = (-10, -9, -12, 8, -6, -12, 7)
 
@@ -44,7 +44,7 @@ def map_file(target: str, path: str | None, as_json: bool) -> None:
 
 
 async def _map(name: str, path: str | None, as_json: bool) -> None:
-    async with open_target(name) as target:
+    async with look_at(name) as target:
         inner = target.path_of(path)
         if not inner:
             raise UsageError(f"say which file of {target.name}")

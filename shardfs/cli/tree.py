@@ -20,10 +20,11 @@ import trio
 
 from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
+from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json_line, printable, size_text, time_text
 from shardfs.cli.pages import pages_of
-from shardfs.fuse.targets import Target, open_target
+from shardfs.fuse.targets import Target
 
 _KINDS: Final = {
     stat.S_IFREG: "file",
@@ -65,7 +66,7 @@ async def _tree(
     name: str, path: str | None, depth: int | None, is_long: bool, as_json: bool
 ) -> int:
     counts = {"directory": 0, "file": 0, "lost": 0}
-    async with open_target(name, tolerant=True) as target:
+    async with look_at(name) as target:
         inner = target.path_of(path)
         root = await target.conversation.answer({"request": "inode", "path": inner})
         if not as_json:

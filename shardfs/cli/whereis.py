@@ -14,10 +14,11 @@ import click
 import trio
 
 from shardfs.cli.examples import examples
+from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, SIZE, json_option
 from shardfs.cli.output import print_json, print_row, printable, size_text
 from shardfs.errors import UsageError
-from shardfs.fuse.targets import Target, open_target
+from shardfs.fuse.targets import Target
 
 _WIDTHS: Final = (-14, -14, 10, 40)
 _PLACES_MAX: Final = 100_000
@@ -66,7 +67,7 @@ async def _find(
     length: int | None,
     as_json: bool,
 ) -> None:
-    async with open_target(name) as target:
+    async with look_at(name) as target:
         if offset is None:
             assert lba is not None
             if not sector_bytes:

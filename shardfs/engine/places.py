@@ -250,13 +250,15 @@ class Places:
         frame = span.frame
         if span.kind is not SpanKind.FRAME or frame is None or frame.kind is not Kind.DATA:
             is_padding = span.kind is SpanKind.ZEROS and span.end - span.start < limits.BLOCK_BYTES
-            references = [] if is_padding else await self._references(extent)
+            try:
+                references = [] if is_padding else await self._references(extent)
+            except CorruptionError as error:
+                return span.start, span.end, _unknown(span, error)
             return _among(references, span.start, span.end, at, _rest(span))
         try:
             references = await self._references_of(extent, span, frame)
         except CorruptionError as error:
-            text = f"what refers to it cannot be read: {error}"
-            return span.start, span.end, _place(PlaceKind.UNKNOWN, text, span)
+            return span.start, span.end, _unknown(span, error)
         if at < span.payload_start:
             kind = PlaceKind.HEAD if references else PlaceKind.GARBAGE
             text = "header, owner key and digests of a frame of data"
@@ -340,6 +342,11 @@ def _rest(span: Span) -> Place:
 def _place(kind: PlaceKind, text: str, span: Span | None = None, key: bytes | None = None) -> Place:
     frame = span.start if span is not None and span.frame is not None else None
     return Place(0, 0, kind, text, None, frame, key)
+
+
+def _unknown(span: Span, error: CorruptionError) -> Place:
+    text = f"what refers to it cannot be read: {error}"
+    return _place(PlaceKind.UNKNOWN, text, span)
 
 
 def _name(extent: Extent) -> str:

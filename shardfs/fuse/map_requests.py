@@ -129,7 +129,10 @@ class MapRequests:
         if about.shard is None:
             return {}
         if self._paths is None or self._paths[0] != about.ino:
-            paths = await find_paths(self._store, {about.ino})
+            try:
+                paths = await find_paths(self._store, {about.ino})
+            except CorruptionError:
+                paths = {}  # some names are lost; the inode's number is told
             self._paths = (about.ino, paths.get(about.ino, []))
         answer: Answer = {"ino": about.ino, "paths": self._paths[1]}
         if place.shard_start is not None:

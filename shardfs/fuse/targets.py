@@ -58,12 +58,14 @@ class Target:
     name: what the user called it.
     inner_path: for a path in a mount, where in the file system it is; else empty.
     mount: the mount, or None for a device.
+    notes: what opening the device had to say.
     """
 
     name: str
     inner_path: str
     mount: MountEntry | None
     conversation: Questions
+    notes: tuple[str, ...] = ()
 
     def path_of(self, path: str | None) -> str:
         """The path in the file system that the user means: one behind TARGET goes below it."""
@@ -136,7 +138,7 @@ async def open_target(
             }
             inspection = Inspection(store, device.path, facts=facts)
             try:
-                yield Target(name, "", None, inspection)
+                yield Target(name, "", None, inspection, store.notes)
             finally:
                 with trio.move_on_after(1, shield=True):
                     await inspection.aclose()

@@ -201,6 +201,10 @@ def test_a_lost_run_index_hides_what_it_held_and_nothing_older_comes_back(
     damage(image, extent * EXTENT + offset + 100, bytes(64))
     assert run("tree", image).returncode == 1
     assert run("inspect", "run", image, segment["index"]).returncode == 1
+    shown = run("extents", image)
+    assert shown.returncode == 0 and b"note: a part of run 1 of the tree is lost" in shown.stderr
+    told(capsys, "lsm", image)
+    told(capsys, "whereis", image, "--offset", "0", "--length", str(SAMPLE_BYTES))
     out = tmp_path / "out"
     copied = told(capsys, "cp-out", image, "/", out, "--ignore-errors")
     assert copied["failed"] or copied["damaged"]

@@ -82,7 +82,16 @@ CLI_SHARED = frozenset(
     f"shardfs.cli.{name}"
     for name in (
         *("completion_scripts", "copying_out", "errors", "examples", "extent_kinds"),
-        *("extent_map", "extent_svg", "heap", "inspect_output", "logs", "machine", "manual"),
+        *(
+            "extent_map",
+            "extent_svg",
+            "heap",
+            "inspect_output",
+            "logs",
+            "looking",
+            "machine",
+            "manual",
+        ),
         *("mount_helper", "mount_preparation", "options", "output", "pages", "progress"),
         *("serving", "systemd", "top_figures", "top_view", "unmounted", "unmounting"),
     )
