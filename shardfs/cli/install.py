@@ -80,7 +80,8 @@ def install(context: click.Context, remove: bool, root: str) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(text, encoding="utf-8")
         click.echo(str(Path(root, UNIT)))
-        click.echo(f"{len(texts) - 1} pages of the manual and completions in {Path(root, SHARE)}")
+        pages = len(texts) - len(COMPLETIONS) - 1
+        click.echo(f"{pages} pages of the manual, and completion for {', '.join(COMPLETIONS)}")
     except PermissionError as error:
         raise UsageError(f"cannot write {error.filename}: run this as root") from error
 

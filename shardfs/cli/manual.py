@@ -57,7 +57,7 @@ def manual(group: click.Command, helpers: Sequence[tuple[str, click.Command]]) -
 
 def page(command: click.Command, name: str, section: int) -> str:
     """The page of one command."""
-    context = click.Context(command, info_name=name)
+    context = click.Context(command, info_name=name, help_option_names=["-h", "--help"])
     title = name.replace(" ", "-")
     first, *others = _paragraphs(command.help or "")
     lines = [
@@ -75,7 +75,9 @@ def page(command: click.Command, name: str, section: int) -> str:
     for paragraph in [*others, *([remarks] if remarks else [])]:
         lines += [".PP", _plain(paragraph)]
     options = [
-        record for each in command.get_params(context) if (record := each.get_help_record(context))
+        record
+        for each in command.get_params(context)
+        if isinstance(each, click.Option) and (record := each.get_help_record(context))
     ]
     if options:
         lines.append(".SH OPTIONS")

@@ -112,7 +112,7 @@ class ControlSocket:
             async with trio.open_nursery() as nursery:
                 while True:
                     await self._places.acquire()
-                    connection = await self._accept(listener)
+                    connection = await next_connection(listener, "control socket")
                     nursery.start_soon(self._converse, connection, begin)
         finally:
             listener.close()
@@ -136,16 +136,6 @@ class ControlSocket:
         except OSError as error:
             _log.error("cannot write %s: %s", path, error)
 
-    async def _accept(self, listener: trio.socket.SocketType) -> trio.socket.SocketType:
-        while True:
-            try:
-                connection, _ = await listener.accept()
-            except OSError as error:
-                _log.info("control socket: %s", error)
-                await trio.sleep(1)
-                continue
-            return connection
-
     async def _converse(
         self, connection: trio.socket.SocketType, begin: Callable[[], Conversation]
     ) -> None:
@@ -167,6 +157,22 @@ class ControlSocket:
             connection.close()
             with trio.move_on_after(1, shield=True):
                 await conversation.aclose()
+
+
+async def next_connection(listener: trio.socket.SocketType, name: str) -> trio.socket.SocketType:
+    """The next connection to a socket, whatever goes wrong with others.
+
+    Args:
+        name: of the socket, for the log.
+    """
+    while True:
+        try:
+            connection, _ = await listener.accept()
+        except OSError as error:
+            _log.info("%s: %s", name, error)
+            await trio.sleep(1)
+            continue
+        return connection
 
 
 async def answer_line(conversation: Conversation, line: bytes) -> bytes:

@@ -27,6 +27,7 @@ import trio
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 
 from shardfs.errors import ShardfsError
+from shardfs.fuse.control import next_connection
 from shardfs.fuse.metrics import Questions, exposition, gather
 
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ async def serve_metrics(address: Address, begin: Callable[[], Questions]) -> Non
         async with trio.open_nursery() as nursery:
             while True:
                 await places.acquire()
-                connection = await _accept(listener)
+                connection = await next_connection(listener, "metrics")
                 nursery.start_soon(_converse, connection, begin(), places)
     finally:
         listener.close()
@@ -94,17 +95,6 @@ def address_text(address: Address) -> str:
     """An address as it stands in a URL."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
-    while True:
-        try:
-            connection, _ = await listener.accept()
-        except OSError as error:
-            _log.info("metrics: %s", error)
-            await trio.sleep(1)
-            continue
-        return connection
 
 
 async def _converse(
