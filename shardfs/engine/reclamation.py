@@ -174,6 +174,8 @@ class Reclamation:
         emptied = moved_bytes = 0
         while emptied < _EVACUATED_AT_ONCE and (chosen := await self._evacuator.choose()):
             moved_bytes += await self._evacuator.evacuate(chosen)
+            if self._evacuator.is_stuck(chosen):
+                continue  # it gives nothing, and is not chosen again
             emptied += 1
             is_short = self._debts.waiting or self._extents.free_count <= 2
             if is_short or moved_bytes >= _EVACUATED_BYTES:
