@@ -15,12 +15,8 @@ Not here: the scan (engine/salvage.py), what becomes of files (salvage.py, recon
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, NamedTuple
 
 from shardfs import limits
@@ -33,6 +29,7 @@ from shardfs.engine.superblock_record import ExtentEntry, Identity, Record, deco
 from shardfs.errors import CorruptionError, IncompatibleError
 from shardfs.fuse.records import (
     ENTRY_PREFIX,
+    INO_MAX,
     INODES_PER_NAME_PAGE,
     NAME_PAGE_PREFIX,
     NamedInode,
@@ -44,9 +41,10 @@ from shardfs.fuse.records import (
     decode_name_page_key,
     encode_inode,
 )
+from shardfs.fuse.scratch import Scratch
 
+_PAGE_MAX: Final = INO_MAX // INODES_PER_NAME_PAGE
 _SHARDS_MAX: Final = limits.FILE_BYTES_MAX // limits.SHARD_BYTES
-_CACHE_KIB: Final = 16 * 1024
 _TABLES: Final = """
 CREATE TABLE data (store, ino, shard, start, length, sequence, at, payload, epoch, damaged);
 CREATE TABLE pages (store, page, start, sequence, content);
@@ -110,7 +108,7 @@ class SuperblockRemains:
     entries: dict[int, tuple[int, ExtentEntry]]
 
 
-class FrameIndex:
+class FrameIndex(Scratch):
     """What a scan has found. A context manager; the database goes with it.
 
     Args:
@@ -118,29 +116,11 @@ class FrameIndex:
     """
 
     def __init__(self, directory: str | None = None) -> None:
-        descriptor, path = tempfile.mkstemp(prefix="shardfs-frames-", dir=directory)
-        os.close(descriptor)
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; "
-            f"PRAGMA cache_size=-{_CACHE_KIB}; PRAGMA temp_store=FILE; {_TABLES} BEGIN;"
-        )
-        os.unlink(path)  # it lives as long as it is open
+        super().__init__(_TABLES, directory)
         self.store_id = 0
         self._frames: dict[int, int] = {}
         """Frames of each store."""
         self._superblocks: dict[int, SuperblockRemains] = {}
-
-    def __enter__(self) -> FrameIndex:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._db.close()
 
     # --- taking in
 
@@ -167,8 +147,9 @@ class FrameIndex:
     def _add_data(self, found: FoundFrame, store: int) -> None:
         frame = found.frame
         if frame.owner[:1] == NAME_PAGE_PREFIX:
-            if not found.damaged:
-                page = decode_name_page_key(frame.owner)
+            page = decode_name_page_key(frame.owner)
+            end = frame.owner_offset + frame.payload_bytes
+            if not found.damaged and page <= _PAGE_MAX and end <= limits.SHARD_BYTES:
                 row = (store, page, frame.owner_offset, frame.sequence, bytes(found.payload))
                 self._db.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?)", row)
             return

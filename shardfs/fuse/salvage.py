@@ -20,6 +20,7 @@ Not here: finding frames (engine/salvage.py), what counts (frame_index.py), repa
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -184,7 +185,13 @@ class Salvager:
         return numbers[numbers.index(ino) + 1]
 
     def _make_directory(self, ino: int, path: bytes) -> None:
-        os.mkdir(path, _EXECUTE_ONLY_OWNER)
+        try:
+            os.mkdir(path, _EXECUTE_ONLY_OWNER)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            path = self._nameless(ino, "directory")  # deeper than a path can say
+            os.mkdir(path, _EXECUTE_ONLY_OWNER)
         self._directories[ino] = path
         self.report.directories += 1
 
@@ -212,7 +219,14 @@ class Salvager:
         _set_attributes(path, inode)
 
     async def _file(self, ino: int, inode: Inode | None, path: bytes) -> None:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(path, flags, 0o600)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            path = self._nameless(ino, "inode")
+            descriptor = os.open(path, flags, 0o600)
         try:
             content = await write_content(self._device, self._index, ino, inode, descriptor)
         except OSError as error:

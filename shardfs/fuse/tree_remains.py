@@ -14,12 +14,8 @@ Not here: what is made of doubtful and lost keys (reconstruction.py).
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Final
 
 import trio
@@ -35,12 +31,14 @@ from shardfs.engine.pieces import Locator
 from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
 from shardfs.errors import CorruptionError, DeviceError
 from shardfs.fuse.frame_index import DeltaFrame, FrameIndex
+from shardfs.fuse.scratch import Scratch
 
+_TABLES: Final = "CREATE TABLE entries (key BLOB PRIMARY KEY, value, doubtful) WITHOUT ROWID;"
 _UNREADABLE: Final = (CorruptionError, DeviceError)
 _EVERYTHING: Final = (b"", b"\xff" * (limits.KEY_BYTES_MAX + 1))
 
 
-class TreeRemains:
+class TreeRemains(Scratch):
     """The entries of a damaged tree. A context manager.
 
     Args:
@@ -48,28 +46,10 @@ class TreeRemains:
     """
 
     def __init__(self, directory: str | None = None) -> None:
-        descriptor, path = tempfile.mkstemp(prefix="shardfs-tree-", dir=directory)
-        os.close(descriptor)
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384; "
-            "CREATE TABLE entries (key BLOB PRIMARY KEY, value, doubtful) WITHOUT ROWID; BEGIN;"
-        )
-        os.unlink(path)  # it lives as long as it is open
+        super().__init__(_TABLES, directory)
         self._lost: list[tuple[bytes, bytes]] = []
         self.losses: list[str] = []
         """What could not be read, a line each."""
-
-    def __enter__(self) -> TreeRemains:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._db.close()
 
     # --- reading
 
