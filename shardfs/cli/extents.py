@@ -83,14 +83,16 @@ def _print_map(name: str, device: dict[str, Any], width: int | None) -> None:
     columns = width or (console.width if console.is_terminal else _WIDTH_WITHOUT_TERMINAL)
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     extent_bytes = device["extent_bytes"]
-    console.print(
-        f"{printable(name)}: {size_text(device['device_bytes'])}, "
-        f"{device['extent_count']} extents of {size_text(extent_bytes)}",
-        markup=False,
-    )
-    for line in map_lines(device["extents"], extent_bytes, columns, unicode=unicode):
-        line.rstrip()
-        console.print(line)
+    with console.capture() as drawn:  # click knows what to do when nobody reads on
+        console.print(
+            f"{printable(name)}: {size_text(device['device_bytes'])}, "
+            f"{device['extent_count']} extents of {size_text(extent_bytes)}",
+            markup=False,
+        )
+        for line in map_lines(device["extents"], extent_bytes, columns, unicode=unicode):
+            line.rstrip()
+            console.print(line)
+    click.echo(drawn.get(), nl=False)
 
 
 def _print_table(device: dict[str, Any]) -> None:

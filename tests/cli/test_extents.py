@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from shardfs.cli.extent_map import ROWS_MAX, map_lines
 from shardfs.cli.extent_svg import draw_svg
 from tests.cli.commands import output_of, refused, run
 from tests.cli.samples import make_sample
+from tests.mounted.mounts import SHARDFS
 
 EXTENT = 1 << 20
 
@@ -97,3 +99,12 @@ def test_the_command(tmp_path: Path) -> None:
     picture.write_text("mine")
     refused("extents", image, "--svg", picture, saying="is no SVG of this command")
     assert run("extents", image, "--svg", tmp_path / "no" / "map.svg").returncode == 1
+
+
+def test_who_reads_no_further_is_no_error(tmp_path: Path) -> None:
+    """rich makes an exit of a broken pipe."""
+    image = tmp_path / "disk.img"
+    output_of("mkfs", image, "--size", "64M")
+    command = f"{SHARDFS} extents {image} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
