@@ -272,6 +272,7 @@ class FileRun:
             await self.file_system.orphans.drained()
         else:
             await self.file_system.orphans.reap_queued()
+        await self.file_system.name_pages.write()
         await self.file_system.sync()
         await self._ground.upkeep("tidy", 0, 0)
         if not self._circumstances.faults:
