@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,8 +56,9 @@ def test_nobody_copies_it(mounted: Path, tmp_path: Path) -> None:
     assert errno_of(os.setxattr, file, NAME, b"yes") == errno.EPERM
     assert errno_of(os.removexattr, file, NAME) == errno.EPERM
     run_command("cp", "-a", file, mounted / "copy")
-    run_command("rsync", "-aX", file, mounted / "synced")
-    for name in ("copy", "synced"):
-        assert os.listxattr(mounted / name) == ["user.mine"]
+    assert os.listxattr(mounted / "copy") == ["user.mine"]
+    if shutil.which("rsync") is not None:
+        run_command("rsync", "-aX", file, mounted / "synced")
+        assert os.listxattr(mounted / "synced") == ["user.mine"]
     assert NAME not in run_command("getfattr", "-d", file)
     assert f'{NAME}="' in run_command("getfattr", "-n", NAME, file)
