@@ -235,7 +235,7 @@ def _number(option: str, name: str, value: str) -> int:
         unit = (match[2] or "").lower()
         size = int(match[1]) << (10 * (_POWERS.index(unit) + 1) if unit else 0)
         if size < _SIZES_MIN[name]:
-            raise UsageError(f"mount option {option}: at least {_SIZES_MIN[name]} bytes")
+            raise UsageError(f"mount option {option}: at least {_SIZES_MIN[name] // limits.MIB}M")
         return size
     if name == "poll":
         if value not in _POLLS and not re.fullmatch(r"\d{1,7}", value):

@@ -100,3 +100,9 @@ def test_how_to_wait_for_requests(value: str) -> None:
         read_options([f"poll={value}"])
     assert read_options(["poll=adaptive"]).options == read_options([]).options
     assert read_options(["poll=200,poll=off"]).options.poll_us == 0
+
+
+def test_a_bound_of_memory_that_is_too_small_says_what_would_do() -> None:
+    with pytest.raises(UsageError, match="cache=10M: at least 192M"):
+        read_options(["cache=10M"])
+    assert read_options(["cache=1G"]).options.memory_bytes_max == 1024 * 1024 * 1024
