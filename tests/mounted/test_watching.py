@@ -162,7 +162,7 @@ def test_top_fits_and_ends(mounted_shardfs: MountedShardfs, columns: int, rows: 
     for number in range(30):
         (mounted_shardfs.path / f"{number}").write_bytes(b"x" * 5000)
     with terminal(mounted_shardfs.path, columns, rows, "--interval", "0.3") as shown:
-        shown.read_until("lookup")
+        shown.read_until("REQUEST")
         shown.press(b"q")
         assert shown.end() == (0, "")
     lines = re.sub(r"\x1b\[[0-9;]*H", "\n", shown.text)  # it begins at the top again
