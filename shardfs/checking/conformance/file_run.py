@@ -271,6 +271,7 @@ class FileRun:
             await trio.testing.wait_all_tasks_blocked()
             await self.file_system.orphans.drained()
         else:
+            await self.file_system.orphans._reap_leftovers()  # of a crash
             await self.file_system.orphans.reap_queued()
         await self.file_system.name_pages.write()
         await self.file_system.sync()
