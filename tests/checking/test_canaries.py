@@ -137,8 +137,8 @@ def test_what_cannot_be_planted_is_told(change: Edit | Setting) -> None:
 def test_lines_below_the_first_count_from_its_indentation() -> None:
     edit = Edit(
         framing.digests_of,
-        "if whole:\n    return b",
-        "if whole and buffers:\n    return b'x' + b",
+        "if len(buffers) == 1:\n    return granule",
+        "if len(buffers) == 1 and buffers:\n    return b'x' + granule",
     )
     with planted((edit,)):
         assert framing.digests_of([b"1234"]).startswith(b"x")
