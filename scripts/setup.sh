@@ -79,11 +79,47 @@ install_test_packages() {
     # The tests start servers of their own; Debian's package would start one for the machine.
     as_root mkdir -p "${no_server%/*}"
     echo 'create_main_cluster = false' | as_root tee "$no_server" >/dev/null
-    { as_root apt-get -q -o DPkg::Lock::Timeout=300 update &&
-        as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a apt-get -q -y \
-            -o DPkg::Lock::Timeout=300 --no-install-recommends install "${packages[@]}"; } ||
+    apt_install "${packages[@]}" ||
         say "apt-get failed; tests that need these are skipped: ${packages[*]}"
     as_root rm -f "$no_server"
+}
+
+# Installs Debian packages, without questions.
+apt_install() {
+    as_root apt-get -q -o DPkg::Lock::Timeout=300 update &&
+        as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a apt-get -q -y \
+            -o DPkg::Lock::Timeout=300 --no-install-recommends install "$@"
+}
+
+# OpenStack Swift and an S3 client in .venv, and from Debian what they need beside them.
+install_swift() {
+    local packages=() policy=/usr/sbin/policy-rc.d
+    command -v memcached >/dev/null || packages+=(memcached)
+    command -v rsync >/dev/null || packages+=(rsync)
+    if [ "${#packages[@]}" -gt 0 ]; then
+        say "installing ${packages[*]}"
+        # Debian's packages would start services for the machine; the demo starts its own.
+        if [ -e "$policy" ]; then policy=; else
+            printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+            as_root chmod 755 "$policy"
+        fi
+        apt_install "${packages[@]}" || say "apt-get failed; not installed: ${packages[*]}"
+        [ -z "$policy" ] || as_root rm -f "$policy"
+    fi
+    install_extra swift swift boto3
+}
+
+# Installs one of the extras of pyproject.toml unless the modules named behind it are there.
+install_extra() {
+    local extra=$1 module
+    shift
+    for module in "$@"; do
+        "$bin/python" -c "import $module" 2>/dev/null && continue
+        say "installing shardfs[$extra] into .venv"
+        "$bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+            -e "$root[$extra]"
+        return
+    done
 }
 
 install_packages() {
@@ -96,9 +132,7 @@ install_packages() {
     if [ "$(id -u)" -ne 0 ] && ! sudo -n true 2>/dev/null; then
         fail "needs root once; run: sudo apt-get install ${packages[*]}"
     fi
-    as_root apt-get -q -o DPkg::Lock::Timeout=300 update
-    as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a apt-get -q -y \
-        -o DPkg::Lock::Timeout=300 --no-install-recommends install "${packages[@]}"
+    apt_install "${packages[@]}"
 }
 
 make_environment() {
