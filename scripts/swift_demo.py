@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.swift_cluster.bucket import Bucket
 from scripts.swift_cluster.cluster import Cluster
 from scripts.swift_cluster.faults import FAULTS, repair, survive, verify_disks
-from scripts.swift_cluster.processes import ClusterError
+from scripts.swift_cluster.processes import ClusterError, end_in_order_on_sigterm
 from scripts.swift_cluster.programs import missing_programs
 from scripts.swift_cluster.replicas import replica_differences
 
@@ -100,7 +99,7 @@ def main() -> int:
     if missing:
         print(f"swift-demo: apt-get install {' '.join(missing)}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_in_order_on_sigterm()
     folder = Path(tempfile.mkdtemp(prefix="shardfs-swift-", dir=chosen.folder))
     story = Story()
     try:

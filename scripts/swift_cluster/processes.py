@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +37,11 @@ def wait_until(condition: Callable[[], bool], what: str, seconds_max: float = ST
         if time.monotonic() > deadline:
             raise ClusterError(f"after {seconds_max:.0f} s still not: {what}")
         time.sleep(0.05)
+
+
+def end_in_order_on_sigterm() -> None:
+    """From now on SIGTERM raises SystemExit, so that what was begun is ended."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def listens(port: int) -> bool:

@@ -1,0 +1,130 @@
+"""Compares Swift on shardfs disks with the same Swift on XFS disks: S3 calls a second.
+
+Usage: scripts/bench_swift [--rounds N] [--folder DIR] [--json FILE]
+
+Two clusters run side by side, and take turns: in each round every row is measured on one, then on
+the other, the first of the two changing from round to round. One client, one call at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.swift_cluster.bucket import Bucket
+from scripts.swift_cluster.cluster import Cluster
+from scripts.swift_cluster.processes import end_in_order_on_sigterm
+
+SMALL_COUNT = 60
+SMALL_BYTES = 16 << 10
+LARGE_COUNT = 6
+LARGE_BYTES = 8 << 20
+SYSTEMS = ("shardfs", "xfs")
+Rates = dict[str, list[float]]
+
+
+class Round:
+    """One round of all rows on one cluster."""
+
+    def __init__(self, bucket: Bucket, number: int) -> None:
+        self._bucket = bucket
+        self._small = [f"small-{number}-{each}" for each in range(SMALL_COUNT)]
+        self._large = [f"large-{number}-{each}" for each in range(LARGE_COUNT)]
+
+    def rows(self) -> dict[str, Callable[[], float]]:
+        """Row -> measures it; calls or MiB a second."""
+        return {
+            "PUT 16 KiB (/s)": lambda: self._put(self._small, SMALL_BYTES),
+            "GET 16 KiB (/s)": lambda: self._get(self._small),
+            "PUT 8 MiB (MiB/s)": lambda: self._put(self._large, LARGE_BYTES) * 8,
+            "GET 8 MiB (MiB/s)": lambda: self._get(self._large) * 8,
+            "DELETE (/s)": self._delete,
+        }
+
+    def _put(self, keys: list[str], length: int) -> float:
+        contents = {key: self._bucket.content(length) for key in keys}
+        began = time.perf_counter()
+        for key, content in contents.items():
+            if not self._bucket.put(key, content):
+                raise SystemExit(f"{key} was not stored")
+        return len(keys) / (time.perf_counter() - began)
+
+    def _get(self, keys: list[str]) -> float:
+        began = time.perf_counter()
+        for key in keys:
+            if self._bucket.get(key) is None:
+                raise SystemExit(f"{key} is gone")
+        return len(keys) / (time.perf_counter() - began)
+
+    def _delete(self) -> float:
+        keys = self._small + self._large
+        began = time.perf_counter()
+        for key in keys:
+            self._bucket.delete(key)
+        return len(keys) / (time.perf_counter() - began)
+
+
+def measure(folder: Path, rounds: int) -> dict[str, Rates]:
+    """Row -> system -> rates, one a round."""
+    rates: dict[str, Rates] = {}
+    with ExitStack() as stack:
+        buckets = {}
+        for system in SYSTEMS:
+            cluster = stack.enter_context(Cluster(folder / system, file_system=system))
+            buckets[system] = Bucket(cluster.layout.endpoint, "bench")
+            buckets[system].create()
+            Round(buckets[system], -1).rows()["PUT 16 KiB (/s)"]()  # connections, first folders
+        for number in range(rounds):
+            turn = SYSTEMS if number % 2 == 0 else SYSTEMS[::-1]
+            for row in Round(buckets["xfs"], 0).rows():
+                for system in turn:
+                    rate = Round(buckets[system], number).rows()[row]()
+                    rates.setdefault(row, {}).setdefault(system, []).append(rate)
+    return rates
+
+
+def table(rates: dict[str, Rates]) -> str:
+    """The rates as a table in Markdown."""
+    lines = ["| row | shardfs | XFS | shardfs / XFS |", "|---|---|---|---:|"]
+    for row, by_system in rates.items():
+        cells, medians = [], []
+        for system in SYSTEMS:
+            values = by_system[system]
+            medians.append(statistics.median(values))
+            cells.append(f"{medians[-1]:.1f} ({min(values):.1f} to {max(values):.1f})")
+        lines.append(f"| {row} | {' | '.join(cells)} | {medians[0] / medians[1]:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    end_in_order_on_sigterm()
+    print(
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {chosen.rounds} rounds", flush=True
+    )
+    with tempfile.TemporaryDirectory(prefix="shardfs-swift-", dir=chosen.folder) as folder:
+        for system in SYSTEMS:
+            (Path(folder) / system).mkdir()
+        rates = measure(Path(folder), chosen.rounds)
+    print(table(rates))
+    if chosen.json:
+        chosen.json.write_text(json.dumps(rates, indent=1))
+
+
+if __name__ == "__main__":
+    main()
