@@ -14,6 +14,7 @@ What has to hold (numbered as in the findings):
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,11 +46,9 @@ class Fault:
 def _break_and_read(disk: Disk) -> None:
     disk.break_device()
     # Somebody has to read before the disk can be known to be bad.
-    for path in disk.path.rglob("*.data"):
-        try:
+    with suppress(OSError):
+        for path in disk.path.rglob("*.data"):
             path.read_bytes()
-        except OSError:
-            break
     disk.wait_until_gone()
 
 
@@ -111,8 +110,10 @@ def survive(
     """
     prefix = f"{label}-{fault.name.replace(' ', '-')}-{disk.name}"
     fault.begin(disk)
-    found = [f"F1 {each}" for each in use(bucket, prefix, fault.calls)]
-    fault.end(disk)
+    try:
+        found = [f"F1 {each}" for each in use(bucket, prefix, fault.calls)]
+    finally:
+        fault.end(disk)
     found += [f"F2 {each}" for each in bucket.differences()]
     found += [f"F3 {each}" for each in repair(cluster, bucket)]
     found += [f"F2 {each}" for each in bucket.differences()]

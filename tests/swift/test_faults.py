@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from scripts.swift_cluster.bucket import Bucket
     from scripts.swift_cluster.cluster import Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.mounted, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.mounted,
+    pytest.mark.timeout(3600),
+    pytest.mark.filterwarnings("default"),  # of Swift and what it stands on
+]
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "1"))
 OBJECTS = 40
 NAMES = ("unmounted", "daemon killed", "daemon stopped", "device broken", "disk full", "replaced")
