@@ -119,8 +119,12 @@ def lost_pieces(start: int, end: int) -> tuple[Piece, ...]:
     return tuple(found)
 
 
-def encode_pieces(pieces: Iterable[Piece]) -> bytes:
+def encode_pieces(pieces: Sequence[Piece]) -> bytes:
     """The pieces of a shard as stored: counts, the locator of each chunk once, the pieces."""
+    if len(pieces) == 1:  # as most shards have
+        start, length, skip, locator = pieces[0]
+        piece = PIECE.pack(start, length, skip, 0)
+        return b"".join((SHARD_HEADER.pack(1, 1), encode_locator(locator), piece))
     numbers: dict[Locator, int] = {}
     packed = [
         PIECE.pack(start, length, skip, numbers.setdefault(locator, len(numbers)))

@@ -164,7 +164,8 @@ class Store:
                 f"a value of {len(value)} bytes is larger than {limits.QUEUED_BYTES_MAX}; "
                 "split it over several keys"
             )
-        await self.admit(len(value))
+        if not self.admits_at_once(len(value)):
+            await self.admit(len(value))
         old = await self._load(key)
         # No await from here on: what was loaded is current until the batch is applied.
         batch = self.batch()
