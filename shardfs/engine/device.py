@@ -135,3 +135,43 @@ class Device(Protocol):
     def close(self) -> None:
         """Gives the device back. May be called again."""
         ...
+
+
+class ForwardingDevice:
+    """What a device that stands before another passes on unchanged.
+
+    Args:
+        device: the one behind it.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    @property
+    def path(self) -> str:
+        """See Device."""
+        return self._device.path
+
+    @property
+    def size_bytes(self) -> int:
+        """See Device."""
+        return self._device.size_bytes
+
+    @property
+    def sector_bytes(self) -> int:
+        """See Device."""
+        return self._device.sector_bytes
+
+    @property
+    def read_only(self) -> bool:
+        """See Device."""
+        return self._device.read_only
+
+    @property
+    def counts(self) -> DeviceCounts:
+        """See Device."""
+        return self._device.counts
+
+    def expect_extents(self, extent_bytes: int) -> None:
+        """See Device."""
+        self._device.expect_extents(extent_bytes)

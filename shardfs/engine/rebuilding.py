@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from shardfs import limits
-from shardfs.engine.device import Buffer, Device, DeviceCounts
+from shardfs.engine.device import Buffer, Device, ForwardingDevice
 from shardfs.engine.framing import encode_head, granule_digests
 from shardfs.engine.layout import INCARNATION_SHIFT, ExtentState, Kind, Stream
 from shardfs.engine.superblock_record import (
@@ -36,7 +36,7 @@ _STREAMS = {Kind.DATA: Stream.DATA}
 _BLOCK = limits.BLOCK_BYTES
 
 
-class SwitchDevice:
+class SwitchDevice(ForwardingDevice):
     """A device with a superblock of its own, in memory.
 
     Args:
@@ -46,7 +46,7 @@ class SwitchDevice:
     """
 
     def __init__(self, device: Device, identity: Identity, record: Record) -> None:
-        self._device = device
+        super().__init__(device)
         self._extent_bytes = identity.extent_bytes
         self._end = limits.SUPERBLOCK_EXTENTS * identity.extent_bytes
         self._blocks: dict[int, bytes] = {}
@@ -68,31 +68,6 @@ class SwitchDevice:
             self._keep(identity.extent_offset(copy), frame.ljust(whole_blocks(len(frame)), b"\0"))
 
     # --- the protocol of a device
-
-    @property
-    def path(self) -> str:
-        """See Device."""
-        return self._device.path
-
-    @property
-    def size_bytes(self) -> int:
-        """See Device."""
-        return self._device.size_bytes
-
-    @property
-    def sector_bytes(self) -> int:
-        """See Device."""
-        return self._device.sector_bytes
-
-    @property
-    def read_only(self) -> bool:
-        """See Device."""
-        return self._device.read_only
-
-    @property
-    def counts(self) -> DeviceCounts:
-        """See Device."""
-        return self._device.counts
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
         """See Device."""
@@ -133,10 +108,6 @@ class SwitchDevice:
         """See Device."""
         if offset >= self._end:
             await self._device.discard(offset, length)
-
-    def expect_extents(self, extent_bytes: int) -> None:
-        """See Device."""
-        self._device.expect_extents(extent_bytes)
 
     def write_pointer(self, offset: int) -> int | None:
         """See Device."""

@@ -30,7 +30,7 @@ from typing import Final
 import trio
 
 from shardfs import limits
-from shardfs.engine.device import Buffer, Device, DeviceCounts
+from shardfs.engine.device import Buffer, Device, ForwardingDevice
 from shardfs.engine.recording import (
     Answer,
     Beginning,
@@ -123,12 +123,12 @@ class Recorder:
             _log.error("the recording %s ends here: %s", self.path, error.strerror)
 
 
-class RecordingDevice:
+class RecordingDevice(ForwardingDevice):
     """A device and its recording. Made by `start`; see Device for what the methods do."""
 
     def __init__(self, device: Device, recorder: Recorder) -> None:
         self.recorder = recorder
-        self._device = device
+        super().__init__(device)
         self._step = 0
 
     @classmethod
@@ -155,31 +155,6 @@ class RecordingDevice:
                 recorder.add(Content(start + first, memoryview(data)[first:end]))
         recorder.add(Beginning())
         return cls(device, recorder)
-
-    @property
-    def path(self) -> str:
-        """See Device."""
-        return self._device.path
-
-    @property
-    def size_bytes(self) -> int:
-        """See Device."""
-        return self._device.size_bytes
-
-    @property
-    def sector_bytes(self) -> int:
-        """See Device."""
-        return self._device.sector_bytes
-
-    @property
-    def read_only(self) -> bool:
-        """See Device."""
-        return self._device.read_only
-
-    @property
-    def counts(self) -> DeviceCounts:
-        """See Device."""
-        return self._device.counts
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
         """See Device.read."""
@@ -208,10 +183,6 @@ class RecordingDevice:
         """See Device.discard."""
         call = partial(self._device.discard, offset, length)
         await self._recorded(RequestKind.DISCARD, offset, length, (), call)
-
-    def expect_extents(self, extent_bytes: int) -> None:
-        """See Device.expect_extents."""
-        self._device.expect_extents(extent_bytes)
 
     def write_pointer(self, offset: int) -> int | None:
         """See Device.write_pointer."""

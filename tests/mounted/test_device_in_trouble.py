@@ -44,6 +44,13 @@ def fill(root: Path) -> dict[str, bytes]:
     return contents
 
 
+def store_durably(path: Path) -> None:
+    """Write a MiB to a new file, and fsync it."""
+    with path.open("xb", buffering=0) as file:
+        file.write(b"x" * (1 << 20))
+        os.fsync(file)
+
+
 def read_until_refused(root: Path, contents: dict[str, bytes]) -> int:
     """Read files until one cannot be read; its errno. What can be read is whole."""
     for name, content in contents.items():
@@ -97,11 +104,8 @@ def test_unmount_after_a_failed_write(device: Path, mount_shardfs: MountFactory)
     root = mounted.path
     fill(root)
     take_the_end_away(device)
-    descriptor = os.open(root / "new", os.O_CREAT | os.O_WRONLY)
-    os.write(descriptor, b"x" * (1 << 20))
-    assert errno_of(os.fsync, descriptor) != 0
+    assert errno_of(store_durably, root / "new") != 0
     wait_until(lambda: find_mount(root) is None, "the mount is gone")
-    assert errno_of(os.close, descriptor) in (0, errno.ENOTCONN)
     wait_until(lambda: not mounted.is_running, "the server has ended")
     mounted.kill()
 
@@ -113,10 +117,7 @@ def test_remount_read_only_stays(device: Path, mount_shardfs: MountFactory) -> N
     take_the_end_away(device)
     assert read_until_refused(root, contents) == errno.EIO
     assert find_mount(root) is not None
-    descriptor = os.open(root / "new", os.O_CREAT | os.O_WRONLY)
-    os.write(descriptor, b"x" * (1 << 20))
-    assert errno_of(os.fsync, descriptor) == errno.EIO
-    os.close(descriptor)
+    assert errno_of(store_durably, root / "new") == errno.EIO
     wait_until(lambda: "ro" in kernel_flags(root), "the kernel's table shows it")
     assert errno_of(os.mkdir, root / "directory") == errno.EROFS
     mounted.kill()
@@ -127,10 +128,7 @@ def test_continue_leaves_the_kernels_table(device: Path, mount_shardfs: MountFac
     root = mounted.path
     fill(root)
     take_the_end_away(device)
-    descriptor = os.open(root / "new", os.O_CREAT | os.O_WRONLY)
-    os.write(descriptor, b"x" * (1 << 20))
-    assert errno_of(os.fsync, descriptor) == errno.EIO
-    os.close(descriptor)
+    assert errno_of(store_durably, root / "new") == errno.EIO
     assert errno_of(os.mkdir, root / "directory") == errno.EROFS
     assert "rw" in kernel_flags(root), "the kernel asks, and is answered"
     mounted.kill()
