@@ -1,7 +1,8 @@
 """The `shardfs shards` commands: which shards there are, where they lie, and what is in them.
 
 Role: asks a device or a mount, and prints. A shard is named INODE.INDEX, such as 12.0: the first
-4 MiB of the file with inode 12 are its shard 0. In place of a shard, a path names all of a file.
+4 MiB of the file with inode 12 are its shard 0. In place of a shard, a path or inode:12 names all
+of a file.
 
 Invariants:
     I1. `cat` writes the bytes as they are, holes as zeros, and fails at the first byte that does
@@ -33,6 +34,7 @@ from shardfs.cli.output import (
     size_text,
 )
 from shardfs.cli.pages import pages_of
+from shardfs.cli.progress import progress
 from shardfs.errors import UsageError
 from shardfs.fuse.shard_requests import READ_BYTES_MAX, parse_shard_id
 from shardfs.fuse.targets import Target, open_target
@@ -41,7 +43,8 @@ _LIST_WIDTHS = (12, -10, -6, 10)
 _PIECE_WIDTHS = (-8, -8, -13, -13, -7)
 _PIECE_WIDTHS_MORE = (-5, -8, -14)
 
-_TARGET_HELP = """TARGET is a device or image file, a mount point, or a path in a mount."""
+_TARGET_HELP = """TARGET is a device or image file, a mount point, or a path in a mount. PATH may
+also be inode:12, the file with that inode; a file of that name is ./inode:12."""
 
 
 @examples(
@@ -77,7 +80,7 @@ async def _list(name: str, path: str | None, as_json: bool) -> None:
     async with open_target(name) as target:
         if not as_json:
             print_row(("SHARD", "BYTES", "PIECES", "STATE", "PATH"), _LIST_WIDTHS)
-        async for shard in _shards_below(target, target.path_of(path)):
+        async for shard in _shards_below(target, target.file_of(path)):
             if as_json:
                 print_json_line(shard)
                 continue
@@ -162,7 +165,7 @@ async def _cat(name: str, what: str | None) -> None:
             )
             await _write_out(target, ino, index, found["shard_bytes"])
             return
-        request = {"request": "file", "path": target.path_of(what)}
+        request = {"request": "file"} | target.file_of(what)
         file = await target.conversation.answer(request)
         for index in range(-(-file["size"] // file["shard_bytes"])):
             await _write_out(target, file["ino"], index, file["shard_bytes"])
@@ -209,18 +212,20 @@ def verify_shard(target: str, shard: str | None, as_json: bool) -> int:
 async def _verify(name: str, what: str | None, as_json: bool) -> int:
     count = size = damaged_bytes = 0
     async with open_target(name) as target:
-        async for ino, index, path in _shards_to_verify(target, what):
-            request = {"request": "verify", "ino": ino, "index": index}
-            shard = await target.conversation.answer(request) | {"path": path}
-            count, size = count + 1, size + shard["bytes"]
-            damaged_bytes += sum(each["length"] for each in shard["damaged"])
-            if as_json:
-                print_json_line(shard)
-                continue
-            for each in shard["damaged"]:
-                last = each["start"] + each["length"] - 1
-                where = f"inode {ino}" if path is None else f"/{printable(path)}"
-                click.echo(f"{where} bytes {each['start']} to {last}: {each['error']}")
+        with progress("verifying") as bar:
+            async for ino, index, path in _shards_to_verify(target, what):
+                bar.show(size, None, f"verifying: {count} shards, {size_text(size)}")
+                request = {"request": "verify", "ino": ino, "index": index}
+                shard = await target.conversation.answer(request) | {"path": path}
+                count, size = count + 1, size + shard["bytes"]
+                damaged_bytes += sum(each["length"] for each in shard["damaged"])
+                if as_json:
+                    print_json_line(shard)
+                    continue
+                for each in shard["damaged"]:
+                    last = each["start"] + each["length"] - 1
+                    where = f"inode {ino}" if path is None else f"/{printable(path)}"
+                    click.echo(f"{where} bytes {each['start']} to {last}: {each['error']}")
     if not as_json:
         verdict = f"{size_text(damaged_bytes)} damaged" if damaged_bytes else "all right"
         click.echo(f"{count} shards, {size_text(size)}: {verdict}")
@@ -235,7 +240,7 @@ async def _shards_to_verify(
     if shard_id is not None:
         yield *shard_id, None
         return
-    async for shard in _shards_below(target, target.path_of(what)):
+    async for shard in _shards_below(target, target.file_of(what)):
         yield shard["ino"], shard["index"], shard["path"]
 
 
@@ -255,12 +260,12 @@ async def _named_shards(target: Target, what: str | None) -> AsyncIterator[tuple
     if shard_id is not None:
         yield shard_id
         return
-    path = target.path_of(what)
-    await target.conversation.answer({"request": "file", "path": path})
-    async for shard in _shards_below(target, path):
+    file = target.file_of(what)
+    await target.conversation.answer({"request": "file"} | file)
+    async for shard in _shards_below(target, file):
         yield shard["ino"], shard["index"]
 
 
-def _shards_below(target: Target, path: str) -> AsyncIterator[dict[str, Any]]:
-    request = {"request": "shards-begin", "path": path}
+def _shards_below(target: Target, file: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    request = {"request": "shards-begin"} | file
     return pages_of(target.conversation, request, "shards-more", "shards")

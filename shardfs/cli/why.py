@@ -7,7 +7,6 @@ Not here: where the answers come from (fuse/explanations.py, engine/occupancy.py
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, Final
@@ -25,7 +24,6 @@ _FILE_WIDTHS: Final = (-9, -7, 30)
 _EXTENT_WIDTHS: Final = (-6, 8, 10, -10, -10, -10)
 _RANGES_SHOWN: Final = 2
 _EXTENTS_SHOWN: Final = 16
-_INODE: Final = re.compile(r"inode:(\d{1,19})")
 _REMOVED: Final = {
     "open": "removed, and still open somewhere",
     "being-freed": "removed, and about to be freed",
@@ -60,18 +58,11 @@ async def _explain(name: str, what: str | None, as_json: bool) -> None:
         if what is not None and what.isascii() and what.isdecimal():
             await _explain_extent(target, int(what), as_json)
             return
-        answer = await target.conversation.answer(_path_request(target, what))
+        answer = await target.conversation.answer({"request": "path"} | target.file_of(what))
         if as_json:
             print_json(answer)
         else:
             _print_path(answer)
-
-
-def _path_request(target: Target, what: str | None) -> dict[str, Any]:
-    inode = _INODE.fullmatch(what or "")
-    if inode is not None:
-        return {"request": "path", "ino": int(inode[1])}
-    return {"request": "path", "path": target.path_of(what)}
 
 
 # --- an extent ----------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 Role: a part of what inspection.py answers, with these requests:
 
-    shards-begin   path           starts a list of the shards of a file, a directory and all below
+    shards-begin   path | ino     starts a list of the shards of a file, a directory and all below
                                   it, or ("") everything, nameless files included
     shards-more                   the next page of that list: {"shards": [...], "end": bool}
     shard          ino, index     one shard: its pieces, and where each of them lies
-    file           path           {"ino", "size", "shard_bytes"} of a file
+    file           path | ino     {"ino", "size", "shard_bytes"} of a file
     read           ino, index, start, length   bytes of a shard, base64, at most READ_BYTES_MAX
     verify         ino, index     what of a shard does not match its checksums
 
@@ -85,22 +85,22 @@ class ShardRequests:
 
     async def _begin(self, request: Answer) -> Answer:
         await self._pages.aclose()
-        path = text_of(request, "path")
         await self._resolver.hand_over_all()
-        ino, inode = await self._resolver.resolve(path)
-        return await self._pages.begin("shards", self._list(ino, inode, clean_path(path)))
+        ino, inode = await self._resolver.asked_for(request)
+        path = clean_path(text_of(request, "path")) if "path" in request else None
+        return await self._pages.begin("shards", self._list(ino, inode, path))
 
     async def _more(self, _request: Answer) -> Answer:
         return await self._pages.more("shards")
 
-    async def _list(self, ino: int, inode: Inode, path: str) -> AsyncGenerator[Answer, None]:
+    async def _list(self, ino: int, inode: Inode, path: str | None) -> AsyncGenerator[Answer, None]:
         """The shards of an inode and, for a directory, of all below it, then nameless files."""
         linked: set[int] = set()
         if not inode.is_directory:
             async for shard in self._shards_of(ino, path):
                 yield shard
             return
-        waiting = [(ino, path)]
+        waiting = [(ino, path or "")]
         while waiting:
             directory, above = waiting.pop()
             start, end = entries_start(directory), entries_start(directory + 1)
@@ -175,10 +175,10 @@ class ShardRequests:
         }
 
     async def _file(self, request: Answer) -> Answer:
-        path = text_of(request, "path")
-        ino, inode = await self._resolver.resolve(path)
+        ino, inode = await self._resolver.asked_for(request)
         if inode.is_directory:
-            raise UsageError(f"/{path} is a directory; name a file")
+            named = f"/{request['path']}" if "path" in request else f"inode {ino}"
+            raise UsageError(f"{named} is a directory; name a file")
         await self._resolver.hand_over(ino)
         size = inode.size if (current := await self._resolver.inode(ino)) is None else current.size
         if not inode.is_regular:

@@ -15,11 +15,12 @@ Not here: the requests (inspection.py), the socket (control.py).
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -38,6 +39,8 @@ from shardfs.fuse.mounts import (
     shardfs_mounts,
 )
 from shardfs.fuse.requests import Answer
+
+_INODE: Final = re.compile(r"inode:(\d{1,19})")
 
 
 class Questions(Protocol):
@@ -71,6 +74,11 @@ class Target:
         """The path in the file system that the user means: one behind TARGET goes below it."""
         parts = (self.inner_path, path or "")
         return "/".join(part.strip("/") for part in parts if part.strip("/"))
+
+    def file_of(self, what: str | None) -> Answer:
+        """What the user named, a path or "inode:12", as arguments of a request."""
+        inode = _INODE.fullmatch(what or "")
+        return {"ino": int(inode[1])} if inode is not None else {"path": self.path_of(what)}
 
 
 def require_mount(name: str) -> MountEntry:

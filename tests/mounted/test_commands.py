@@ -279,6 +279,13 @@ def test_shards(
     assert output_of("shards", "show", target, "large").count("\nshard ") == 2
     assert "SEQUENCE" in output_of("shards", "show", target, middle)
 
+    by_inode = f"inode:{middle.partition('.')[0]}"
+    assert output_of("shards", "show", target, by_inode).count("\nshard ") == 2
+    assert run("shards", "cat", target, by_inode).stdout == with_files["large"]
+    assert output_of("shards", "verify", target, by_inode).endswith(": all right\n")
+    refused("shards", "cat", target, "inode:999999", saying="no inode 999999")
+    refused("shards", "cat", target, "inode:1", saying="inode 1 is a directory")
+
     refused("shards", "cat", target, "absent", saying="/absent")
     refused("shards", "cat", target, "folder", saying="is a directory")
     refused("shards", "cat", target, "999999.0", saying="no shard 999999.0")
