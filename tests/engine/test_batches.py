@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -15,6 +16,7 @@ from shardfs.errors import LimitError, NoSpaceError, ReadOnlyError, StaleError
 from tests.engine.stores import content, formatted, opened, tidy_up
 
 KIB = limits.KIB
+READS_WITHOUT_A_PAUSE = 20
 
 
 def write_shard(store: Store, key: bytes, data: bytes, base: Shard | None) -> None:
@@ -183,10 +185,14 @@ async def test_readers_beside_writers_and_reclamation(seed: int) -> None:
             done = True
 
         async def read() -> None:
-            while not done:
+            for count in itertools.count():
+                if done:
+                    break
                 value = await store.get(b"k%d" % rng.randrange(4))
                 assert value is None or len(set(value)) == 1
                 await trio.lowlevel.checkpoint()
+                if count % READS_WITHOUT_A_PAUSE == 0:
+                    await trio.sleep(0.001)  # the clock of a test stands while anybody runs
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write)
