@@ -46,7 +46,7 @@ from shardfs.engine.reserve import entry_bytes_per_batch
 from shardfs.engine.shards import ShardData
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.temperature import Temperature
-from shardfs.errors import CorruptionError, DeviceError, LimitError, StaleError
+from shardfs.errors import CorruptionError, DeviceError, LimitError, NoSpaceError, StaleError
 
 _log = logging.getLogger(__name__)
 
@@ -268,6 +268,10 @@ class Evacuator:
                 batch.put_shard(move.key, pieces, move.shard)
             except LimitError as error:
                 _log.warning("a shard can not be moved: %s", error)
+            except NoSpaceError:
+                if len(batch):
+                    self._apply(batch)  # the copies that fitted are not to be garbage
+                raise
         if len(batch):
             try:
                 self._apply(batch)

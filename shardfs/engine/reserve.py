@@ -26,6 +26,8 @@ _SURVIVING_STREAMS = 2
 """SURVIVORS and HOT: what is left of their open extents is not for new data."""
 _EXTENTS_MOVED_TO = 1
 """Emptying an extent fills at most one other one, besides the rest of an open one."""
+_EXTENTS_LOGGED_TO = 1
+"""What is moved out of one is logged in the rest of an open one, and at most one more."""
 
 
 class Needs(NamedTuple):
@@ -90,6 +92,13 @@ def needs(reserve: int, extent_bytes: int, chunk_bytes_max: int) -> Needs:
         moving=_EXTENTS_MOVED_TO,
         streams=_SURVIVING_STREAMS,
     )
+
+
+def free_extents_to_go_on(reserve: int, extent_bytes: int, chunk_bytes_max: int) -> int:
+    """Free extents with which reclamation can go on at worst: for a checkpoint, for what it moves,
+    and for the log that tells of it. Args: as of `needs`."""
+    worst = needs(reserve, extent_bytes, chunk_bytes_max)
+    return worst.checkpoint + worst.moving + _EXTENTS_LOGGED_TO
 
 
 def _frame_bytes(payload_bytes: int) -> int:

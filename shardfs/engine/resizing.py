@@ -14,6 +14,9 @@ Invariants:
         much of what is free behind it may be written still, and is emptied again.
     I4. Extents that are added have an epoch that no extent has had: what lies there from an
         earlier life is of an epoch that means nothing.
+    I5. What is free behind the end is given up only while so much is free before it that
+        reclamation can go on there: first what is dead is freed, and what lives moved together.
+        A shrink that fails gives the end back. So none leaves a store without room to make room.
 
 Ordering, to grow: [image file longer, durably] -> first superblock copy, new size -> flush ->
 second copy -> flush -> the new extents may be written. A power cut in between leaves the old
@@ -39,8 +42,8 @@ import trio
 from shardfs import limits
 from shardfs.engine.extent import Extent
 from shardfs.engine.layout import ExtentState, Stream
-from shardfs.engine.reserve import reserve_extents
-from shardfs.engine.space import DATA_STREAMS
+from shardfs.engine.reserve import free_extents_to_go_on, reserve_extents
+from shardfs.engine.space import DATA_STREAMS, MERGE_FLOOR_EXTENTS
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import Identity, extent_count_max
 from shardfs.errors import (
@@ -54,10 +57,10 @@ from shardfs.errors import (
 
 _log = logging.getLogger(__name__)
 
-_FREE_EXTENTS_WANTED = 4
 _ATTEMPTS_MAX = 300
 _EVACUATIONS_MAX = 3
-_RECLAIMS_WITHOUT_GAIN_MAX = 3
+_RECLAIMS_FOR_NOTHING_MAX = 3
+_RECLAIMS_WITHOUT_GAIN_MAX = 32
 _REFUSALS_MAX = 8
 _PAUSE_S = 0.1
 
@@ -186,7 +189,10 @@ class Shrinking:
         self._extents = store._extents
         self._before = store.identity
         self._size_bytes = size_bytes - size_bytes % limits.BLOCK_BYTES
-        self._identity = _smaller(store, self._size_bytes)
+        self._identity = after = _smaller(store, self._size_bytes)
+        self._free_least = free_extents_to_go_on(
+            reserve_extents(after.extent_count), after.extent_bytes, after.chunk_bytes_max
+        )
         self._attempts: Counter[int] = Counter()
         self._refusals = 0
         self._pauses = 0
@@ -208,24 +214,24 @@ class Shrinking:
             DeviceError, ReadOnlyError: it failed; the store has the old size or the new one.
         """
         assert not self._is_over, "it is done, or was abandoned"
-        extent = self._next_extent()
-        if extent is not None:
-            try:
-                await self._make_room()
+        try:
+            if self._tail_is_free():
+                await self._finish()
+                return Progress(self.total_bytes, 0, _resized(self._store, self._before))
+            extent = self._next_extent()
+            await self._make_room()
+            if extent is not None:
                 await self._empty(extent)
-                self._refusals = 0
-            except NoSpaceError:
-                # What was moved so far gives room for the rest.
-                self._refusals += 1
-                if self._refusals > _REFUSALS_MAX:
-                    raise
-                await self._free_dead()
-        elif self._tail_is_free():
-            await self._finish()
-            return Progress(self.total_bytes, 0, _resized(self._store, self._before))
-        else:
-            self._extents.free.withhold_all()
-            await self._wait_for_free()
+            elif not self._tail_is_free():
+                self._require_room()
+                await self._wait_for_free()
+            self._refusals = 0
+        except NoSpaceError:
+            # What was moved so far gives room for the rest.
+            self._refusals += 1
+            if self._refusals > _REFUSALS_MAX:
+                raise
+            await self._free_dead()
         left = self._left_bytes()
         self.total_bytes = max(self.total_bytes, left)
         return Progress(self.total_bytes, left)
@@ -304,16 +310,37 @@ class Shrinking:
             await store.checkpoint()
         while await store.compact():
             await trio.lowlevel.checkpoint()
-        without_gain = 0
-        while (before := self._free_before_end()) < _FREE_EXTENTS_WANTED:
-            if without_gain == _RECLAIMS_WITHOUT_GAIN_MAX:
+        await self._reclaim_before_end()
+        if self._free_before_end() >= self._free_least:
+            self._extents.free.withhold_all()
+
+    async def _reclaim_before_end(self) -> None:
+        """Until enough is free there, or nothing is to be gained (I5)."""
+        for_nothing = without_gain = 0
+        while (before := self._free_before_end()) < self._free_least + MERGE_FLOOR_EXTENTS:
+            if (
+                for_nothing == _RECLAIMS_FOR_NOTHING_MAX
+                or without_gain == _RECLAIMS_WITHOUT_GAIN_MAX
+            ):
                 return
             try:
-                await store.reclaim()
+                freed = await self._store.reclaim()
             except NoSpaceError:
+                freed = 0
                 await self._free_dead()
-            without_gain = 0 if self._free_before_end() > before else without_gain + 1
-        self._extents.free.withhold_all()
+            # Of extents with little garbage several have to be emptied, to as many but one.
+            is_gain = self._free_before_end() > before
+            for_nothing = 0 if freed or is_gain else for_nothing + 1
+            without_gain = 0 if is_gain else without_gain + 1
+
+    def _require_room(self) -> None:
+        """Raises NoSpaceError: with the end given up, reclamation would have no room (I5)."""
+        short = self._free_least - self._free_before_end()
+        if short > 0:
+            raise NoSpaceError(
+                f"{short * self._extents.extent_bytes} bytes short: too little becomes free before "
+                "the new end to go on with there; delete something, or take a larger size"
+            )
 
     async def _free_dead(self) -> None:
         await self._store.sync()
@@ -332,6 +359,9 @@ class Shrinking:
             last_use = committer.next_number
             while committer.persistent_checkpoint < last_use:
                 await store.checkpoint()
+            # That has taken some of what was free.
+            await self._reclaim_before_end()
+            self._require_room()
         with trio.CancelScope(shield=True):
             if self._identity != self._before:
                 await committer.change_identity(self._change)

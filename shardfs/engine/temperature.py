@@ -34,6 +34,7 @@ from shardfs.engine.framing import head_bytes
 from shardfs.engine.layout import Stream
 from shardfs.engine.pieces import Piece
 
+_LADDER = (Stream.SURVIVORS, Stream.DATA, Stream.HOT)
 _SHORT_SHARE = 32
 _SHORT_EXTENTS = 4
 _FRAMES_BYTES = 2 * head_bytes(limits.KEY_BYTES_MAX, limits.CHUNK_BYTES_MAX)
@@ -77,6 +78,9 @@ class Temperature:
         """Where what is live in an extent that is being emptied goes."""
         if extent.stream is Stream.HOT and self._extents.free_count > self._extents.reserve:
             return Stream.DATA
+        if not self._extents.free_count:
+            # What is left in any open extent may be the room that makes more (I1).
+            return max(_LADDER, key=self._extents.room)
         return Stream.SURVIVORS
 
     @property
