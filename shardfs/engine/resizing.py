@@ -22,7 +22,8 @@ Ordering, to grow: [image file longer, durably] -> first superblock copy, new si
 second copy -> flush -> the new extents may be written. A power cut in between leaves the old
 size, on a device that is larger than its store, or the new one.
 
-Ordering, to shrink: live data, runs and log out of the tail -> commit -> tail freed, record ->
+Ordering, to shrink: room before the end, as reclamation makes it, which changes nothing of the
+size -> live data, runs and log out of the tail -> commit -> tail freed, record ->
 flush -> checkpoint, manifest, record -> flush -> first superblock copy, new size -> flush ->
 second copy -> flush -> [image file cut off]. A power cut before the first copy is whole leaves
 the old size with less in its tail; after it, the new size.
