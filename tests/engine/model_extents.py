@@ -39,12 +39,18 @@ class ModelExtents:
             size_bytes, 512, extent_bytes=EXTENT_BYTES, store_uuid=uuid.UUID(int=1)
         )
         self.extent_bytes = EXTENT_BYTES
+        self._extent_count = extent_count
         self.reserve = 2
         self.space = SpaceAccount(extent_count, EXTENT_BYTES, self.reserve)
         self.model = ExtentsModel(EXTENT_BYTES, limits.BLOCK_BYTES)
         self._positions: dict[int, list[Position]] = {}
         self._current: dict[Stream, int] = {}
         self._live: dict[int, int] = {}
+
+    @property
+    def free_count(self) -> int:
+        """Extents that nothing has been appended to."""
+        return self._extent_count - len(self._positions)
 
     def place(
         self, stream: Stream, length: int, before: Dependency = PERSISTENT, *, floor: int = 0

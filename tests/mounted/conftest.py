@@ -135,9 +135,20 @@ def loop_device(make_image: ImageFactory, kernel_resources: ExitStack) -> LoopDe
             pytest.skip(f"no loop device to be had: {run.stderr.strip()}")
         device = Path(run.stdout.strip())
         kernel_resources.callback(detach_loop_device, device, image)
+        allow_discards(device)
         return device
 
     return attach
+
+
+def allow_discards(device: Path) -> None:
+    """Let a loop device discard what its file can: what an earlier user forbade stays forbidden."""
+    queue = Path("/sys/block") / device.name / "queue"
+    most, step = (
+        int((queue / name).read_text()) for name in ("discard_max_hw_bytes", "discard_granularity")
+    )
+    if step:
+        (queue / "discard_max_bytes").write_text(str(most - most % step))
 
 
 def detach_loop_device(device: Path, image: Path, *, seconds_max: float = 10.0) -> None:
