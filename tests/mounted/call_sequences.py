@@ -182,7 +182,7 @@ def on_paths(s: Source) -> dict[str, tuple[float, Callable[[], list[object]]]]:
 
 def write_at(s: Source) -> list[object]:
     """Arguments of pwrite; sometimes RWF_DSYNC or RWF_APPEND."""
-    offset = s.pick((*OFFSETS, -1, 1 << 62))
+    offset = s.pick((*OFFSETS, -1, (1 << 63) - 100))
     return [s.slot(), s.pick(LENGTHS), s.seed(), offset, s.pick((0, 0, 0, 0, 2, 16))]
 
 
