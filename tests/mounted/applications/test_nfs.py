@@ -69,7 +69,7 @@ def exported(path: Path, folder: Path) -> Iterator[Export]:
         port = free.getsockname()[1]
     settings, log = folder / "ganesha.conf", folder / "ganesha.log"
     settings.write_text(CONFIGURATION.format(port=port, folder=folder, path=path))
-    command = ["ganesha.nfsd", "-F", "-f", settings, "-L", log, "-p", folder / "pid"]
+    command = ["ganesha.nfsd", "-F", "-f", str(settings), "-L", str(log), "-p", str(folder / "pid")]
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + SECONDS_TO_START_MAX
