@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Final
 
 import click
@@ -60,13 +60,20 @@ Command = Callable[..., Any]
 
 
 def _common(command: Command) -> Command:
-    """The argument and options of every inspect command."""
-    command = json_option(command)
-    command = click.option("--hex", "with_hex", is_flag=True, help="Show the bytes.")(command)
-    command = click.option(
+    """The argument and options of every inspect command, which is called with Wishes of them."""
+
+    @wraps(command)
+    def called(
+        target: str, extent_size: int | None, with_hex: bool, as_json: bool, **others: Any
+    ) -> Any:
+        return command(Wishes(target, extent_size, with_hex, as_json), **others)
+
+    called = json_option(called)
+    called = click.option("--hex", "with_hex", is_flag=True, help="Show the bytes.")(called)
+    called = click.option(
         "--extent-size", type=SIZE, help="Where no superblock says it, such as 64M."
-    )(command)
-    return click.argument("target", type=PATH)(command)
+    )(called)
+    return click.argument("target", type=PATH)(called)
 
 
 offset_option = click.option("--offset", type=SIZE, help="A byte of the device, in place of PLACE.")
@@ -102,11 +109,8 @@ def _run(wishes: Wishes, show: Callable[[RawStore], Any]) -> int:
 @inspect.command("super")
 @_common
 @click.option("--all", "show_all", is_flag=True, help="Every record, not the last one alone.")
-def show_super(
-    target: str, extent_size: int | None, with_hex: bool, as_json: bool, show_all: bool
-) -> int:
+def show_super(wishes: Wishes, show_all: bool) -> int:
     """Show both copies of the superblock log."""
-    wishes = Wishes(target, extent_size, with_hex, as_json)
     return _run(wishes, partial(_super, wishes, show_all))
 
 
@@ -160,11 +164,8 @@ async def _dissected(store: RawStore, address: int) -> Dissection:
 @inspect.command("extent")
 @_common
 @click.argument("number", type=click.IntRange(min=0))
-def show_extent(
-    target: str, number: int, extent_size: int | None, with_hex: bool, as_json: bool
-) -> int:
+def show_extent(wishes: Wishes, number: int) -> int:
     """Show what the superblock says of extent NUMBER, and every frame in it."""
-    wishes = Wishes(target, extent_size, with_hex, as_json)
     return _run(wishes, partial(_extent, wishes, number))
 
 
@@ -234,19 +235,11 @@ def _span_as_json(span: Span) -> dict[str, Any]:
 @_common
 @click.argument("place", required=False)
 @offset_option
-def show_chunk(
-    target: str,
-    place: str | None,
-    offset: int | None,
-    extent_size: int | None,
-    with_hex: bool,
-    as_json: bool,
-) -> int:
+def show_chunk(wishes: Wishes, place: str | None, offset: int | None) -> int:
     """Show the frame at PLACE: its header, key, digests and, by its kind, what it holds.
 
     With --hex, data is shown whole.
     """
-    wishes = Wishes(target, extent_size, with_hex, as_json)
     return _run(wishes, partial(_frame, wishes, place, offset, None))
 
 
@@ -300,16 +293,8 @@ def _address(store: RawStore, place: str | None, offset: int | None) -> int:
 @_common
 @click.argument("place", required=False)
 @offset_option
-def show_manifest(
-    target: str,
-    place: str | None,
-    offset: int | None,
-    extent_size: int | None,
-    with_hex: bool,
-    as_json: bool,
-) -> int:
+def show_manifest(wishes: Wishes, place: str | None, offset: int | None) -> int:
     """Show a manifest: the segments that form the tree, and live bytes of extents."""
-    wishes = Wishes(target, extent_size, with_hex, as_json)
 
     async def show(store: RawStore) -> int:
         at = offset
@@ -331,16 +316,8 @@ def show_manifest(
 @_common
 @click.argument("place", required=False)
 @offset_option
-def show_run(
-    target: str,
-    place: str | None,
-    offset: int | None,
-    extent_size: int | None,
-    with_hex: bool,
-    as_json: bool,
-) -> int:
+def show_run(wishes: Wishes, place: str | None, offset: int | None) -> int:
     """List the segments of all runs, or show the run index or the block at PLACE."""
-    wishes = Wishes(target, extent_size, with_hex, as_json)
     if place is None and offset is None:
         return _run(wishes, partial(_segments, wishes))
     kinds = {Kind.RUN_INDEX, Kind.RUN_BLOCK}
@@ -386,15 +363,12 @@ async def _segments(wishes: Wishes, store: RawStore) -> int:
 @inspect.command("record")
 @_common
 @click.argument("what")
-def show_record(
-    target: str, what: str, extent_size: int | None, with_hex: bool, as_json: bool
-) -> int:
+def show_record(wishes: Wishes, what: str) -> int:
     """Show every value of a key that the delta log and the runs still hold, newest first.
 
     WHAT is an inode's number, a shard like 12.0, an absolute path (of which the inode is shown), or
     a key in hexadecimal after "key:".
     """
-    wishes = Wishes(target, extent_size, with_hex, as_json)
     return _run(wishes, partial(_record, wishes, what))
 
 
