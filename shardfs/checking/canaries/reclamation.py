@@ -91,7 +91,11 @@ MOVING: Final = (
                 "if not self._tree.is_current(move.key, move.shard, move.shard.generation):",
                 "if not self._tree:",
             ),
-            Edit(Evacuator._place_now, "if len(batch):", "batch.bases.clear()\nif len(batch):"),
+            Edit(
+                Evacuator._place_now,
+                "if len(batch):\n    try:",
+                "batch.bases.clear()\nif len(batch):\n    try:",
+            ),
         ),
         ("concurrent",),
     ),
