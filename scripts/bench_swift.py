@@ -4,6 +4,9 @@ Usage: scripts/bench_swift [--rounds N] [--folder DIR] [--json FILE]
 
 Two clusters run side by side, and take turns: in each round every row is measured on one, then on
 the other, the first of the two changing from round to round. One client, one call at a time.
+
+At the end a disk of each is replaced by an empty one and refilled by Swift's replicators, and a
+shardfs disk is scrubbed as fast as it goes: two inputs of scripts/simulate_durability.
 """
 
 from __future__ import annotations
@@ -23,12 +26,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.swift_cluster.bucket import Bucket
 from scripts.swift_cluster.cluster import Cluster
-from scripts.swift_cluster.processes import end_in_order_on_sigterm
+from scripts.swift_cluster.disks import SHARDFS, Disk
+from scripts.swift_cluster.processes import end_in_order_on_sigterm, run
+from scripts.swift_cluster.replicas import replica_differences
 
 SMALL_COUNT = 60
 SMALL_BYTES = 16 << 10
 LARGE_COUNT = 6
 LARGE_BYTES = 8 << 20
+MIB = 1 << 20
+REFILL_LARGE_COUNT = 40
+REFILL_SMALL_COUNT = 100
+SCRUB_S_MAX = 300
 SYSTEMS = ("shardfs", "xfs")
 Rates = dict[str, list[float]]
 
@@ -74,13 +83,59 @@ class Round:
         return len(keys) / (time.perf_counter() - began)
 
 
-def measure(folder: Path, rounds: int) -> dict[str, Rates]:
-    """Row -> system -> rates, one a round."""
+def refill(cluster: Cluster, bucket: Bucket) -> float:
+    """Lose a disk, have it refilled; MiB a second, without what a pass takes that has nothing to do.
+
+    Raises:
+        ClusterError: the replicators failed.
+    """
+    for number in range(REFILL_LARGE_COUNT + REFILL_SMALL_COUNT):
+        length = LARGE_BYTES if number < REFILL_LARGE_COUNT else SMALL_BYTES
+        if not bucket.put(f"refill-{number}", bucket.content(length)):
+            raise SystemExit(f"refill-{number} was not stored")
+    cluster.repair_once()
+    idle_s = _seconds(cluster.repair_once)
+    disk = next(iter(cluster.disks.values()))
+    disk.unmount()
+    disk.replace()
+    disk.mount()
+    busy_s = _seconds(cluster.repair_once)
+    if replica_differences(cluster, bucket.name, bucket.known, there=True):
+        raise SystemExit("one pass of the replicators did not refill the disk")
+    return _data_bytes(disk) / MIB / (busy_s - idle_s)
+
+
+def scrub(disk: Disk) -> float:
+    """Verify every byte of a mounted shardfs disk, at no bound; MiB of objects a second."""
+    command = [str(SHARDFS), "scrub"]
+    began = time.perf_counter()
+    run(*command, "start", disk.path, "--rate", "100G")
+    while json.loads(run(*command, "status", disk.path, "--json"))["state"] == "running":
+        if time.perf_counter() - began > SCRUB_S_MAX:
+            raise SystemExit(f"{disk.name}: the scrub does not end")
+        time.sleep(0.02)
+    return _data_bytes(disk) / MIB / (time.perf_counter() - began)
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _data_bytes(disk: Disk) -> int:
+    return sum(path.stat().st_size for path in (disk.path / "objects").rglob("*.data"))
+
+
+def measure(folder: Path, rounds: int) -> tuple[dict[str, Rates], float]:
+    """Row -> system -> rates, one a round; the rate of the scrub in MiB/s."""
     rates: dict[str, Rates] = {}
+    clusters: dict[str, Cluster] = {}
     with ExitStack() as stack:
         buckets = {}
         for system in SYSTEMS:
             cluster = stack.enter_context(Cluster(folder / system, file_system=system))
+            clusters[system] = cluster
             buckets[system] = Bucket(cluster.layout.endpoint, "bench")
             buckets[system].create()
             Round(buckets[system], -1).rows()["PUT 16 KiB (/s)"]()  # connections, first folders
@@ -90,7 +145,10 @@ def measure(folder: Path, rounds: int) -> dict[str, Rates]:
                 for system in turn:
                     rate = Round(buckets[system], number).rows()[row]()
                     rates.setdefault(row, {}).setdefault(system, []).append(rate)
-    return rates
+        for system in SYSTEMS:
+            rate = refill(clusters[system], buckets[system])
+            rates.setdefault("refilling a lost disk (MiB/s)", {})[system] = [rate]
+        return rates, scrub(next(iter(clusters["shardfs"].disks.values())))
 
 
 def table(rates: dict[str, Rates]) -> str:
@@ -120,10 +178,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="shardfs-swift-", dir=chosen.folder) as folder:
         for system in SYSTEMS:
             (Path(folder) / system).mkdir()
-        rates = measure(Path(folder), chosen.rounds)
+        rates, scrub_mib_s = measure(Path(folder), chosen.rounds)
     print(table(rates))
+    print(f"\nA scrub of a shardfs disk, as fast as it goes: {scrub_mib_s:.0f} MiB/s.")
     if chosen.json:
-        chosen.json.write_text(json.dumps(rates, indent=1))
+        chosen.json.write_text(json.dumps({"rates": rates, "scrub_mib_s": scrub_mib_s}, indent=1))
 
 
 if __name__ == "__main__":
