@@ -84,7 +84,7 @@ class Round:
 
 
 def refill(cluster: Cluster, bucket: Bucket) -> float:
-    """Lose a disk, have it refilled; MiB a second, without what a pass takes that has nothing to do.
+    """Lose a disk, have it refilled; MiB a second, less the time of a pass that has nothing to do.
 
     Raises:
         ClusterError: the replicators failed.
