@@ -1,12 +1,14 @@
 """The raw disk or image file below a store, through the kernel's page cache.
 
 Role: the one place that owns threads and file descriptors, and that does blocking I/O on a device.
-What is cached, or short, is done at once; the rest on a worker thread.
+What is cached, or short, is done at once; flushes are the kernel's work (kernel_flush.py), the rest
+is done on a worker thread.
 
 Invariants (those of device.py, and):
     I1  A device is opened through claims.claim alone: two exclusive openings never exist at once.
     I2  The descriptor stays open while a thread uses it, whatever close() was told.
-    I3  Only the worker threads wait for the disk; the trio thread copies to and from memory.
+    I3  Only worker threads, the kernel's or ours, wait for the disk; the trio thread
+        copies to and from memory.
 
 Not here: the calls themselves (device_calls.py), when to write or flush (scheduler.py), checksums.
 """
@@ -39,6 +41,7 @@ from shardfs.engine.device_calls import (
     write_all,
 )
 from shardfs.engine.direct_io import FOLIO_BYTES, AlignedRead, Bounce, open_direct
+from shardfs.engine.kernel_flush import KernelFlush
 from shardfs.errors import DeviceError, UsageError
 from shardfs.limits import BLOCK_BYTES, SECTOR_BYTES_ALLOWED
 
@@ -96,6 +99,8 @@ class BlockDevice:
         self._bounces: list[Bounce] = []
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
         self._flush_errno = 0
+        self._kernel_flush: KernelFlush | None = None
+        self._flushes_in_kernel = True
         self._unstarted_bytes = 0
         self._reads_inline = True
         self._tells_cached = True
@@ -187,8 +192,12 @@ class BlockDevice:
         self.counts.flushes += 1
         self._requests_in_flight += 1
         try:
-            # One pass of the loop less than trio.to_thread: who waits for a flush waits for that.
-            await _on_thread(partial(flush, self._descriptor, 0))
+            await trio.lowlevel.checkpoint_if_cancelled()
+            kernel = self._begin_in_kernel()
+            if kernel is not None:
+                await kernel.end()
+            else:
+                await _on_thread(partial(flush, self._descriptor, 0))
         except OSError as error:
             failure = _device_error("flush", 0, 0, error)
             self._flush_errno = failure.errno
@@ -198,6 +207,23 @@ class BlockDevice:
             self._close_when_idle()
         # Another flush may have taken the kernel's only report of an error (device.I2).
         self._require_writable("flush", 0, 0)
+
+    def _begin_in_kernel(self) -> KernelFlush | None:
+        """The flush that the kernel has begun; None: it is at another one, or takes none here (it
+        has no such call, or too many are in use), and a thread will do."""
+        if not self._flushes_in_kernel:
+            return None
+        try:
+            kernel = self._kernel_flush
+            if kernel is None:
+                kernel = self._kernel_flush = KernelFlush(self._descriptor)
+            if kernel.is_busy:
+                return None
+            kernel.begin()
+        except OSError:
+            self._flushes_in_kernel = False
+            return None
+        return kernel
 
     async def reset(self, offset: int, length: int) -> None:
         """See Device.reset."""
@@ -255,6 +281,9 @@ class BlockDevice:
 
     def _close_when_idle(self) -> None:
         if self._closed and not self._requests_in_flight:
+            if self._kernel_flush is not None:
+                self._kernel_flush.close()
+                self._kernel_flush = None
             for descriptor in self._descriptors:
                 os.close(descriptor)
             self._descriptors = ()
@@ -427,7 +456,6 @@ async def _on_thread(call: Callable[[], None]) -> None:
     def deliver(result: Any) -> None:
         token.run_sync_soon(trio.lowlevel.reschedule, task, result)
 
-    await trio.lowlevel.checkpoint_if_cancelled()
     trio.lowlevel.start_thread_soon(call, deliver)
     await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
 

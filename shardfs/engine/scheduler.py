@@ -79,7 +79,8 @@ class Scheduler:
         self._written: list[Dependency] = []
         self._flushes_started = 0
         self._flushes_finished = 0
-        self._flush_running = False
+        self.is_flushing = False
+        """A flush of the device is running."""
         self.queued_bytes = 0
         health.on_change(self._fail_everything)
 
@@ -128,13 +129,13 @@ class Scheduler:
             ReadOnlyError: an earlier write or flush failed.
         """
         self._health.require_writable()
-        if not self._written and not self._flush_running:
+        if not self._written and not self.is_flushing:
             return
         # A flush that is running covers all that was written, unless more has come since.
         wanted = self._flushes_started + (1 if self._written else 0)
         while self._flushes_finished < wanted:
             self._health.require_writable()
-            if self._flush_running:
+            if self.is_flushing:
                 await self._progress.park()
             else:
                 await self._flush_once()
@@ -151,7 +152,7 @@ class Scheduler:
             await self.write_out()
             if dependency.settled:
                 break
-            if not self._written and not self._flush_running and not self._has_movable():
+            if not self._written and not self.is_flushing and not self._has_movable():
                 self._health.require_writable()
                 raise AssertionError("waiting for something that nobody writes")
             await self.flush()
@@ -169,7 +170,7 @@ class Scheduler:
         batch, self._written = self._written, []
         self._flushes_started += 1
         number = self._flushes_started
-        self._flush_running = True
+        self.is_flushing = True
         failure: Exception | None = None
         try:
             await self._device.flush()
@@ -180,7 +181,7 @@ class Scheduler:
             self._written = batch + self._written
             raise
         finally:
-            self._flush_running = False
+            self.is_flushing = False
             self._made_progress()
         for dependency in batch:
             if failure is None:

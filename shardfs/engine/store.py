@@ -350,6 +350,11 @@ class Store:
             await self._scheduler.settle(dependency)
         self._maintenance.notice()
 
+    @property
+    def is_flushing(self) -> bool:
+        """Whether the device flushes."""
+        return self._scheduler.is_flushing
+
     def admits_at_once(self, length: int = 0) -> bool:
         """Whether `admit` would let the caller in without waiting; then it need not be called.
 

@@ -126,6 +126,10 @@ class StoreDoor(Protocol):
     async def sync(self, dependency: Dependency | None = None) -> None:
         """Return when `dependency` (default: all applied before) is persistent."""
 
+    @property
+    def is_flushing(self) -> bool:
+        """Whether the device flushes."""
+
     def require_room(self, length: int) -> None:
         """Raises:
         NoSpaceError: `length` more bytes of data have no room beside what is reserved.

@@ -12,6 +12,14 @@ Invariants:
         an idle mount sleeps.
     I3. One task reads requests at a time; when its handler has to wait, another reads.
     I4. Who waits is cancelled, or told that the session ends, as with trio itself.
+    I5. Nobody spins while another task could run: what wakes one (a thread that has finished, a
+        socket, another task) ends the looks, and the next OTHERS_PASSES passes of trio's loop are
+        the others', with one look each.
+    I6. Nobody spins while the device flushes, unless something else is asked for meanwhile: the
+        kernel's worker may need this very core.
+
+A task that has answered and finds another one asleep in its place has that one wait awake again:
+the next request of the same program is near.
 
 The window grows while waiting pays: when a request came soon after falling asleep. It shrinks when
 one did not come within it. When someone else wants the core (a look that takes LOST_NS has lost
@@ -30,6 +38,7 @@ from typing import Final
 
 import pyfuse3
 import trio
+from trio._core import _run as trio_run
 
 from shardfs.fuse.handshake import Handshake
 
@@ -43,6 +52,9 @@ YIELD_REQUESTS: Final = 8
 """Requests served before other tasks have their turn, if no handler waits anyway."""
 LOOKS: Final = 64
 """Looks at the device between two turns of other tasks."""
+OTHERS_PASSES: Final = 3
+"""Passes of trio's loop from a thread's word that it has finished to the answer of the request that
+has waited for it: the callback's, the waiting task's, and that of whom this one has woken."""
 LOST_NS: Final = 1_000_000
 """LOOKS looks take some 50 microseconds; when they take this long, someone else has the core."""
 PAUSE_NS_MIN: Final = 5_000_000
@@ -101,13 +113,17 @@ class Turn:
     the task that had it waits for anything.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_answered: Callable[[], None] = lambda: None) -> None:
+        """Args: has_answered: called when a task comes back and has to wait for the right."""
+        self._has_answered = has_answered
         self._is_taken = False
         self._is_called = False
         self._line = trio.lowlevel.ParkingLot()
 
     async def __aenter__(self) -> None:
         """Wait for the right. Checkpoints: only if it is taken."""
+        if self._is_taken:
+            self._has_answered()
         while self._is_taken:
             await self._line.park()
             self._is_called = False
@@ -126,9 +142,9 @@ class Polling:
     Args:
         poll_us: the window, microseconds; OFF or ADAPTIVE.
         handshake: an exchange to be finished before requests come.
+        is_flushing: whether the device flushes (I6).
     """
 
-    Lock = Turn
     ClosedResourceError = trio.ClosedResourceError
     open_nursery = staticmethod(trio.open_nursery)
     current_task = staticmethod(trio.lowlevel.current_task)
@@ -139,6 +155,7 @@ class Polling:
         poll_us: int = ADAPTIVE,
         handshake: Handshake | None = None,
         *,
+        is_flushing: Callable[[], bool] = lambda: False,
         sleep: Callable[[int], Awaitable[None]] = trio.lowlevel.wait_readable,
         now_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
@@ -152,7 +169,10 @@ class Polling:
         self._is_answered = False
         self._sleep = sleep
         self._now_ns = now_ns
+        self._is_flushing = is_flushing
         self._poll: select.poll | None = None
+        self._asleep_at: int | None = None
+        """The descriptor that a task sleeps for."""
         self._since_yield = 0
         self._is_closing = False
 
@@ -177,36 +197,75 @@ class Polling:
         if self._since_yield >= YIELD_REQUESTS:
             await self._yield()
         started_ns = self._now_ns()
-        window_ns = self.window.at(started_ns)
+        while not await self._wait(descriptor, started_ns):
+            started_ns = self._now_ns()
+
+    async def _wait(self, descriptor: int, started_ns: int) -> bool:
+        """Wait awake, then asleep; False: asleep, until another task had answered a request."""
+        window_ns = 0 if self._is_flushing() else self.window.at(started_ns)
         if window_ns and await self._spin(descriptor, started_ns, window_ns):
             self._since_yield += 1
             self.window.came()
-            return
+            return True
         if self._is_closing:
             raise trio.ClosedResourceError
         self.sleeps += 1
         self._since_yield = 0
-        await self._sleep(descriptor)
+        self._asleep_at = descriptor
+        try:
+            await self._sleep(descriptor)
+        except trio.ClosedResourceError:
+            if self._is_closing or self._asleep_at is not None:
+                raise
+            return False  # see _has_answered
+        finally:
+            self._asleep_at = None
         self.window.slept(self._now_ns() - started_ns)
+        return True
+
+    def Lock(self) -> Turn:  # as pyfuse3 calls it
+        """What pyfuse3 takes for trio.Lock."""
+        return Turn(self._has_answered)
+
+    def _has_answered(self) -> None:
+        """A request has been answered while another task waits for the next one."""
+        descriptor = self._asleep_at
+        if descriptor is not None and self.window.window_ns:
+            self._asleep_at = None
+            trio.lowlevel.notify_closing(descriptor)
 
     async def _spin(self, descriptor: int, started_ns: int, window_ns: int) -> bool:
-        """Look for a request until the window ends; whether one has come."""
+        """Look for a request until the window ends; whether one has come. One look, and a pass of
+        the loop, at a time while others can run (I5)."""
+        runner = trio_run.GLOBAL_RUN_CONTEXT.runner
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(descriptor, select.POLLIN)
+            self._poll.register(runner.io_manager._epoll, select.POLLIN)
         look = self._poll.poll
+        others = 0
         while not self._is_closing:
             before_ns = self._now_ns()
-            for _ in range(LOOKS):
-                if look(0):
+            found = look(0)
+            if not found and not others and not runner.runq:
+                for _ in range(LOOKS - 1):
+                    found = look(0)
+                    if found:
+                        break
+            if found or runner.runq:
+                if any(number == descriptor for number, _ in found):
                     return True
+                others = OTHERS_PASSES + 1
             after_ns = self._now_ns()
             if after_ns - before_ns >= LOST_NS:
                 self.window.lost_core(after_ns)
                 return False
             if after_ns - started_ns >= window_ns:
                 return False
+            others = max(0, others - 1)
             await self._yield()
+            if self._is_flushing():
+                return False
         return False
 
     async def _yield(self) -> None:

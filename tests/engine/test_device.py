@@ -256,6 +256,7 @@ async def test_after_a_failed_flush_nothing_is_written_or_flushed(
     image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = open_device(image)
+    device._flushes_in_kernel = False
     await device.write(0, [block("a")])
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", failing(errno.EIO))
@@ -274,6 +275,7 @@ async def test_a_flush_beside_a_failing_one_does_not_succeed(
 ) -> None:
     """The kernel reports an error to one caller; the other's success would be a lie."""
     device = open_device(image)
+    device._flushes_in_kernel = False
     failed = threading.Event()
     turn = iter((True, False))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import select
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pyfuse3
@@ -12,6 +13,25 @@ import trio
 
 from shardfs.fuse import polling
 from shardfs.fuse.polling import ADAPTIVE, OFF, Polling, Turn, Window, standing_in
+
+
+class CountedLooks:
+    """select.poll that counts what it was asked, and lets the test do something at a look."""
+
+    count = 0
+    at_look: dict[int, Callable[[], object]]
+
+    def __init__(self) -> None:
+        self._poll = _REAL_POLL()
+        self.register = self._poll.register
+
+    def poll(self, timeout: int) -> list[tuple[int, int]]:
+        type(self).count += 1
+        self.at_look.get(self.count, lambda: None)()
+        return self._poll.poll(timeout)
+
+
+_REAL_POLL = select.poll
 
 
 class Kernel:
@@ -152,6 +172,93 @@ async def test_others_have_their_turn(poll_us: int) -> None:
                 await serve(device, waiting, 1_000)
             nursery.cancel_scope.cancel()
         assert turns >= 7
+
+
+async def test_the_looks_end_when_another_task_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished thread's word had to wait for up to 64 looks, twice."""
+    looks_at: dict[str, int] = {}
+    with kernel() as other, kernel() as device:
+        waiting = device.polling(10**6)
+        CountedLooks.count = 0
+        CountedLooks.at_look = {10: other.send}
+        monkeypatch.setattr(select, "poll", CountedLooks)
+
+        async def finished() -> None:
+            await trio.lowlevel.wait_readable(other.reading)
+            looks_at["finished"] = CountedLooks.count
+            woken.set()
+
+        async def answered() -> None:
+            await woken.wait()
+            looks_at["answered"] = CountedLooks.count
+            device.send()
+
+        woken = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(finished)
+            nursery.start_soon(answered)
+            await trio.testing.wait_all_tasks_blocked()
+            await waiting.wait_readable(device.reading)
+    assert looks_at["finished"] <= 10 + 2
+    assert looks_at["answered"] <= 10 + 4
+    assert CountedLooks.count <= 10 + 6
+
+
+async def test_nobody_looks_while_the_device_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with kernel() as device:
+        waiting = Polling(10**6, is_flushing=lambda: is_flushing, sleep=device.sleep)
+        CountedLooks.count = 0
+        CountedLooks.at_look = {}
+        monkeypatch.setattr(select, "poll", CountedLooks)
+        is_flushing = True
+        device.send()
+        await waiting.wait_readable(device.reading)
+        assert (CountedLooks.count, waiting.sleeps) == (0, 1)
+        is_flushing = False
+        await waiting.wait_readable(device.reading)
+        assert (CountedLooks.count, waiting.sleeps) == (1, 1)
+
+
+async def test_an_answer_ends_the_sleep_of_the_one_who_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After an fsync the next requests found the server asleep."""
+    CountedLooks.count = 0
+    CountedLooks.at_look = {}
+    monkeypatch.setattr(select, "poll", CountedLooks)
+    with kernel() as device:
+        is_flushing = False
+        flushed = trio.Event()
+        waiting = Polling(1_000, is_flushing=lambda: is_flushing, now_ns=device.now_ns)
+        turn = waiting.Lock()
+
+        async def fsync() -> None:
+            nonlocal is_flushing
+            async with turn:
+                await waiting.wait_readable(device.reading)
+                device.receive()
+            is_flushing = True
+            await flushed.wait()
+            is_flushing = False
+            async with turn:
+                pass
+
+        async def next_request() -> None:
+            async with turn:
+                await waiting.wait_readable(device.reading)
+
+        device.send()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fsync)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(next_request)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (CountedLooks.count, waiting.sleeps) == (1, 1)
+            flushed.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert CountedLooks.count > polling.LOOKS, "awake again"
+            assert waiting.sleeps == 2, "for the window"
+            device.send()
 
 
 async def test_the_end_and_cancellation_are_noticed() -> None:

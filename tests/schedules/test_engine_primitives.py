@@ -418,7 +418,7 @@ def test_planted_a_cache_that_loads_twice(monkeypatch: pytest.MonkeyPatch) -> No
 async def _join_the_running_flush(scheduler: Scheduler) -> None:
     """The classic mistake: a flush that began before the write was complete is taken for one
     that covers it."""
-    if not scheduler._flush_running:
+    if not scheduler.is_flushing:
         await scheduler._flush_once()
         return
     number = scheduler._flushes_started

@@ -43,7 +43,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("claims", "images"),
     ("probe",),
     ("device",),
-    ("device_calls", "direct_io"),
+    ("device_calls", "direct_io", "kernel_flush"),
     ("block_device",),
     ("scheduler", "recorder"),
     ("superblock_record",),

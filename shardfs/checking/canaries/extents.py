@@ -167,7 +167,7 @@ WRITES: Final = (
             Edit(
                 Scheduler.flush,
                 "wanted = self._flushes_started + (1 if self._written else 0)",
-                "wanted = self._flushes_started + (0 if self._flush_running else 1)",
+                "wanted = self._flushes_started + (0 if self.is_flushing else 1)",
             ),
             Edit(
                 Scheduler._flush_once,

@@ -123,6 +123,11 @@ class ModelStore:
             if key in self.state:
                 yield key, self.state[key]
 
+    @property
+    def is_flushing(self) -> bool:
+        """There is no device."""
+        return False
+
     def memory_use(self) -> dict[str, int]:
         """Nothing that counts."""
         return {}
