@@ -276,7 +276,7 @@ class Committer:
             self._extents.ensure_spares()
             done = self._superblock.next_record()
             await self._superblock.write(
-                lambda: self._root, self._extents.take_changed, self._extents.entries, clean=clean
+                lambda: self._root, self._extents.take_changed, clean=clean
             )
         return done
 

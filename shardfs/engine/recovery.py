@@ -97,7 +97,9 @@ async def read_superblock(device: Device) -> SuperblockState:
         )
     notes = []
     for name, copy in (("first", first), ("second", second)):
-        if copy.last is None:
+        if copy.given_up:
+            notes.append(f"the {name} superblock copy was about to be started afresh")
+        elif copy.last is None:
             notes.append(f"the {name} superblock copy is damaged ({copy.trouble}); used the other")
         elif best.last.clean and copy.last.number != best.last.number:
             notes.append(f"the {name} superblock copy is cut short; used the other")

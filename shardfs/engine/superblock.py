@@ -10,10 +10,16 @@ Invariants:
         log left behind the newest record is never read as part of it.
     I2. Before a copy is reset, the other copy holds everything persistently.
     I3. A record says only what is already allowed to be true after a crash: callers put a
-        change in only when what it depends on is persistent.
+        change in only when what it depends on is persistent. A log that is started afresh while
+        the store is in use begins with what the last record left, so that nothing looks at every
+        extent for it.
+    I4. A copy that is not whole for another reason than damage says so. On a device without zones
+        the first sector of a log is persistently LOG_GIVEN_UP before anything is written over
+        it, unless the other log begins with the newest record; a zone is reset.
 
 Ordering: a record counts once it is whole in either copy; `next_record` is persistent once it
-is flushed in both.
+is flushed in both. A log that is given up: its first sector -> flush -> its new first record ->
+flush -> the other copy.
 
 Not here: what a record says (superblock_record.py), choosing what to record (commit.py), opening a
 damaged device (recovery.py).
@@ -23,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from shardfs import limits
 from shardfs.engine.dependency import PERSISTENT, Dependency, all_of
@@ -33,7 +40,7 @@ from shardfs.engine.framing import (
     granule_digests,
     is_cut_short,
 )
-from shardfs.engine.layout import FRAME_MAGIC, Kind
+from shardfs.engine.layout import EXTENT_ENTRY, FRAME_MAGIC, Bytes, Kind
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock_record import (
     ExtentEntry,
@@ -43,10 +50,16 @@ from shardfs.engine.superblock_record import (
     decode_record,
     encode_record,
     log_bytes_max,
+    pack_entries,
     record_bytes_max,
     whole_blocks,
 )
 from shardfs.errors import CorruptionError, DeviceError
+
+_RECORD_MAGIC: Final = FRAME_MAGIC + bytes([Kind.SUPERBLOCK])
+
+LOG_GIVEN_UP: Final = _RECORD_MAGIC.ljust(min(limits.SECTOR_BYTES_ALLOWED), b"\0")
+"""The first bytes, as many as are written whole or not at all, of a log that is given up."""
 
 
 @dataclass(slots=True)
@@ -62,6 +75,8 @@ class CopyState:
     has_magic: bool = False
     """No record in it counts, but something looks like one: a store was here."""
     error: DeviceError | None = None
+    given_up: bool = False
+    """It says that its log was about to be started afresh (I4)."""
 
 
 async def read_copy(device: Readable, start: int) -> CopyState:
@@ -95,6 +110,7 @@ async def read_copy(device: Readable, start: int) -> CopyState:
                 continue
             if copy.last is None:
                 copy.trouble, copy.has_magic = str(error), _has_record(data)
+                copy.given_up = data.startswith(LOG_GIVEN_UP)
             return copy
         if not found or (copy.last is None and not record.snapshot):
             if copy.last is None:
@@ -110,8 +126,8 @@ async def read_copy(device: Readable, start: int) -> CopyState:
 
 
 def _has_record(data: bytes) -> bool:
-    start = FRAME_MAGIC + bytes([Kind.SUPERBLOCK])
-    return any(data.startswith(start, offset) for offset in range(0, len(data), limits.BLOCK_BYTES))
+    starts = range(0, len(data), limits.BLOCK_BYTES)
+    return any(data.startswith(_RECORD_MAGIC, offset) for offset in starts)
 
 
 class Superblock:
@@ -140,6 +156,9 @@ class Superblock:
         self._scheduler = scheduler
         self._device = device
         self._number = record_number
+        self._root = Root()
+        self._table = bytearray()
+        """The entries of all extents, as the records so far leave them."""
         self._sequence = sequence
         self._ends = [0, 0]
         self._next = Dependency()
@@ -162,17 +181,19 @@ class Superblock:
     async def start_logs(self, root: Root, entries: Sequence[ExtentEntry], first: int) -> None:
         """Start both logs afresh, one after the other, beginning with copy `first`.
 
+        Args:
+            entries: of all extents, in their order.
+
         Requires: the other copy is whole, or both are void (mkfs); nothing changes meanwhile.
         Durable when: returned.
         """
-        for copy in (first, 1 - first):
-            await self._start_log(copy, root, entries)
+        self._root, self._table = root, bytearray(pack_entries(entries))
+        await self._start_logs(first)
 
     async def write(
         self,
         root: Callable[[], Root],
         changed: Callable[[], Sequence[ExtentEntry]],
-        entries: Callable[[], Sequence[ExtentEntry]],
         *,
         clean: bool = False,
     ) -> None:
@@ -181,37 +202,60 @@ class Superblock:
         Args:
             root: gives the tree's root; asked at the moment the record is made.
             changed: gives the extents that differ from the last record, likewise.
-            entries: gives all extents, for a log that must be started afresh.
             clean: this is the last record of an orderly close.
 
         Durable when: `next_record()`, as it stood before the call, is persistent.
         Checkpoints: only when a log is started afresh.
         """
-        for copy in (0, 1):
-            if self._ends[copy] + self._record_bytes_max > self._log_bytes_max:
-                # Both copies must be whole before either is given up (I2).
-                await self._scheduler.write_out()
-                await self._scheduler.flush()
-                await self._start_log(copy, root(), entries())
+        if max(self._ends) + self._record_bytes_max > self._log_bytes_max:
+            # Both copies must be whole before either is given up (I2).
+            await self._scheduler.write_out()
+            await self._scheduler.flush()
+            await self._start_logs(0)
         done, self._next = self._next, Dependency()
         self._number += 1
-        payload = self._payload(root(), changed(), snapshot=False, clean=clean)
+        self._root = root()
+        entries = changed()
+        packed = pack_entries(entries)
+        size = EXTENT_ENTRY.size
+        for at, entry in enumerate(entries):
+            place = entry.extent * size
+            self._table[place : place + size] = packed[at * size : (at + 1) * size]
+        payload = self._payload(packed, snapshot=False, clean=clean)
         both = all_of([self._submit(copy, payload) for copy in (0, 1)])
         both.on_settled(lambda: done.fail(both.failure) if both.failure else done.resolve())
 
-    async def _start_log(self, copy: int, root: Root, entries: Sequence[ExtentEntry]) -> None:
-        size = self.identity.extent_bytes
-        await self._device.reset(self.identity.extent_offset(copy), size)
-        self._ends[copy] = 0
-        self._number += 1
-        payload = self._payload(root, entries, snapshot=True, clean=False)
-        await self._scheduler.settle(self._submit(copy, payload))
+    async def _start_logs(self, first: int) -> None:
+        if self._number:  # else there is none yet
+            await self._give_up(first)
+        for copy in (first, 1 - first):
+            offset = self.identity.extent_offset(copy)
+            await self._device.reset(offset, self.identity.extent_bytes)
+            self._ends[copy] = 0
+            self._number += 1
+            payload = self._payload(self._table, snapshot=True, clean=False)
+            await self._scheduler.settle(self._submit(copy, payload))
 
-    def _payload(
-        self, root: Root, entries: Sequence[ExtentEntry], *, snapshot: bool, clean: bool
-    ) -> bytes:
-        record = Record(snapshot, clean, self._number, self.incarnation, root, tuple(entries))
-        return encode_record(self.identity, record)
+    async def _give_up(self, copy: int) -> None:
+        """Have the log say that it is not whole because it is written over (I4)."""
+        offset = self.identity.extent_offset(copy)
+        if self._device.write_pointer(offset) is not None:
+            return
+        try:
+            block = bytes(await self._device.read(offset, limits.BLOCK_BYTES))
+        except DeviceError:
+            block = bytes(limits.BLOCK_BYTES)  # it is not whole as it is
+        # What follows stays as it was, should the device write only a part of the block.
+        buffers = (LOG_GIVEN_UP, block[len(LOG_GIVEN_UP) :])
+        given_up = Dependency()
+        self._scheduler.submit(
+            copy, offset, buffers, limits.BLOCK_BYTES, PERSISTENT, given_up, _nothing
+        )
+        await self._scheduler.settle(given_up)
+
+    def _payload(self, packed: Bytes, *, snapshot: bool, clean: bool) -> bytes:
+        record = Record(snapshot, clean, self._number, self.incarnation, self._root, ())
+        return encode_record(self.identity, record, packed)
 
     def _submit(self, copy: int, payload: bytes) -> Dependency:
         head = encode_head(

@@ -68,10 +68,10 @@ async def _was_being_written(
 ) -> bool:
     """Whether a crash explains that a copy is not whole: its log was being started afresh.
 
-    (When only later sectors of the new log's first record have reached the medium, there is
-    no telling; that is taken for damage.)
+    Then it says so (superblock.I4), or the other begins with the newest record. A log whose head is
+    whole, and older than what the other ends with, has not been touched: it is damaged.
     """
-    if device.write_pointer(copy.start) == 0:
+    if copy.given_up or device.write_pointer(copy.start) == 0:
         return True
     try:
         data = await device.read(copy.start, limits.BLOCK_BYTES)

@@ -14,7 +14,7 @@ Not here: the log that records stand in (superblock.py), the frame around each (
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -107,9 +107,19 @@ class Record(NamedTuple):
     entries: tuple[ExtentEntry, ...]
 
 
-def encode_record(identity: Identity, record: Record) -> bytes:
-    """The payload of a superblock frame."""
+def pack_entries(entries: Iterable[ExtentEntry]) -> bytes:
+    """Entries as they stand in a record, one behind the other."""
+    return b"".join([EXTENT_ENTRY.pack(*entry) for entry in entries])
+
+
+def encode_record(identity: Identity, record: Record, packed: Bytes | None = None) -> bytes:
+    """The payload of a superblock frame.
+
+    Args:
+        packed: the entries as `pack_entries` gives them, in place of those of `record`.
+    """
     root = record.root
+    packed = pack_entries(record.entries) if packed is None else packed
     manifest = encode_locator(root.manifest) if root.manifest is not None else b""
     head = SUPERBLOCK_RECORD.pack(
         RecordKind.SNAPSHOT if record.snapshot else RecordKind.CHANGE,
@@ -133,9 +143,9 @@ def encode_record(identity: Identity, record: Record) -> bytes:
         root.checkpoint,
         root.durable_delta,
         len(manifest),
-        len(record.entries),
+        len(packed) // EXTENT_ENTRY.size,
     )
-    return head + manifest + b"".join(EXTENT_ENTRY.pack(*entry) for entry in record.entries)
+    return b"".join((head, manifest, packed))
 
 
 def decode_record(payload: Bytes) -> tuple[Identity, Record]:

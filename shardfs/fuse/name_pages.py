@@ -80,7 +80,10 @@ class NamePages:
         self._tables = tables
         self.is_marked = is_marked
         self.is_complete = is_complete
-        self._waiting: dict[int, list[tuple[Name, bool]]] = {}
+        self._waiting: dict[int, dict[int, list[tuple[Name, bool]]]] = {}
+        """Changes of the names of inodes, in order, by page and inode."""
+        self.waiting_count = 0
+        """Inodes whose page is to be written."""
         self._wake = trio.Event()
         self._full = trio.Event()
 
@@ -96,11 +99,6 @@ class NamePages:
         tables.name_watcher = pages
         return pages
 
-    @property
-    def waiting_count(self) -> int:
-        """Inodes whose page is to be written."""
-        return len(self._waiting)
-
     def unmark(self, batch: BatchDoor) -> None:
         """A change is about to be applied with this batch (I2)."""
         batch.delete(NAMES_KEY)
@@ -110,24 +108,28 @@ class NamePages:
     ) -> None:
         """A change was applied. Must not await."""
         self.is_marked = False
-        waiting = self._waiting
-        if not waiting:
+        if not self._waiting:
             self._wake.set()
         parents = {parent for parent, _ in entries}
         for ino in inodes:
             if ino in parents:
                 continue  # its times and its count of entries have changed, not its names
-            changes = waiting.setdefault(ino, [])
+            page = self._waiting.setdefault(ino // INODES_PER_NAME_PAGE, {})
+            changes = page.get(ino)
+            if changes is None:
+                changes = page[ino] = []
+                self.waiting_count += 1
             for name, entry in entries.items():
                 changes.append((name, entry is not None and entry.ino == ino))
-        if len(waiting) >= _WAITING_MANY:
+        if self.waiting_count >= _WAITING_MANY:
             self._full.set()
-            if len(waiting) > _WAITING_MAX:
+            if self.waiting_count > _WAITING_MAX:
                 self._give_up()
 
     def _give_up(self) -> None:
         _log.info("too many names have changed for the name pages; after the next mount")
         self._waiting.clear()
+        self.waiting_count = 0
         self.is_complete = False
 
     # --- writing
@@ -142,6 +144,8 @@ class NamePages:
             self._wake = trio.Event()
             with trio.move_on_after(INTERVAL_S):
                 await self._full.wait()
+                if not self._has_room():
+                    await trio.sleep_forever()  # there is no hurry to do nothing
             self._full = trio.Event()
             await self._logged(self.write)
 
@@ -171,19 +175,26 @@ class NamePages:
         Raises:
             ShardfsError: some are left waiting.
         """
-        pages = sorted({ino // INODES_PER_NAME_PAGE for ino in self._waiting})
-        for page in pages:
+        for page in sorted(self._waiting):
             if not self._has_room():
                 return
-            first = page * INODES_PER_NAME_PAGE
-            inos = range(first, first + INODES_PER_NAME_PAGE)
-            changes = {ino: self._waiting.pop(ino) for ino in inos if ino in self._waiting}
+            changes = self._waiting.pop(page, None)
+            if changes is None:
+                continue  # given up meanwhile
+            self.waiting_count -= len(changes)
             try:
                 await self._write_page(page, changes)
             except BaseException:  # cancelled too
-                for ino, earlier in changes.items():
-                    self._waiting[ino] = earlier + self._waiting.get(ino, [])
+                self._put_back(page, changes)
                 raise
+
+    def _put_back(self, page: int, changes: dict[int, list[tuple[Name, bool]]]) -> None:
+        """Changes wait again, before those that have come since."""
+        later = self._waiting.get(page, {})
+        for ino, names in later.items():
+            changes.setdefault(ino, []).extend(names)
+        self._waiting[page] = changes
+        self.waiting_count += len(changes) - len(later)
 
     def _has_room(self) -> bool:
         space = self._store.space()

@@ -271,7 +271,7 @@ async def test_the_store_is_used_while_it_shrinks() -> None:
                 if number % 5 == 0:
                     assert await store.get(key) == expected.get(key)
                     await store.sync()
-            assert number > 10
+            assert number >= 5
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(use)

@@ -113,7 +113,7 @@ SUPERBLOCK: Final = (
         "The second copy of the superblock is reset before the first, started afresh, is flushed.",
         (
             Edit(
-                Superblock._start_log,
+                Superblock._start_logs,
                 "await self._scheduler.settle(self._submit(copy, payload))",
                 "self._submit(copy, payload)",
             ),
