@@ -42,7 +42,9 @@ async def test_what_was_moved_is_an_error_and_the_rest_is_there() -> None:
                 await store.delete(b"%02d" % number)
         await store.sync()
         before = {extent.index: extent.write_pointer for extent in store._extents.all}
-        log = next(each for each in store._extents.all if each.index == store._committer.root.log_extent)
+        log = next(
+            each for each in store._extents.all if each.index == store._committer.root.log_extent
+        )
         assert await store.reclaim() >= 1
         await store.sync()
         await store.sync(await store._committer.write_record())
