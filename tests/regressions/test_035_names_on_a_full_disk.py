@@ -49,7 +49,7 @@ async def test_names_wait_for_room_without_being_looked_at(
         for number in range(RENAMES):
             await caller.rename(f"file {number % FILES}", "moving")
             await caller.rename("moving", f"file {number % FILES}")
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
         assert pages.waiting_count >= FILES
         assert writes <= 2 + (trio.current_time() - began) / INTERVAL_S
         await caller.unlink("large")
