@@ -56,7 +56,7 @@ _SCAN_COST = 8
 _PIECE_COST = 24
 _COST_BYTES = 8 * limits.KIB
 _ATTEMPTS_MAX = 8
-_SCAN_BYTES = 256 * limits.KIB
+_SCAN_BYTES = 64 * limits.KIB
 
 
 class _Move(NamedTuple):
