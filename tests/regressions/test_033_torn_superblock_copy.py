@@ -11,6 +11,7 @@ from __future__ import annotations
 import pytest
 
 from shardfs.checking.power_cuts import Survivor
+from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.fsck import check_store
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.store import Store
@@ -18,7 +19,6 @@ from tests.crash.harness import (
     EXTENT_BYTES,
     History,
     Recorder,
-    SimulatedDevice,
     empty_device,
     open_quietly,
     run_in_order,
