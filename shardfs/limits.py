@@ -33,8 +33,10 @@ EXTENT_BYTES_DEFAULT_MIN: Final = 1 * MIB
 """mkfs picks no smaller extent by itself."""
 
 # --- frames and chunks ----------------------------------------------------------------------
-GRANULE_BYTES: Final = 32 * KIB
+GRANULE_BYTES: Final = 4 * KIB
 """Each granule of a payload has a checksum of its own, so a part can be read and verified."""
+WHOLE_PAYLOAD_BYTES_MAX: Final = 32 * KIB
+"""A payload up to this long is one granule: it is mostly read whole, and has one checksum."""
 CHUNK_BYTES_MAX: Final = 1 * MIB
 CHUNKS_PER_EXTENT_MIN: Final = 4
 KEY_BYTES_MAX: Final = 1024
@@ -173,6 +175,8 @@ FLUSH_ATTEMPTS_MAX: Final = 3
 """Buffered data that cannot be flushed for a read error is given up after so many in a row."""
 DIRTY_PART_SPACE_BYTES: Final = 512
 """Space reserved with each separate range of buffered data, for its frame and its index entry."""
+GRANULE_SPACE_BYTES: Final = 32
+"""And with each granule of it: a digest in the frame, and twice one in the tree; rounded up."""
 CHANGE_BYTES_RESERVED: Final = 16 * KIB
 """Space that must be free for a change that makes the file system larger."""
 BACKGROUND_REQUESTS_MAX: Final = 64
@@ -186,6 +190,7 @@ assert EXTENT_BYTES_MIN % BLOCK_BYTES == 0
 assert EXTENT_BYTES_MIN // CHUNKS_PER_EXTENT_MIN >= 2 * KEY_BYTES_MAX
 assert GRANULE_BYTES % BLOCK_BYTES == 0
 assert CHUNK_BYTES_MAX % GRANULE_BYTES == 0
+assert WHOLE_PAYLOAD_BYTES_MAX >= 2 * GRANULE_BYTES, "tables of digests tell the two apart"
 assert CHUNK_BYTES_MAX * 2 <= EXTENT_BYTES_MAX
 assert RUN_BLOCK_BYTES * 4 <= CHUNK_BYTES_MAX
 assert all(BLOCK_BYTES % sector == 0 for sector in SECTOR_BYTES_ALLOWED)

@@ -19,7 +19,7 @@ from shardfs.engine.lsm.entry import decode_value
 from shardfs.engine.pieces import granule_count
 from shardfs.errors import CorruptionError  # noqa: F401 (in contracts)
 from shardfs.fuse import records
-from shardfs.limits import FRAME_ALIGNMENT_BYTES, GRANULE_BYTES  # noqa: F401 (in contracts)
+from shardfs.limits import FRAME_ALIGNMENT_BYTES  # noqa: F401 (in contracts)
 
 
 def marker_keys(key: bytes) -> int:
@@ -108,7 +108,7 @@ def granules(length: int) -> int:
     """There are as many granules as cover the payload.
 
     pre: 0 <= length < 2 ** 32
-    post: (__return__ - 1) * GRANULE_BYTES < length <= __return__ * GRANULE_BYTES
+    post: (__return__ - 1) * granule_bytes(length) < length <= __return__ * granule_bytes(length)
     """
     return granule_count(length)
 

@@ -7,8 +7,8 @@ is done on a worker thread.
 Invariants (those of device.py, and):
     I1  A device is opened through claims.claim alone: two exclusive openings never exist at once.
     I2  The descriptor stays open while a thread uses it, whatever close() was told.
-    I3  Only worker threads, the kernel's or ours, wait for the disk; the trio thread
-        copies to and from memory.
+    I3  Only worker threads, the kernel's or ours, wait for the disk, and the trio thread for
+        moments (async_reads.I1); beside that it copies to and from memory.
 
 Not here: the calls themselves (device_calls.py), when to write or flush (scheduler.py), checksums.
 """
@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
+from shardfs.engine.async_reads import READ_BYTES_MAX, AsyncReads
 from shardfs.engine.claims import claim
 from shardfs.engine.device import Buffer, DeviceCounts
 from shardfs.engine.device_calls import (
@@ -36,12 +37,14 @@ from shardfs.engine.device_calls import (
     is_cached,
     punch_hole,
     read_all,
+    read_around,
     set_length,
     size_of,
     write_all,
 )
 from shardfs.engine.direct_io import FOLIO_BYTES, AlignedRead, Bounce, open_direct
 from shardfs.engine.kernel_flush import KernelFlush
+from shardfs.engine.neighbours import Neighbours
 from shardfs.errors import DeviceError, UsageError
 from shardfs.limits import BLOCK_BYTES, SECTOR_BYTES_ALLOWED
 
@@ -97,6 +100,8 @@ class BlockDevice:
         self._direct = direct
         self._writes_direct = False
         self._bounces: list[Bounce] = []
+        self._async_reads = AsyncReads(direct, sector_bytes) if direct is not None else None
+        self._neighbours = Neighbours()
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
         self._flush_errno = 0
         self._kernel_flush: KernelFlush | None = None
@@ -126,8 +131,15 @@ class BlockDevice:
         if self._reads_inline and length <= INLINE_READ_BYTES_MAX:
             await trio.lowlevel.checkpoint_if_cancelled()
             done = self._read_cached(view, offset)
+        call = partial(read_all, view[done:])
+        if not done and length <= READ_BYTES_MAX and self._direct is not None:
+            around = self._neighbours.missed(offset, length, self.size_bytes)
+            exact = None if around else await self._read_in_kernel(offset, length)
+            if exact is not None:
+                return memoryview(exact)
+            call = partial(read_around, around, view)
         if done < length:
-            await self._in_thread("read", offset, length, partial(read_all, view[done:]), done)
+            await self._in_thread("read", offset, length, call, done)
         return view.toreadonly()
 
     def read_blocking(self, offset: int, length: int) -> bytes:
@@ -284,6 +296,9 @@ class BlockDevice:
             if self._kernel_flush is not None:
                 self._kernel_flush.close()
                 self._kernel_flush = None
+            if self._async_reads is not None:
+                self._async_reads.close()
+                self._async_reads = None
             for descriptor in self._descriptors:
                 os.close(descriptor)
             self._descriptors = ()
@@ -312,6 +327,17 @@ class BlockDevice:
         except OSError:
             self._tells_cached = False
             return True
+
+    async def _read_in_kernel(self, offset: int, length: int) -> bytes | None:
+        """A few blocks past the page cache, without a thread; None: that cannot be done."""
+        if self._async_reads is None:
+            return None
+        self._requests_in_flight += 1
+        try:
+            return await self._async_reads.read(offset, length)
+        finally:
+            self._requests_in_flight -= 1
+            self._close_when_idle()
 
     async def _read_direct(self, direct: int, offset: int, length: int) -> memoryview | None:
         """The bytes, past the page cache; None: that cannot be done here."""

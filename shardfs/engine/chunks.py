@@ -32,7 +32,7 @@ from shardfs.engine.framing import (
     verify_granules,
 )
 from shardfs.engine.layout import DAMAGED_EXTENT, Kind, Stream
-from shardfs.engine.pieces import Locator
+from shardfs.engine.pieces import Locator, granule_bytes
 from shardfs.errors import CorruptionError
 
 
@@ -131,7 +131,7 @@ class ChunkStore:
             return memoryview(concatenate(unwritten))[start : start + length]
         if length == 0:
             return b""
-        granule = limits.GRANULE_BYTES
+        granule = granule_bytes(locator.length)
         first = start // granule
         begin = first * granule
         end = min(locator.length, -(-(start + length) // granule) * granule)

@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from shardfs import limits
 from shardfs.engine.fsck import is_meant, read_head
 from shardfs.engine.layout import Kind
-from shardfs.engine.pieces import Locator, Piece, Shard, locators
+from shardfs.engine.pieces import Locator, Piece, Shard, granule_bytes, locators
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError
 
@@ -92,9 +91,10 @@ async def _parts(store: Store, piece: Piece) -> AsyncIterator[tuple[Piece, bytes
     bytes, or, recorded as lost, with None."""
     good: list[bytes] = []
     good_start = at = piece.start
+    granule = granule_bytes(piece.locator.length)
     while at < piece.end:
         skip = piece.skip + at - piece.start
-        length = limits.GRANULE_BYTES - skip % limits.GRANULE_BYTES
+        length = granule - skip % granule
         end = min(at + length, piece.end)
         try:
             good.append(bytes(await store.read_chunk(piece.locator, skip, end - at)))

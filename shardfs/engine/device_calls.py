@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from shardfs.engine.images import set_image_bytes
+from shardfs.engine.neighbours import Span
 
 BUFFERS_PER_CALL_MAX: Final = min(os.sysconf("SC_IOV_MAX"), 1024)
 
@@ -83,6 +84,13 @@ def read_all(view: memoryview, descriptor: int, offset: int) -> None:
         if not count:
             raise OSError(errno.EIO, "the device ends early")  # an image file was truncated
         done += count
+
+
+def read_around(around: Span | None, view: memoryview, descriptor: int, offset: int) -> None:
+    """The same; before that have the kernel begin to read what lies around it, if anything."""
+    if around is not None:
+        os.posix_fadvise(descriptor, around.offset, around.length, os.POSIX_FADV_WILLNEED)
+    read_all(view, descriptor, offset)
 
 
 def write_all(views: Sequence[memoryview], start: bool, descriptor: int, offset: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import xxhash
 
 from shardfs import limits
-from shardfs.engine.framing import granule_digests
+from shardfs.engine.framing import digests_by
 from shardfs.engine.layout import (
     BLOCK_HEADER,
     BLOCK_REFERENCE,
@@ -47,7 +47,7 @@ from shardfs.engine.layout import (
     Tag,
     unpack_lengths,
 )
-from shardfs.engine.pieces import DIGEST_BYTES, granule_count
+from shardfs.engine.pieces import DIGEST_BYTES, granule_bytes, granule_count
 from shardfs.errors import CorruptionError
 
 FIELDS_MAX: Final = 20_000
@@ -201,7 +201,7 @@ def dissect_frame(dissection: Dissection) -> None:
         if end > len(dissection.data):
             dissection.trouble(f"the payload is cut short: {len(dissection.data) - start} bytes")
         payload = dissection.data[start:end]
-        _check_granules(dissection, payload, table)
+        _check_granules(dissection, payload, table, granule_bytes(header["payload_bytes"]))
     except CorruptionError as error:
         dissection.trouble(str(error))
         return
@@ -241,12 +241,12 @@ def _check_head(dissection: Dissection, header: dict[str, Any]) -> None:
         )
 
 
-def _check_granules(dissection: Dissection, payload: bytes, table: bytes) -> None:
-    found = granule_digests(payload)
+def _check_granules(dissection: Dissection, payload: bytes, table: bytes, granule: int) -> None:
+    found = digests_by(payload, granule)
     for at in range(0, len(found), DIGEST_BYTES):
         if found[at : at + DIGEST_BYTES] != table[at : at + DIGEST_BYTES]:
-            first = at // DIGEST_BYTES * limits.GRANULE_BYTES
-            last = min(first + limits.GRANULE_BYTES, len(payload)) - 1
+            first = at // DIGEST_BYTES * granule
+            last = min(first + granule, len(payload)) - 1
             dissection.trouble(
                 f"granule {at // DIGEST_BYTES} (payload bytes {first} to {last}) does not match "
                 "its digest"

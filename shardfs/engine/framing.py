@@ -2,8 +2,8 @@
 
 Role: a frame explains itself. Its header names the store, the extent's epoch, a sequence
 number that is never reused, the owner and the payload's place in it. The payload is covered by
-one xxh3-64 digest for each granule of 32 KiB, so that a part of a large chunk can be read and
-verified; the table of digests is covered by the header's own checksum.
+one xxh3-64 digest for each granule (pieces.granule_bytes), so that a part of a large chunk can be
+read and verified; the table of digests is covered by the header's own checksum.
 
 Invariants:
     I1. A frame is taken for valid only if magic, lengths, store, epoch and both levels of
@@ -63,19 +63,21 @@ def head_bytes(key_bytes: int, payload_bytes: int) -> int:
 
 def frame_bytes(key_bytes: int, payload_bytes: int) -> int:
     """Bytes that a frame takes in its extent, alignment included."""
-    granules = -(-payload_bytes // limits.GRANULE_BYTES)  # as `head_bytes` has it
-    return align(FRAME_HEADER.size + key_bytes + granules * DIGEST_BYTES + payload_bytes)
+    return align(head_bytes(key_bytes, payload_bytes) + payload_bytes)
 
 
 def granule_digests(payload: Bytes) -> bytes:
     """The checksum table of a payload: one 8-byte digest for each granule."""
-    if len(payload) <= limits.GRANULE_BYTES:
+    if len(payload) <= limits.WHOLE_PAYLOAD_BYTES_MAX:
         return xxhash.xxh3_64_digest(payload) if payload else b""
-    view = memoryview(payload)
-    step = limits.GRANULE_BYTES
-    return b"".join(
-        [xxhash.xxh3_64_digest(view[at : at + step]) for at in range(0, len(view), step)]
-    )
+    return digests_by(payload, limits.GRANULE_BYTES)
+
+
+def digests_by(data: Bytes, step: int) -> bytes:
+    """One digest for each `step` bytes; the last ones may be fewer."""
+    view = memoryview(data)
+    digest = xxhash.xxh3_64_digest
+    return b"".join([digest(view[at : at + step]) for at in range(0, len(view), step)])
 
 
 def encode_head(
@@ -157,17 +159,19 @@ def verify_granules(payload: Bytes, checksums: bytes, first_granule: int, where:
     Raises:
         CorruptionError: a granule does not match; the message names its bytes.
     """
-    digests = granule_digests(payload)
+    # A payload of one granule has a table of one digest, and no other has (granule_bytes).
+    is_whole = len(checksums) <= DIGEST_BYTES
+    granule = limits.WHOLE_PAYLOAD_BYTES_MAX if is_whole else limits.GRANULE_BYTES
+    digests = digests_by(payload, granule)
     start = first_granule * DIGEST_BYTES
     if checksums[start : start + len(digests)] == digests:
         return
     for index in range(0, len(digests), DIGEST_BYTES):
         expected = checksums[start + index : start + index + DIGEST_BYTES]
         if digests[index : index + DIGEST_BYTES] != expected:
-            byte = (first_granule + index // DIGEST_BYTES) * limits.GRANULE_BYTES
+            byte = (first_granule + index // DIGEST_BYTES) * granule
             raise CorruptionError(
-                f"payload bytes {byte} to {byte + limits.GRANULE_BYTES - 1} "
-                "do not match their checksum",
+                f"payload bytes {byte} to {byte + granule - 1} do not match their checksum",
                 where,
             )
 
@@ -237,6 +241,8 @@ def digests_of(buffers: Sequence[Bytes]) -> bytes:
     them are copied."""
     if len(buffers) == 1:
         return granule_digests(buffers[0])
+    if sum(map(len, buffers)) <= limits.WHOLE_PAYLOAD_BYTES_MAX:
+        return granule_digests(b"".join(buffers))
     step = limits.GRANULE_BYTES
     tables = []
     begun: list[memoryview] = []
@@ -249,12 +255,12 @@ def digests_of(buffers: Sequence[Bytes]) -> bytes:
             missing -= len(begun[-1])
             if missing:
                 continue
-            tables.append(granule_digests(b"".join(begun)))
+            tables.append(digests_by(b"".join(begun), step))
         whole = len(view) - len(view) % step
         if whole:
-            tables.append(granule_digests(view[:whole]))
+            tables.append(digests_by(view[:whole], step))
         begun = [view[whole:]] if whole < len(view) else []
         missing = step - (len(view) - whole)
     if begun:
-        tables.append(granule_digests(b"".join(begun)))
+        tables.append(digests_by(b"".join(begun), step))
     return b"".join(tables)

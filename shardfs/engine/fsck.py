@@ -47,7 +47,7 @@ from shardfs.engine.liveness import live_bytes
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_block
 from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.segment import Segment
-from shardfs.engine.pieces import DIGEST_BYTES, Locator, Shard, locators
+from shardfs.engine.pieces import DIGEST_BYTES, Locator, Shard, granule_bytes, locators
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_check import check_superblock
@@ -210,8 +210,9 @@ class _StoreCheck:
         try:
             await self._chunks.get(locator, 0, locator.length)
         except _UNREADABLE:
-            for start in range(0, locator.length, limits.GRANULE_BYTES):
-                length = min(limits.GRANULE_BYTES, locator.length - start)
+            granule = granule_bytes(locator.length)
+            for start in range(0, locator.length, granule):
+                length = min(granule, locator.length - start)
                 try:
                     await self._chunks.get(locator, start, length)
                 except _UNREADABLE as error:

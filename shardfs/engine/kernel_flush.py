@@ -27,7 +27,7 @@ import trio
 # linux/aio_abi.h
 _IOCB_CMD_FDSYNC: Final = 3
 _IOCB_FLAG_RESFD: Final = 1
-_NUMBERS: Final = {
+NUMBERS: Final = {
     "x86_64": (206, 207, 208, 209),
     "aarch64": (0, 1, 4, 2),
     "riscv64": (0, 1, 4, 2),
@@ -84,9 +84,9 @@ class KernelFlush:
     """
 
     def __init__(self, descriptor: int) -> None:
-        if _NUMBERS is None:
+        if NUMBERS is None:
             raise OSError(errno.ENOSYS, "io_setup")
-        setup, self._destroy, self._get_events, self._submit = map(ctypes.c_long, _NUMBERS)
+        setup, self._destroy, self._get_events, self._submit = map(ctypes.c_long, NUMBERS)
         self._process = os.getpid()
         """The kernel's part does not follow into a child."""
         self._context = ctypes.c_ulong(0)

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from shardfs.errors import CorruptionError
 
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 
 FRAME_MAGIC: Final = b"SHF1"
 INCARNATION_SHIFT: Final = 40

@@ -83,9 +83,16 @@ Entry = tuple[bytes, bytes | Shard]
 """A key with its record or its shard, as a scan gives them."""
 
 
+def granule_bytes(length: int) -> int:
+    """Length of the granules of a payload of `length` bytes; its last one may be shorter."""
+    if length <= limits.WHOLE_PAYLOAD_BYTES_MAX:
+        return limits.WHOLE_PAYLOAD_BYTES_MAX
+    return limits.GRANULE_BYTES
+
+
 def granule_count(length: int) -> int:
     """Granules in a payload of `length` bytes."""
-    return -(-length // limits.GRANULE_BYTES)
+    return -(-length // granule_bytes(length))
 
 
 def encode_locator(locator: Locator) -> bytes:

@@ -19,8 +19,8 @@ from shardfs.engine.layout import Tag
 from shardfs.engine.lsm.entry import decode_value
 from shardfs.engine.pieces import Shard
 
-_DECODED_FACTOR: Final = 8
-"""Tuples and numbers take about so many times the bytes of what they were decoded from."""
+_PIECE_MEMORY_BYTES: Final = 600
+"""What tuples and numbers of a piece and its chunk take, besides digests."""
 
 
 class RecentShards:
@@ -54,10 +54,10 @@ class RecentShards:
         shard = decode_value(value, generation)
         assert isinstance(shard, Shard)
         if kept is not None:
-            self.held_bytes -= _DECODED_FACTOR * len(kept[0])
+            self.held_bytes -= _memory_bytes(*kept)
         self._shards[key] = (value, shard)
         self._shards.move_to_end(key)
-        self.held_bytes += _DECODED_FACTOR * len(value)
+        self.held_bytes += _memory_bytes(value, shard)
         self.limit(self._bytes_max)
         return shard
 
@@ -65,5 +65,10 @@ class RecentShards:
         """Hold no more than that from now on."""
         self._bytes_max = bytes_max
         while self.held_bytes > bytes_max:
-            _, (value, _) = self._shards.popitem(last=False)
-            self.held_bytes -= _DECODED_FACTOR * len(value)
+            _, kept = self._shards.popitem(last=False)
+            self.held_bytes -= _memory_bytes(*kept)
+
+
+def _memory_bytes(value: bytes, shard: Shard) -> int:
+    """About what is held by a value and what it was decoded to: digests are in both."""
+    return 2 * len(value) + _PIECE_MEMORY_BYTES * len(shard.pieces)

@@ -24,7 +24,7 @@ from shardfs import limits
 from shardfs.engine.device import Device
 from shardfs.engine.framing import Frame, decode_head, head_bytes
 from shardfs.engine.layout import FRAME_HEADER, FRAME_MAGIC, Bytes
-from shardfs.engine.pieces import DIGEST_BYTES
+from shardfs.engine.pieces import DIGEST_BYTES, granule_bytes
 from shardfs.errors import CorruptionError, DeviceError
 
 _READ_BYTES: Final = 4 * limits.MIB
@@ -108,7 +108,7 @@ def _frame_at(window: bytes, offset: int) -> FoundFrame | None:
 
 def damaged_granules(payload: Bytes, checksums: bytes) -> tuple[int, ...]:
     """First bytes of the granules that do not match their checksums."""
-    step = limits.GRANULE_BYTES
+    step = granule_bytes(len(payload))
     view = memoryview(payload)
     return tuple(
         at

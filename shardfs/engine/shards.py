@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final
 
+from shardfs import limits
 from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer
@@ -89,7 +90,7 @@ class ShardData:
             locator = self.append(owner, offset, buffers, stream=stream)
             return (Piece(offset, total, 0, locator),)
         pieces = []
-        for part, length in _cut(buffers, lambda: self._payload_room(owner, stream)):
+        for part, length in _cut(buffers, lambda: self._cut_room(owner, stream)):
             locator = self.append(owner, offset, part, stream=stream)
             pieces.append(Piece(offset, length, 0, locator))
             offset += length
@@ -148,6 +149,11 @@ class ShardData:
 
     def _forget(self, sequence: int) -> None:
         self._appended.pop(sequence, None)
+
+    def _cut_room(self, owner: bytes, stream: Stream) -> int:
+        """The same in whole granules: blocks of a file that is cut stay granules of its chunks."""
+        room = self._payload_room(owner, stream)
+        return room - room % limits.GRANULE_BYTES
 
     def _payload_room(self, owner: bytes, stream: Stream) -> int:
         room = self._chunks.payload_room(stream, len(owner))

@@ -36,13 +36,19 @@ from shardfs.engine.layout import (
     RecordKind,
     Stream,
 )
-from shardfs.engine.pieces import Locator, decode_locator, encode_locator
+from shardfs.engine.pieces import (
+    DIGEST_BYTES,
+    Locator,
+    decode_locator,
+    encode_locator,
+    granule_count,
+)
 from shardfs.errors import CorruptionError, IncompatibleError
 
 _RECORD_KINDS = frozenset(map(int, RecordKind))
 _EXTENT_STATES = frozenset(map(int, ExtentState))
 _STREAMS = frozenset(map(int, Stream))
-_MANIFEST_LOCATOR_BYTES_MAX = LOCATOR.size + 8 * (limits.CHUNK_BYTES_MAX // limits.GRANULE_BYTES)
+_MANIFEST_LOCATOR_BYTES_MAX = LOCATOR.size + DIGEST_BYTES * granule_count(limits.CHUNK_BYTES_MAX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ class DirtyFiles:
     def reserve(self, file: DirtyFile, added_bytes: int, added_segments: int) -> None:
         """Reserve for what a write may add, as far as it is not reserved yet (I1)."""
         segments = file.ranges.segments + added_segments
-        wanted = file.ranges.bytes + added_bytes + segments * limits.DIRTY_PART_SPACE_BYTES
+        wanted = _space_bytes(file.ranges.bytes + added_bytes, segments)
         if wanted > file.reserved:
             self._store.reserve(wanted - file.reserved)
             self.reserved_bytes += wanted - file.reserved
@@ -200,7 +200,7 @@ class DirtyFiles:
     def _settle_reservation(self, file: DirtyFile) -> None:
         """Give back what is no longer needed."""
         ranges = file.ranges
-        wanted = ranges.bytes + ranges.segments * limits.DIRTY_PART_SPACE_BYTES
+        wanted = _space_bytes(ranges.bytes, ranges.segments)
         if wanted < file.reserved:
             self._store.release(file.reserved - wanted)
             self.reserved_bytes -= file.reserved - wanted
@@ -210,3 +210,9 @@ class DirtyFiles:
         if self._progress is not None:
             self._progress.set()
             self._progress = None
+
+
+def _space_bytes(length: int, segments: int) -> int:
+    """What so many separate ranges of buffered data take, with their frames and entries."""
+    digests = length // limits.GRANULE_BYTES * limits.GRANULE_SPACE_BYTES
+    return length + digests + segments * limits.DIRTY_PART_SPACE_BYTES

@@ -32,6 +32,7 @@ import trio
 
 from shardfs import limits
 from shardfs.engine.device import Device
+from shardfs.engine.pieces import granule_bytes
 from shardfs.errors import DeviceError
 from shardfs.fuse.frame_index import DataFrame, FrameIndex
 from shardfs.fuse.records import ROOT_INO, Inode, NamedInode
@@ -280,7 +281,7 @@ async def write_content(
         damaged = _without(damaged, start, start + frame.length)
         for first, data in await _granules(device, frame):
             if data is None:
-                length = min(limits.GRANULE_BYTES, frame.length - first)
+                length = min(granule_bytes(frame.length), frame.length - first)
                 damaged = _with(damaged, start + first, start + first + length)
                 data = bytes(length)
             os.pwrite(descriptor, data, start + first)
@@ -306,7 +307,7 @@ async def _granules(device: Device, frame: DataFrame) -> list[tuple[int, bytes |
         data = b""
     if data and not frame.damaged:
         return [(0, data)]
-    step = limits.GRANULE_BYTES
+    step = granule_bytes(frame.length)
     return [
         (at, None if not data or at in frame.damaged else data[at : at + step])
         for at in range(0, frame.length, step)

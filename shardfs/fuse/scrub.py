@@ -31,7 +31,7 @@ import trio
 
 from shardfs import clock, limits
 from shardfs.engine.health import HealthState
-from shardfs.engine.pieces import Locator, Shard, locators
+from shardfs.engine.pieces import Locator, Shard, granule_bytes, locators
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError, ShardfsError, UsageError
 from shardfs.fuse.door import scan_some
@@ -202,8 +202,9 @@ class Scrub:
 
     async def _granules(self, key: bytes, shard: Shard, locator: Locator) -> None:
         ino, index, _ = decode_file_key(key)
-        for at in range(0, locator.length, limits.GRANULE_BYTES):
-            end = min(at + limits.GRANULE_BYTES, locator.length)
+        granule = granule_bytes(locator.length)
+        for at in range(0, locator.length, granule):
+            end = min(at + granule, locator.length)
             try:
                 await self._store.read_chunk(locator, at, end - at)
             except _UNREADABLE as error:

@@ -30,7 +30,7 @@ import trio
 
 from shardfs import limits
 from shardfs.engine.chunks import payload_offset
-from shardfs.engine.pieces import DIGEST_BYTES, Piece, Shard
+from shardfs.engine.pieces import DIGEST_BYTES, Piece, Shard, granule_bytes
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError, UsageError
 from shardfs.fuse.records import (
@@ -225,7 +225,7 @@ class ShardRequests:
             return []
         except _UNREADABLE:
             damaged = []
-        granule = limits.GRANULE_BYTES
+        granule = granule_bytes(piece.locator.length)
         at, end = piece.skip, piece.skip + piece.length
         while at < end:
             stop = min(end, at - at % granule + granule)

@@ -27,6 +27,7 @@ from shardfs.errors import CorruptionError
 
 STORE_ID = 0x1122334455667788
 GRANULE = limits.GRANULE_BYTES
+WHOLE = limits.WHOLE_PAYLOAD_BYTES_MAX
 
 
 def frame(
@@ -46,7 +47,9 @@ def frame(
 
 @given(
     st.binary(max_size=64),
-    st.sampled_from([0, 1, 7, 8, 100, GRANULE - 1, GRANULE, GRANULE + 1, 2 * GRANULE]),
+    st.sampled_from(
+        [0, 1, 7, 8, 100, GRANULE, GRANULE + 1, WHOLE - 1, WHOLE, WHOLE + 1, 2 * WHOLE]
+    ),
     st.integers(0, 3),
 )
 def test_a_frame_survives_encoding(owner: bytes, length: int, blocks_before: int) -> None:
@@ -75,13 +78,23 @@ def test_every_flipped_bit_is_found(length: int) -> None:
 @settings(max_examples=30)
 @given(st.data())
 def test_a_flip_in_a_large_payload_names_its_granule(data: st.DataObject) -> None:
-    payload = bytearray(3 * GRANULE + 5)
+    payload = bytearray(WHOLE + 3 * GRANULE + 5)
     digests = granule_digests(payload)
     at = data.draw(st.integers(0, len(payload) - 1))
     payload[at] ^= data.draw(st.integers(1, 255))
     first = data.draw(st.integers(0, at // GRANULE))
     with pytest.raises(CorruptionError, match=f"payload bytes {at // GRANULE * GRANULE} to"):
         verify_granules(payload[first * GRANULE :], digests, first, "here")
+
+
+def test_a_payload_has_one_digest_or_one_for_each_granule() -> None:
+    assert [len(granule_digests(bytes(length))) // 8 for length in (0, 1, WHOLE)] == [0, 1, 1]
+    assert len(granule_digests(bytes(WHOLE + 1))) == 8 * (WHOLE // GRANULE + 1)
+    payload = bytearray(WHOLE)
+    digests = granule_digests(payload)
+    payload[-1] = 1
+    with pytest.raises(CorruptionError, match="payload bytes 0 to"):
+        verify_granules(payload, digests, 0, "here")
 
 
 def test_every_cut_is_found_and_called_short() -> None:
@@ -136,7 +149,7 @@ def test_a_scan_sees_a_frame_inside_a_torn_one() -> None:
 
 
 @settings(max_examples=50)
-@given(st.lists(st.sampled_from([0, 1, 8, GRANULE, GRANULE - 1, 2 * GRANULE]), max_size=4))
+@given(st.lists(st.sampled_from([0, 1, 8, GRANULE, GRANULE - 1, WHOLE, WHOLE + 1]), max_size=4))
 def test_digests_do_not_depend_on_how_the_payload_is_cut(lengths: list[int]) -> None:
     buffers = [bytes([index + 1]) * length for index, length in enumerate(lengths)]
     whole = b"".join(buffers)

@@ -87,7 +87,7 @@ async def test_where_the_kernel_refuses_a_thread_does_it(
     device: BlockDevice, monkeypatch: pytest.MonkeyPatch, refuses: str
 ) -> None:
     if refuses == "setup":
-        monkeypatch.setattr(kernel_flush, "_NUMBERS", None)
+        monkeypatch.setattr(kernel_flush, "NUMBERS", None)
     else:
         await device.flush()
         kernel = device._kernel_flush

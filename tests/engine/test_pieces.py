@@ -87,7 +87,14 @@ def test_pieces_behave_as_a_bytearray(changes: list[tuple[str, int, int]]) -> No
 
 
 @pytest.mark.parametrize(
-    "length", [0, 1, limits.GRANULE_BYTES, limits.GRANULE_BYTES + 1, limits.CHUNK_BYTES_MAX]
+    "length",
+    [
+        0,
+        1,
+        limits.WHOLE_PAYLOAD_BYTES_MAX,
+        limits.WHOLE_PAYLOAD_BYTES_MAX + 1,
+        limits.CHUNK_BYTES_MAX,
+    ],
 )
 def test_a_locator_survives_encoding(length: int) -> None:
     one = locator(7, length)

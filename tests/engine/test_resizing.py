@@ -407,7 +407,7 @@ async def test_a_cut_at_every_write_of_growing(zoned: bool, seed: int) -> None:
 
         async def use() -> None:
             for number in range(6):  # an extent each
-                await watch.put(store, number, EXTENT - limits.GRANULE_BYTES)
+                await watch.put(store, number, EXTENT - limits.WHOLE_PAYLOAD_BYTES_MAX)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(use)

@@ -118,3 +118,17 @@ async def test_opening_many_files_reads_as_much_whatever_they_hold(count: int) -
     small, large = figures
     assert abs(large - small) < 0.1 * small, figures
     assert large < 4 * MIB, figures
+
+
+async def test_a_read_at_a_random_place_of_a_large_file_reads_as_much_as_it_wants() -> None:
+    device = await formatted_device()
+    data = bytes(range(256)) * (8 * MIB // 256)
+    async with Store.open(device) as store, serving(store) as file_system:
+        caller = Caller(file_system)
+        ino = await caller.create("large", data=data)
+        await file_system.sync()
+        for offset in (0, 4096, 3 * MIB + 8192, 7 * MIB):
+            reads, read_bytes = device.counts.reads, device.counts.read_bytes
+            assert await file_system.writeback.read(ino, offset, 4096) == data[:4096]
+            assert device.counts.reads - reads == 1
+            assert device.counts.read_bytes - read_bytes == 4096

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from shardfs.engine.pieces import granule_count
 from shardfs.fuse.control import CONNECTIONS_MAX, REQUEST_BYTES_MAX, server_pid
 from shardfs.fuse.mounts import find_mount as find_entry
 from shardfs.fuse.runtime import socket_name
@@ -275,7 +276,7 @@ def test_shards(
     for piece in shown["pieces"]:
         chunk = piece["chunk"]
         assert chunk["extent"] >= 2 and chunk["sequence"] > 0 and chunk["epoch"] >= 1
-        assert len(chunk["checksums"]) == -(-chunk["length"] // 32768)
+        assert len(chunk["checksums"]) == granule_count(chunk["length"])
     assert output_of("shards", "show", target, "large").count("\nshard ") == 2
     assert "SEQUENCE" in output_of("shards", "show", target, middle)
 
@@ -533,8 +534,8 @@ def test_fsck_names_the_file_and_the_bytes(mounted: Path, image_file: Path) -> N
     assert done.returncode == 1 and done.stderr == b""
     text = done.stdout.decode()
     assert "E11 /folder/file (inode " in text
-    first = 4 * MIB + 32768
-    assert f"bytes {first} to {first + 32767}" in text
+    first = 4 * MIB + 36864
+    assert f"bytes {first} to {first + 4095}" in text
     report = json.loads(run("fsck", image_file, "--data", "--json").stdout)
     assert report["clean"] is False and report["finding_count"] == 1
     assert report["findings"][0]["start"] == first

@@ -23,7 +23,8 @@ from tests.tidy.documents import code_block, documents, sections
 from tests.tidy.format_example import KEY, STORE_UUID, VALUE, examples, make_image, render_block
 
 FORMAT = documents()["docs/format.md"]
-GRANULE_BYTES = 32768
+GRANULE_BYTES = 4096
+WHOLE_BYTES_MAX = 32768
 BLOCK_BYTES = 4096
 SHARD_BYTES = 4 << 20
 
@@ -84,13 +85,18 @@ def structure(name: str, data: bytes, at: int) -> Structure:
     return Structure(fields_of(name), data, at)
 
 
-def granules(payload: bytes) -> int:
-    return -(-len(payload) // GRANULE_BYTES)
+def granule_bytes(length: int) -> int:
+    return WHOLE_BYTES_MAX if length <= WHOLE_BYTES_MAX else GRANULE_BYTES
+
+
+def granules(length: int) -> int:
+    return -(-length // granule_bytes(length))
 
 
 def digests_of(payload: bytes) -> bytes:
     """Every granule's digest, big-endian."""
-    parts = [payload[at : at + GRANULE_BYTES] for at in range(0, len(payload), GRANULE_BYTES)]
+    step = granule_bytes(len(payload))
+    parts = [payload[at : at + step] for at in range(0, len(payload), step)]
     return b"".join(xxhash.xxh3_64(part).intdigest().to_bytes(8, "big") for part in parts)
 
 
@@ -101,7 +107,7 @@ def read_frame(data: bytes, at: int) -> Frame | None:
     header = structure("frame header", data, at)
     owner_end = header.end + header["key_bytes"]
     length = header["payload_bytes"]
-    start = owner_end + 8 * -(-length // GRANULE_BYTES)
+    start = owner_end + 8 * granules(length)
     covered = data[at : at + header.fields["checksum"].offset] + data[header.end : start]
     frame = Frame(
         header,
@@ -170,7 +176,7 @@ class Reader:
         )
         for frame in chosen:
             record = structure("superblock record", frame.payload, 0)
-            assert record["format_version"] == 4
+            assert record["format_version"] == 5
             assert not record["incompatible"]
             at = record.end + record["manifest_bytes"]
             for _ in range(record["entry_count"]):
@@ -219,7 +225,7 @@ class Reader:
     def _read_locator(self, data: bytes, at: int) -> tuple[bytes, int]:
         """The payload that the locator at byte `at` names, and where the locator ends."""
         locator = structure("locator", data, at)
-        end = locator.end + 8 * -(-locator["length"] // GRANULE_BYTES)
+        end = locator.end + 8 * granules(locator["length"])
         return self._chunk(locator, data[locator.end : end]), end
 
     def _read_deltas(self) -> Iterator[bytes]:
@@ -353,7 +359,7 @@ def test_the_document_is_enough_to_read_what_it_shows() -> None:
         assert frame.header["store_id"] == store_id
     assert data.digests in delta.payload, "the digests are kept with the reference"
     for name in ("superblock", "data", "delta"):
-        assert granules(shown(name)) == 1
+        assert granules(len(shown(name))) == 1
 
 
 @pytest.mark.parametrize("name", ["superblock", "data", "delta"])

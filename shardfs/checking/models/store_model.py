@@ -28,7 +28,7 @@ from shardfs import limits
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.health import Health
 from shardfs.engine.layout import Bytes
-from shardfs.engine.pieces import Locator, Piece, Shard, encode_pieces
+from shardfs.engine.pieces import Locator, Piece, Shard, encode_pieces, granule_bytes
 from shardfs.errors import CorruptionError, DeviceError, LimitError, NoSpaceError, StaleError
 
 State = SortedDict[bytes, bytes | Shard]
@@ -170,9 +170,10 @@ class ModelStore:
             chunk = data[at : at + step]
             self._sequence += 1
             self.chunks[self._sequence] = chunk
+            granule = granule_bytes(len(chunk))
             checksums = b"".join(
-                xxh3_64_digest(chunk[start : start + limits.GRANULE_BYTES])
-                for start in range(0, len(chunk), limits.GRANULE_BYTES)
+                xxh3_64_digest(chunk[start : start + granule])
+                for start in range(0, len(chunk), granule)
             )
             locator = Locator(0, 0, 0, len(chunk), self._sequence, len(owner), checksums)
             pieces.append(Piece(offset + at, len(chunk), 0, locator))

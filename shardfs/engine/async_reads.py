@@ -1,0 +1,200 @@
+"""Small reads past the page cache that the kernel carries out by itself, without a thread.
+
+Role: going to a worker thread and back costs as much as a fast disk takes for a read. Linux' own
+asynchronous calls (io_submit(2)) begin a read and return; its end is waited for here for a moment,
+which is all that a fast disk needs, and by the event loop where that was not enough.
+
+Invariants:
+    I1. The thread never waits for the disk longer than PATIENCE_NS at a time, and hardly ever for
+        one that does not answer within it: see `_Patience`.
+    I2. A slot's memory is not used again before the kernel has let go of it.
+    I3. What cannot be done here (no such calls, a full queue, an error) is answered with None, and
+        nothing has happened: the caller asks in another way, and reports.
+
+Not here: what is read so (block_device.py), large requests (direct_io.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from shardfs import limits
+from shardfs.engine.kernel_flush import NUMBERS
+
+READ_BYTES_MAX: Final = 60 * limits.KIB
+"""Of what is wanted; with the rest of the first and the last block it fits into a slot."""
+PATIENCE_NS: Final = 400_000
+"""A read of a few blocks from flash memory takes a tenth to half of that."""
+_SLOTS: Final = 16
+_SLOT_BYTES: Final = 64 * limits.KIB
+_TRUST_MAX: Final = 8
+_DISTRUSTED_READS: Final = 64
+
+# linux/aio_abi.h
+_IOCB: Final = struct.Struct("=QIIHhIQQqQII")
+_EVENT: Final = struct.Struct("=QQqq")
+_PREAD: Final = 0
+_RESFD: Final = 1
+_RWF_NOWAIT: Final = 8
+
+
+class _Slot:
+    """One request at a time: what the kernel is asked, and the memory it fills."""
+
+    def __init__(self, number: int, memory: memoryview, address: int) -> None:
+        self.number = number
+        self.memory = memory
+        self.address = address
+        self.request = ctypes.create_string_buffer(_IOCB.size)
+        self._requests = (ctypes.c_void_p * 1)(ctypes.addressof(self.request))
+        self.requests_at = ctypes.addressof(self._requests)
+        self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.result: int | None = None
+
+
+class _Patience:
+    """Whether waiting for a read on the spot pays: not with a disk that has been slow lately."""
+
+    def __init__(self) -> None:
+        self._trust = _TRUST_MAX
+        self._passed_over = 0
+
+    def is_left(self) -> bool:
+        """Wait for the next one. A slow disk is tried again now and then."""
+        if self._trust > 0:
+            return True
+        self._passed_over += 1
+        return self._passed_over % _DISTRUSTED_READS == 0
+
+    def learn(self, in_time: bool) -> None:
+        """How the wait has ended: trust is lost twice as fast as it is won."""
+        self._trust = min(_TRUST_MAX, self._trust + 1) if in_time else max(-1, self._trust - 2)
+
+
+class AsyncReads:
+    """Reads of one descriptor that was opened with O_DIRECT.
+
+    Args:
+        descriptor: stays open until `close`.
+        sector_bytes: what places and lengths are multiples of.
+    """
+
+    def __init__(self, descriptor: int, sector_bytes: int) -> None:
+        self._descriptor = descriptor
+        self._sector_bytes = sector_bytes
+        self._patience = _Patience()
+        self._slots: list[_Slot] = []
+        self._idle: list[_Slot] = []
+        self._is_begun = False
+        self._process = -1
+        """The kernel's part does not follow into a child."""
+
+    async def read(self, offset: int, length: int) -> bytes | None:
+        """The bytes as the device has them, or None (I3).
+
+        Requires: at most READ_BYTES_MAX.
+        Checkpoints: only when it takes long; the read runs to its end all the same.
+        """
+        if not self._is_begun:
+            self._is_begun = True
+            self._set_up()
+        if not self._idle or os.getpid() != self._process:
+            return None
+        skip = offset % self._sector_bytes
+        size = -(-(skip + length) // self._sector_bytes) * self._sector_bytes
+        slot = self._idle[-1]
+        if not self._begin(slot, offset - skip, size):
+            return None
+        self._idle.pop()
+        if self._patience.is_left():
+            self._reap(_SOON)
+            self._patience.learn(slot.result is not None)
+        while slot.result is None:
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.wait_readable(slot.event)
+            _drain(slot.event)
+            self._reap(_NOW)
+        self._idle.append(slot)
+        return bytes(slot.memory[skip : skip + length]) if slot.result == size else None
+
+    def close(self) -> None:
+        """Let go of everything. Requires: nobody reads."""
+        assert len(self._idle) == len(self._slots), "the kernel may still write to a slot"
+        if self._slots and os.getpid() == self._process:
+            _destroy(self._destroy_number, self._context)
+        for slot in self._slots:
+            os.close(slot.event)
+
+    def _set_up(self) -> None:
+        """Where the kernel has no such calls, or grants no more of them: no slots."""
+        if NUMBERS is None:
+            return
+        setup, self._destroy_number, getevents, submit = NUMBERS
+        context = ctypes.c_ulong(0)
+        if _setup(setup, _SLOTS, ctypes.addressof(context)):
+            return
+        self._process = os.getpid()
+        self._context = context.value
+        self._memory = mmap.mmap(-1, _SLOTS * _SLOT_BYTES)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        whole = memoryview(self._memory)
+        self._slots = [
+            _Slot(number, whole[at : at + _SLOT_BYTES], address + at)
+            for number, at in enumerate(range(0, len(whole), _SLOT_BYTES))
+        ]
+        self._idle = list(self._slots)
+        self._events = ctypes.create_string_buffer(_SLOTS * _EVENT.size)
+        self._submit_words = (submit, self._context, 1)
+        self._get_words = (getevents, self._context, 1, _SLOTS, ctypes.addressof(self._events))
+
+    def _begin(self, slot: _Slot, offset: int, size: int) -> bool:
+        slot.result = None
+        flags = (slot.number, 0, _RWF_NOWAIT, _PREAD, 0, self._descriptor)
+        _IOCB.pack_into(slot.request, 0, *flags, slot.address, size, offset, 0, _RESFD, slot.event)
+        return bool(_submit(*self._submit_words, slot.requests_at) == 1)
+
+    def _reap(self, patience_at: int) -> None:
+        """Note what has ended; wait that long for the first."""
+        count = _get_events(*self._get_words, patience_at)
+        for at in range(0, count * _EVENT.size, _EVENT.size):
+            number, _, result, _ = _EVENT.unpack_from(self._events, at)
+            self._slots[number].result = result
+
+
+def _drain(event: int) -> None:
+    try:
+        os.eventfd_read(event)
+    except BlockingIOError:
+        return  # it ended before it was waited for
+
+
+_WITH_LOCK: Final = ctypes.PyDLL(None, use_errno=True)
+"""For calls that never wait: other threads do not get their turn meanwhile."""
+_WITHOUT_LOCK: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(library: ctypes.CDLL, *kinds: type) -> Callable[..., int]:
+    """syscall(2) for arguments of these kinds behind the number."""
+    function = library["syscall"]  # one of its own, unlike library.syscall
+    function.argtypes = (ctypes.c_long, *kinds)
+    function.restype = ctypes.c_long
+    return function
+
+
+_CONTEXT, _COUNT, _AT = ctypes.c_ulong, ctypes.c_long, ctypes.c_void_p
+_setup = _call(_WITH_LOCK, _COUNT, _AT)
+_submit = _call(_WITH_LOCK, _CONTEXT, _COUNT, _AT)
+_destroy = _call(_WITHOUT_LOCK, _CONTEXT)
+_get_events = _call(_WITHOUT_LOCK, _CONTEXT, _COUNT, _COUNT, _AT, _AT)
+
+_now_timespec = (ctypes.c_long * 2)(0, 0)
+_soon_timespec = (ctypes.c_long * 2)(0, PATIENCE_NS)
+_NOW: Final = ctypes.addressof(_now_timespec)
+_SOON: Final = ctypes.addressof(_soon_timespec)
