@@ -16,6 +16,7 @@ Not here: which requests go this way (block_device.py), loops over short transfe
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -31,6 +32,7 @@ _ALIGNMENT_BYTES: Final = limits.BLOCK_BYTES
 """Of places, lengths and memory; no less than any device's logical block."""
 _BOUNCE_BYTES: Final = 1 * limits.MIB
 """Small enough to stay in a core's cache between being filled and being read by the device."""
+_HUGE_PAGE_BYTES: Final = 2 * limits.MIB
 _COPIED_ALONE_BYTES_MIN: Final = 64 * limits.KIB
 
 _new_bytearray = ctypes.pythonapi.PyByteArray_FromStringAndSize
@@ -71,7 +73,7 @@ class Bounce:
     """Aligned memory through which the bytes of one write after the other go."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _BOUNCE_BYTES)
+        self._memory = _huge_page()
         self._address = _address_of(self._memory)
 
     def write(self, views: Sequence[memoryview], descriptor: int, offset: int) -> None:
@@ -110,6 +112,15 @@ class Bounce:
                 if not count:
                     raise OSError(errno.EIO, "the device takes no more bytes")
                 done += count
+
+
+def _huge_page() -> mmap.mmap:
+    """Memory of which a part in one piece lies in one page, where the kernel can spare one: for a
+    direct request it has to find, hold and release each page, 256 small ones for a megabyte."""
+    memory = mmap.mmap(-1, _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _uninitialised(length: int) -> bytearray:
