@@ -19,14 +19,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import struct
 from collections.abc import Callable
 from typing import Final
 
 import trio
 
 from shardfs import limits
-from shardfs.engine.kernel_flush import NUMBERS
+from shardfs.engine.kernel_flush import IOCB_FLAG_RESFD, NUMBERS, Event, Request
 
 READ_BYTES_MAX: Final = 60 * limits.KIB
 """Of what is wanted; with the rest of the first and the last block it fits into a slot."""
@@ -38,24 +37,27 @@ _TRUST_MAX: Final = 8
 _DISTRUSTED_READS: Final = 64
 
 # linux/aio_abi.h
-_IOCB: Final = struct.Struct("=QIIHhIQQqQII")
-_EVENT: Final = struct.Struct("=QQqq")
-_PREAD: Final = 0
-_RESFD: Final = 1
+_IOCB_CMD_PREAD: Final = 0
 _RWF_NOWAIT: Final = 8
 
 
 class _Slot:
     """One request at a time: what the kernel is asked, and the memory it fills."""
 
-    def __init__(self, number: int, memory: memoryview, address: int) -> None:
-        self.number = number
+    def __init__(self, number: int, descriptor: int, memory: memoryview, address: int) -> None:
         self.memory = memory
-        self.address = address
-        self.request = ctypes.create_string_buffer(_IOCB.size)
+        self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.request = Request(
+            data=number,
+            rw_flags=_RWF_NOWAIT,
+            opcode=_IOCB_CMD_PREAD,
+            descriptor=descriptor,
+            buffer=address,
+            flags=IOCB_FLAG_RESFD,
+            event_descriptor=self.event,
+        )
         self._requests = (ctypes.c_void_p * 1)(ctypes.addressof(self.request))
         self.requests_at = ctypes.addressof(self._requests)
-        self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.result: int | None = None
 
 
@@ -146,26 +148,24 @@ class AsyncReads:
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         whole = memoryview(self._memory)
         self._slots = [
-            _Slot(number, whole[at : at + _SLOT_BYTES], address + at)
+            _Slot(number, self._descriptor, whole[at : at + _SLOT_BYTES], address + at)
             for number, at in enumerate(range(0, len(whole), _SLOT_BYTES))
         ]
         self._idle = list(self._slots)
-        self._events = ctypes.create_string_buffer(_SLOTS * _EVENT.size)
+        self._events = (Event * _SLOTS)()
         self._submit_words = (submit, self._context, 1)
         self._get_words = (getevents, self._context, 1, _SLOTS, ctypes.addressof(self._events))
 
     def _begin(self, slot: _Slot, offset: int, size: int) -> bool:
         slot.result = None
-        flags = (slot.number, 0, _RWF_NOWAIT, _PREAD, 0, self._descriptor)
-        _IOCB.pack_into(slot.request, 0, *flags, slot.address, size, offset, 0, _RESFD, slot.event)
+        slot.request.offset, slot.request.length = offset, size
         return bool(_submit(*self._submit_words, slot.requests_at) == 1)
 
     def _reap(self, patience_at: int) -> None:
         """Note what has ended; wait that long for the first."""
         count = _get_events(*self._get_words, patience_at)
-        for at in range(0, count * _EVENT.size, _EVENT.size):
-            number, _, result, _ = _EVENT.unpack_from(self._events, at)
-            self._slots[number].result = result
+        for event in self._events[: max(0, count)]:
+            self._slots[event.data].result = event.result
 
 
 def _drain(event: int) -> None:

@@ -26,7 +26,7 @@ import trio
 
 # linux/aio_abi.h
 _IOCB_CMD_FDSYNC: Final = 3
-_IOCB_FLAG_RESFD: Final = 1
+IOCB_FLAG_RESFD: Final = 1
 NUMBERS: Final = {
     "x86_64": (206, 207, 208, 209),
     "aarch64": (0, 1, 4, 2),
@@ -37,7 +37,7 @@ _CALL: Final = ctypes.PyDLL(None, use_errno=True).syscall
 """With Python's lock held: none of these calls waits for a device."""
 
 
-class _Request(ctypes.Structure):
+class Request(ctypes.Structure):
     """struct iocb."""
 
     _fields_ = (
@@ -56,7 +56,7 @@ class _Request(ctypes.Structure):
     )
 
 
-class _Event(ctypes.Structure):
+class Event(ctypes.Structure):
     """struct io_event."""
 
     _fields_ = (
@@ -92,14 +92,14 @@ class KernelFlush:
         self._context = ctypes.c_ulong(0)
         _checked(_CALL(setup, ctypes.c_int(1), ctypes.byref(self._context)), "io_setup")
         self._done = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._request = _Request(
+        self._request = Request(
             opcode=_IOCB_CMD_FDSYNC,
             descriptor=descriptor,
-            flags=_IOCB_FLAG_RESFD,
+            flags=IOCB_FLAG_RESFD,
             event_descriptor=self._done,
         )
-        self._requests = (ctypes.POINTER(_Request) * 1)(ctypes.pointer(self._request))
-        self._event = _Event()
+        self._requests = (ctypes.POINTER(Request) * 1)(ctypes.pointer(self._request))
+        self._event = Event()
         self._event_at = ctypes.byref(self._event)
         self._one = ctypes.c_long(1)
         self.is_busy = False
