@@ -81,6 +81,18 @@ class MemoryDevice:
             number += 1
         await trio.lowlevel.checkpoint()
 
+    def write_at_once(self, offset: int, buffers: Sequence[Buffer]) -> bool:
+        """See Device.write_at_once: everything goes to `write`."""
+        return False
+
+    async def measure(self) -> int:
+        """See Device.measure."""
+        return self.size_bytes
+
+    async def set_length(self, size_bytes: int) -> bool:
+        """See Device.set_length."""
+        return False
+
     async def flush(self) -> None:
         self.counts.flushes += 1
         await trio.lowlevel.checkpoint()

@@ -22,6 +22,7 @@ from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX
 from shardfs.engine.lsm.entry import TOMBSTONE
 from shardfs.engine.lsm.merge import load_page
+from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.store import Store
 from tests.engine.stores import MANUAL, content, formatted, opened, tidy_up
 
@@ -400,3 +401,28 @@ async def test_an_updated_tree_is_one_run_again_and_again() -> None:
             assert store.statistics().runs <= 4
             assert max(store.statistics().levels, default=0) <= 1
     assert GARBAGE_SHARE_MAX == 0.5, "what the bounds above are made for"
+
+
+async def test_the_tombstone_of_something_old_asks_one_filter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is in the oldest run, and there may be a dozen of newer ones."""
+    real = Segment.may_contain
+    asked = 0
+
+    def may_contain(self: Segment, key: bytes) -> bool:
+        nonlocal asked
+        asked += 1
+        return real(self, key)
+
+    async with opened(await formatted(32)) as store:
+        for run in range(3):
+            for number in range(300):
+                await store.put(b"key %08d %d" % (number, run), bytes(50))
+            await store.checkpoint()
+        for number in range(200):
+            await store.delete(b"key %08d 0" % number)
+        monkeypatch.setattr(Segment, "may_contain", may_contain)
+        await store.checkpoint()
+        assert len(store._tree.runs) == 4
+        assert 200 <= asked <= 210

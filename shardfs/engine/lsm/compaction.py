@@ -130,8 +130,15 @@ def merge_debt(runs: Sequence[Run]) -> float:
 
 
 def is_held_below(key: bytes, older: Sequence[Run]) -> bool:
-    """Whether one of these runs may hold an entry of the key (I2)."""
-    return any(segment.may_contain(key) for segment in overlapping(older, key))
+    """Whether one of these runs may hold an entry of the key (I2).
+
+    The oldest are asked first: they are the largest, and mostly have what is deleted.
+    """
+    for run in older:
+        segment = run.segment_of(key)
+        if segment is not None and segment.may_contain(key):
+            return True
+    return False
 
 
 async def write_memtable(table: Memtable, writer: SegmentWriter, older: Sequence[Run]) -> None:

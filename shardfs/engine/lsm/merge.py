@@ -49,6 +49,13 @@ class Run(NamedTuple):
         """The segment that holds `key` if any does, or the first one behind it."""
         return bisect_left(self.segments, key, key=lambda segment: segment.meta.last_key)
 
+    def segment_of(self, key: bytes) -> Segment | None:
+        """The segment whose key range holds `key`."""
+        number = bisect_right(self.segments, key, key=lambda segment: segment.meta.first_key) - 1
+        if number >= 0 and key <= self.segments[number].meta.last_key:
+            return self.segments[number]
+        return None
+
 
 class Page(NamedTuple):
     """Merged entries of [start, end_of_page); `horizon` is the last key covered, None for all."""
@@ -124,7 +131,7 @@ def overlapping(runs: Sequence[Run], key: bytes) -> list[Segment]:
     """
     found = []
     for run in reversed(runs):
-        number = bisect_right(run.segments, key, key=lambda segment: segment.meta.first_key) - 1
-        if number >= 0 and key <= run.segments[number].meta.last_key:
-            found.append(run.segments[number])
+        segment = run.segment_of(key)
+        if segment is not None:
+            found.append(segment)
     return found
