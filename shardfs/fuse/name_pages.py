@@ -20,8 +20,10 @@ Not here: reading pages without a tree (frame_index.py), extended attributes (no
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from itertools import islice
+from typing import Final, NamedTuple
 
 import trio
 
@@ -53,16 +55,29 @@ from shardfs.fuse.tables import Tables
 _log = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 10.0
-"""A changed name waits about this long for its page."""
+"""So often pages are written."""
+SETTLING_S: Final = limits.DIRTY_AGE_S + 2.0
+"""A page waits at least so long, unless many do: until what was written to new files is flushed,
+which changes their inodes again."""
 _WAITING_MAX: Final = 64 * limits.KIB
 """Inodes that may wait; beyond it the pages are given up until the next mount."""
-_WAITING_MANY: Final = 8 * limits.KIB
+_WAITING_MANY: Final = 32 * limits.KIB
+"""From there on those that have waited longest are written at once."""
 _FREE_SHARE_MIN: Final = 16
 """Pages are written only while more than this part of the device is free."""
 _INODES_PER_SCAN: Final = 64 * limits.KIB
 _ENTRIES_PER_SLICE: Final = 64
 
 Name = tuple[int, bytes]
+Changes = dict[int, list[tuple[Name, bool]]]
+"""What was done to the names of inodes, in order: a name was given, or taken away."""
+
+
+class _Waiting(NamedTuple):
+    """A page that is to be written: since when, and for which changes."""
+
+    since: float
+    changes: Changes
 
 
 class NamePages:
@@ -80,8 +95,8 @@ class NamePages:
         self._tables = tables
         self.is_marked = is_marked
         self.is_complete = is_complete
-        self._waiting: dict[int, dict[int, list[tuple[Name, bool]]]] = {}
-        """Changes of the names of inodes, in order, by page and inode."""
+        self._waiting: dict[int, _Waiting] = {}
+        """By page, those that wait longest first."""
         self.waiting_count = 0
         """Inodes whose page is to be written."""
         self._wake = trio.Event()
@@ -114,10 +129,13 @@ class NamePages:
         for ino in inodes:
             if ino in parents:
                 continue  # its times and its count of entries have changed, not its names
-            page = self._waiting.setdefault(ino // INODES_PER_NAME_PAGE, {})
-            changes = page.get(ino)
+            number = ino // INODES_PER_NAME_PAGE
+            page = self._waiting.get(number)
+            if page is None:
+                page = self._waiting[number] = _Waiting(trio.current_time(), {})
+            changes = page.changes.get(ino)
             if changes is None:
-                changes = page[ino] = []
+                changes = page.changes[ino] = []
                 self.waiting_count += 1
             for name, entry in entries.items():
                 changes.append((name, entry is not None and entry.ino == ino))
@@ -142,12 +160,13 @@ class NamePages:
             if not self._waiting:
                 await self._wake.wait()
             self._wake = trio.Event()
-            with trio.move_on_after(INTERVAL_S):
+            with trio.move_on_after(INTERVAL_S) as interval:
                 await self._full.wait()
                 if not self._has_room():
                     await trio.sleep_forever()  # there is no hurry to do nothing
             self._full = trio.Event()
-            await self._logged(self.write)
+            settled = self._settled() if interval.cancelled_caught else self._longest_waiting()
+            await self._logged(partial(self._write_pages, settled))
 
     async def finish(self) -> None:
         """Write what waits, and mark the pages as complete if they are. The end of a mount."""
@@ -175,26 +194,38 @@ class NamePages:
         Raises:
             ShardfsError: some are left waiting.
         """
-        for page in sorted(self._waiting):
+        await self._write_pages(list(self._waiting))
+
+    def _settled(self) -> list[int]:
+        latest = trio.current_time() - SETTLING_S
+        return [page for page, each in self._waiting.items() if each.since <= latest]
+
+    def _longest_waiting(self) -> list[int]:
+        return list(islice(self._waiting, -(-len(self._waiting) // 2)))
+
+    async def _write_pages(self, pages: Iterable[int]) -> None:
+        for page in sorted(pages):
             if not self._has_room():
                 return
-            changes = self._waiting.pop(page, None)
-            if changes is None:
+            waiting = self._waiting.pop(page, None)
+            if waiting is None:
                 continue  # given up meanwhile
-            self.waiting_count -= len(changes)
+            self.waiting_count -= len(waiting.changes)
             try:
-                await self._write_page(page, changes)
+                await self._write_page(page, waiting.changes)
             except BaseException:  # cancelled too
-                self._put_back(page, changes)
+                self._put_back(page, waiting)
                 raise
 
-    def _put_back(self, page: int, changes: dict[int, list[tuple[Name, bool]]]) -> None:
+    def _put_back(self, page: int, waiting: _Waiting) -> None:
         """Changes wait again, before those that have come since."""
-        later = self._waiting.get(page, {})
-        for ino, names in later.items():
-            changes.setdefault(ino, []).extend(names)
-        self._waiting[page] = changes
-        self.waiting_count += len(changes) - len(later)
+        later = self._waiting.pop(page, None)
+        if later is not None:
+            self.waiting_count -= len(later.changes)
+            for ino, names in later.changes.items():
+                waiting.changes.setdefault(ino, []).extend(names)
+        self._waiting[page] = waiting
+        self.waiting_count += len(waiting.changes)
 
     def _has_room(self) -> bool:
         space = self._store.space()
