@@ -38,6 +38,7 @@ from shardfs.engine.figures import space_figures, space_parts, statistics_of
 from shardfs.engine.gathering import Gatherer
 from shardfs.engine.health import Health, HealthState
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
+from shardfs.engine.lsm.tree import Unread
 from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.memory import StoreMemory
 from shardfs.engine.opening import Parts, open_parts
@@ -219,6 +220,24 @@ class Store:
         if isinstance(value, Shard):
             raise CorruptionError("a shard stands where a record should", f"key {key.hex()}")
         return value
+
+    def find_record(self, key: bytes) -> bytes | Unread | None:
+        """What get_record gives, or UNREAD where it would have to wait.
+
+        Raises:
+            CorruptionError: a shard stands there, or nothing that can be.
+        """
+        return self._tree.find_record(key)
+
+    async def records(self, start: bytes, end: bytes, count_max: int) -> list[tuple[bytes, bytes]]:
+        """The first records of [start, end), in key order; shards between them are left out.
+
+        Checkpoints: only when a tree block is not cached.
+
+        Raises:
+            DeviceError, CorruptionError: the tree cannot be read there.
+        """
+        return await self._tree.records(start, end, count_max)
 
     async def get_shard(self, key: bytes) -> Shard | None:
         """The shard of a key, or None. Checkpoints: only when a tree block is not cached.

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.health import Health
 from shardfs.engine.layout import Bytes
+from shardfs.engine.lsm.tree import Unread
 from shardfs.engine.pieces import Locator, Piece, Shard
 
 
@@ -75,6 +76,16 @@ class StoreDoor(Protocol):
 
     async def get_record(self, key: bytes) -> bytes | None:
         """The record at `key`. Checkpoints: not when cached."""
+
+    def find_record(self, key: bytes) -> bytes | Unread | None:
+        """What get_record gives, or UNREAD: then it would have to wait.
+
+        Raises:
+            CorruptionError: no record stands where one should.
+        """
+
+    async def records(self, start: bytes, end: bytes, count_max: int) -> list[tuple[bytes, bytes]]:
+        """The first records in [start, end), ascending. Checkpoints: not when cached."""
 
     async def get_shard(self, key: bytes) -> Shard | None:
         """The shard at `key`. Checkpoints: not when cached."""

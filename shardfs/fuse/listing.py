@@ -25,20 +25,21 @@ from typing import Final, NamedTuple
 
 from shardfs import limits
 from shardfs.errors import CorruptionError, FileError
-from shardfs.fuse.door import StoreDoor, scan_some
+from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.records import (
     HASH_FIRST,
     HASH_MAX,
-    Entry,
     Inode,
     decode_entry,
     decode_entry_key,
     entries_start,
 )
-from shardfs.fuse.tables import Tables
+from shardfs.fuse.tables import NotLoaded, Tables
 
 _DOT: Final = 1
 _DOT_DOT: Final = 2
+_ITEMS_AT_ONCE: Final = 64
+"""About as many as one reply to the kernel holds."""
 _NAME_LAST: Final = b"\xff" * (limits.NAME_BYTES_MAX + 1)
 """Sorts behind every name."""
 
@@ -61,20 +62,29 @@ class Item(NamedTuple):
         return self.next <= _DOT_DOT
 
 
+class _Listed(NamedTuple):
+    """An entry of a page; `next` is the position behind it."""
+
+    hash: int
+    name: bytes
+    ino: int
+    type: int
+    next: int
+
+
 class _Page(NamedTuple):
     """Entries behind the position `start`, and the directory's inode they were read under."""
 
     directory: Inode
     start: int
-    items: list[tuple[int, bytes, Entry, int]]
-    """(hash, name, entry, position behind it)."""
+    items: list[_Listed]
     is_last: bool
 
     def tells(self, position: int) -> bool:
         """The page shows what lies behind a position."""
         if position < self.start:
             return False
-        return self.is_last or position < self.items[-1][3]
+        return self.is_last or position < self.items[-1].next
 
 
 class Listing:
@@ -102,30 +112,31 @@ class Listing:
             page = self._page
             if page is None or page.directory != directory or not page.tells(position):
                 page = self._page = await self._load(directory, position)
-            await self._load_inodes(page)
-            items = await self._tables.run(partial(self._collect, page, position))
+            first = bisect_right(page.items, self._place_of(position), key=itemgetter(0, 1))
+            listed = page.items[first : first + _ITEMS_AT_ONCE]
+            await self._load_inodes(listed)
+            items = await self._tables.run(partial(self._collect, page, position, listed))
             if items is not None:
                 return items
 
     async def _load(self, directory: Inode, position: int) -> _Page:
         place, _ = self._place_of(position)
         start = entries_start(self.ino, max(place, HASH_FIRST))
-        found = await scan_some(
-            self._store, start, _entries_end(self.ino), limits.DIRECTORY_PAGE_ENTRIES
+        found = await self._store.records(
+            start, _entries_end(self.ino), limits.DIRECTORY_PAGE_ENTRIES
         )
         is_last = len(found) < limits.DIRECTORY_PAGE_ENTRIES
         decoded = []
         for key, record in found:
-            assert isinstance(record, bytes | bytearray | memoryview)
             _, place, name = decode_entry_key(key)
             decoded.append((place, name, decode_entry(record)))
-        items = []
+        items: list[_Listed] = []
         for index, (place, name, entry) in enumerate(decoded):
             is_shared = (index > 0 and decoded[index - 1][0] == place) or (
                 not is_last if index + 1 == len(decoded) else decoded[index + 1][0] == place
             )
             next_position = self._position_behind(place, name) if is_shared else place
-            items.append((place, name, entry, next_position))
+            items.append(_Listed(place, name, entry.ino, entry.type, next_position))
         return _Page(directory, position, items, is_last)
 
     def _position_behind(self, place: int, name: bytes) -> int:
@@ -143,17 +154,22 @@ class Listing:
         """(hash, name) behind which to go on."""
         return self._places.get(position, (position, _NAME_LAST))
 
-    async def _load_inodes(self, page: _Page) -> None:
+    async def _load_inodes(self, items: list[_Listed]) -> None:
         """Load what is missing in the order of inode numbers: neighbours share a block."""
-        cached = self._tables.cached_inode
-        for ino in sorted([item[2].ino for item in page.items if cached(item[2].ino) is None]):
+        tables = self._tables
+        cached = tables.cached_inode
+        for ino in sorted([ino for _, _, ino, _, _ in items if cached(ino) is None]):
             try:
-                await self._tables.load(ino)
+                try:
+                    tables.find_inode(ino)
+                except NotLoaded:
+                    await tables.load(ino)
             except CorruptionError:
                 continue  # its name is still listed
 
-    def _collect(self, page: _Page, position: int) -> list[Item] | None:
-        """The page's items behind a position as they are now; None if the directory has changed."""
+    def _collect(self, page: _Page, position: int, listed: list[_Listed]) -> list[Item] | None:
+        """The dots behind a position, and what is listed, as they are now; None if the directory
+        has changed."""
         tables = self._tables
         directory = tables.find_inode(self.ino)
         if directory is None or directory != page.directory:
@@ -164,12 +180,9 @@ class Listing:
         if position < _DOT_DOT:
             parent = tables.find_inode(directory.parent)
             items.append(Item(b"..", directory.parent, directory.mode >> 12, parent, _DOT_DOT))
-        place, name = self._place_of(position)
-        first = bisect_right(page.items, (place, name), key=itemgetter(0, 1))
         cached = tables.cached_inode
         items += [
-            Item(name, ino, kind, cached(ino), next_position)
-            for _, name, (ino, kind), next_position in page.items[first:]
+            Item(name, ino, kind, cached(ino), behind) for _, name, ino, kind, behind in listed
         ]
         return items
 

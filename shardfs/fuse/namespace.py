@@ -101,6 +101,11 @@ class Namespace:
             raise FileError(errno.ESTALE)
         return self._writeback.overlay(ino, inode)
 
+    def inode_now(self, ino: int) -> Inode | None:
+        """The same if it is cached; None says nothing. For requests that come often."""
+        inode = self._tables.cached_inode(ino)
+        return None if inode is None else self._writeback.overlay(ino, inode)
+
     async def lookup(self, parent: int, name: bytes) -> Found | None:
         """What a name stands for, or None. Checkpoints: not when cached.
 
@@ -168,13 +173,22 @@ class Namespace:
         if len(target) > limits.SYMLINK_BYTES_MAX:
             raise FileError(errno.ENAMETOOLONG)
         lists: Mapping[bytes, AccessList] = {}
-        default = await self._access_list(parent, DEFAULT) if self.access_lists else None
+        default = None
+        if self.access_lists:
+            above = self._tables.cached_inode(parent)
+            if above is None or above.xattrs:
+                default = await self._access_list(parent, DEFAULT)
         if default is None or target:
             mode &= ~umask
         else:
             lists, mode = _inherited(default, mode)
-        create = partial(self._create_now, parent, name, mode, uid, gid, rdev, target, lists)
-        return await self._grow(create)
+        if not self._tables.store.admits_at_once():
+            await self._tables.store.admit()
+        arguments = (parent, name, mode, uid, gid, rdev, target, lists)
+        try:
+            return self._create_now(*arguments)
+        except (NotLoaded, NoSpaceError):
+            return await self._grow(partial(self._create_now, *arguments))
 
     def _create_now(
         self,
@@ -217,6 +231,7 @@ class Namespace:
         Raises:
             FileError, NoSpaceError, ReadOnlyError: nothing was changed.
         """
+        await self._tables.store.admit()
         found = await self._grow(partial(self._link_now, ino, parent, name))
         return Found(ino, self._writeback.overlay(*found))
 
@@ -404,14 +419,9 @@ class Namespace:
 
     async def _grow(self, operation: partial[Found]) -> Found:
         """Run an operation that needs space; on a full disk wait once for what is being freed."""
-        if not self._tables.store.admits_at_once():
-            await self._tables.store.admit()
-        try:
-            return operation()
-        except (NotLoaded, NoSpaceError):
-            return await self._orphans.with_room(
-                partial(self._tables.run, operation), self._writeback.flush_steps
-            )
+        return await self._orphans.with_room(
+            partial(self._tables.run, operation), self._writeback.flush_steps
+        )
 
     def _directory(self, change: Change, ino: int) -> Inode:
         """A directory that takes changes (I4)."""

@@ -87,6 +87,8 @@ class Operations(pyfuse3.Operations):
     def obey(self, options: MountOptions) -> None:
         """From now on do as these options say; also when a living mount is remounted."""
         self._options = options
+        self._names_wait = options.sync or options.dirsync
+        """Changes of names are answered when they are durable."""
         self.departure.policy = options.errors
         self._reading.rule = AccessTimes.NEVER if options.read_only else options.access_times
         self._reading.directories = options.directory_access_times
@@ -120,7 +122,8 @@ class Operations(pyfuse3.Operations):
         found = await self._namespace.create(
             parent_inode, name, mode, *self._owner(ctx), umask=ctx.umask
         )
-        await self._settle_names()
+        if self._names_wait:
+            await self._file_system.sync_names()
         return self._opened(found, flags, ctx), self._told(found)
 
     @guarded
@@ -145,7 +148,8 @@ class Operations(pyfuse3.Operations):
         found = await self._namespace.create(
             parent_inode, name, 0o120777, *self._owner(ctx), target=target
         )
-        await self._settle_names()
+        if self._names_wait:
+            await self._file_system.sync_names()
         return self._told(found)
 
     @guarded
@@ -154,20 +158,23 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Give a file one more name."""
         found = await self._namespace.link(inode, new_parent_inode, new_name)
-        await self._settle_names()
+        if self._names_wait:
+            await self._file_system.sync_names()
         return self._told(found)
 
     @guarded
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Take away a name."""
         await self._namespace.unlink(parent_inode, name)
-        await self._settle_names()
+        if self._names_wait:
+            await self._file_system.sync_names()
 
     @guarded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an empty directory."""
         await self._namespace.rmdir(parent_inode, name)
-        await self._settle_names()
+        if self._names_wait:
+            await self._file_system.sync_names()
 
     @guarded
     async def rename(
@@ -181,7 +188,8 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         """Move a name; see namespace.rename."""
         await self._namespace.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
-        await self._settle_names()
+        if self._names_wait:
+            await self._file_system.sync_names()
 
     @unanswered
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -194,7 +202,8 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         """stat(2)."""
-        return self._attributes(inode, await self._namespace.inode(inode))
+        found = self._namespace.inode_now(inode) or await self._namespace.inode(inode)
+        return self._attributes(inode, found)
 
     @guarded
     async def setattr(
@@ -243,7 +252,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """A handle for a file; with O_TRUNC it is emptied."""
-        found = await self._namespace.inode(inode)
+        found = self._namespace.inode_now(inode) or await self._namespace.inode(inode)
         if found.is_directory:
             raise FileError(errno.EISDIR)
         if flags & os.O_TRUNC and found.is_regular:
@@ -333,6 +342,10 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         """The value of an extended attribute."""
+        if self._options.xattrs and self._xattrs.has_none(inode, name):
+            # What is asked for before each first write, and hardly ever there.
+            self.answers[errno.ENODATA] += 1
+            raise FUSEError(errno.ENODATA)
         self._require_xattrs()
         return await self._xattrs.get(inode, name)
 
@@ -392,17 +405,13 @@ class Operations(pyfuse3.Operations):
         found = await self._namespace.create(
             parent, name, mode, *self._owner(ctx), rdev=rdev, umask=ctx.umask
         )
-        await self._settle_names()
+        if self._names_wait:
+            await self._file_system.sync_names()
         return self._told(found)
 
     async def _settle(self) -> None:
         """With the option sync: wait until what was changed is durable."""
         if self._options.sync:
-            await self._file_system.sync_names()
-
-    async def _settle_names(self) -> None:
-        """With the options sync and dirsync: wait until a change of names is durable."""
-        if self._options.sync or self._options.dirsync:
             await self._file_system.sync_names()
 
     def _owner(self, ctx: RequestContext) -> tuple[int, int]:

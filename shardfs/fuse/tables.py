@@ -24,6 +24,7 @@ from typing import Final, Protocol, TypeVar
 
 from shardfs import clock, limits
 from shardfs.engine.dependency import Dependency
+from shardfs.engine.lsm.tree import UNREAD
 from shardfs.errors import CorruptionError, ReadOnlyError
 from shardfs.fuse.door import BatchDoor, StoreDoor
 from shardfs.fuse.promises import Observer
@@ -192,7 +193,11 @@ class Tables:
         try:
             return self._inodes[ino]
         except KeyError:
-            raise NotLoaded(ino) from None
+            record = self.store.find_record(inode_key(ino))
+        if record is UNREAD:
+            raise NotLoaded(ino)
+        inode = self._inodes[ino] = _decode_inode_at(ino, record)
+        return inode
 
     def find_entry(self, parent: int, name: bytes) -> Entry | None:
         """The directory's entry of that name, or None.
@@ -200,10 +205,15 @@ class Tables:
         Raises:
             NotLoaded
         """
+        key = (parent, name)
         try:
-            return self._entries[parent, name]
+            return self._entries[key]
         except KeyError:
-            raise NotLoaded((parent, name)) from None
+            record = self.store.find_record(entry_key(parent, name))
+        if record is UNREAD:
+            raise NotLoaded(key)
+        entry = self._entries[key] = _decode_entry_at(key, record)
+        return entry
 
     def cached_inode(self, ino: int) -> Inode | None:
         """The inode if it is cached; None says nothing."""

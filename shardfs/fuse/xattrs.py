@@ -43,6 +43,8 @@ from shardfs.fuse.writeback import Writeback
 
 PERSISTENT: Final = b"user.shardfs.persistent"
 """Virtual: b"yes" or b"no"."""
+CAPABILITY: Final = b"security.capability"
+"""The kernel asks for it before the first write to a file."""
 CREATE: Final = 1
 REPLACE: Final = 2
 
@@ -75,6 +77,12 @@ class Xattrs:
         if value is None:
             raise FileError(errno.ENODATA)
         return value
+
+    def has_none(self, ino: int, name: bytes) -> bool:
+        """Whether `get` would say ENODATA because the file, which is cached, has no attributes at
+        all. For the attributes that the kernel asks for of its own accord."""
+        inode = self._tables.cached_inode(ino)
+        return name == CAPABILITY and inode is not None and not inode.xattrs
 
     async def names(self, ino: int, *, privileged: bool) -> list[bytes]:
         """The attributes' names, ascending.

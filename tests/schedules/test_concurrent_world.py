@@ -119,8 +119,9 @@ def _a_list_ends_at_what_was_removed(patch: pytest.MonkeyPatch) -> None:
 def _a_page_of_two_moments(patch: pytest.MonkeyPatch) -> None:
     """A list puts the runs of one moment and the memory of another together."""
 
-    async def page(self: Tree, start: bytes, end: bytes) -> Page:
-        return self._with_memory(await load_page(self.runs, start, end, 256), start, end)
+    async def page(self: Tree, start: bytes, end: bytes, count_max: int = 256) -> Page:
+        stored = await load_page(self.runs, start, end, count_max)
+        return self._with_memory(stored, start, end, count_max)
 
     patch.setattr(Tree, "page", page)
 

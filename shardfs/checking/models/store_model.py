@@ -28,6 +28,7 @@ from shardfs import limits
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.health import Health
 from shardfs.engine.layout import Bytes
+from shardfs.engine.lsm.tree import UNREAD, Unread
 from shardfs.engine.pieces import Locator, Piece, Shard, encode_pieces, granule_bytes
 from shardfs.errors import CorruptionError, DeviceError, LimitError, NoSpaceError, StaleError
 
@@ -108,6 +109,22 @@ class ModelStore:
         value = self.state.get(key)
         assert not isinstance(value, Shard)
         return value
+
+    def find_record(self, key: bytes) -> Unread:
+        """The record at `key` as far as it is in memory: never, so that each look may wait."""
+        return UNREAD
+
+    async def records(self, start: bytes, end: bytes, count_max: int) -> list[tuple[bytes, bytes]]:
+        """The first records in [start, end)."""
+        await trio.lowlevel.checkpoint()
+        found: list[tuple[bytes, bytes]] = []
+        for key in self.state.irange(start, end, (True, False)):
+            value = self.state[key]
+            if not isinstance(value, Shard):
+                found.append((key, value))
+            if len(found) == count_max:
+                break
+        return found
 
     async def get_shard(self, key: bytes) -> Shard | None:
         """The shard at `key`."""

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import AsyncIterator
+from enum import Enum
+from typing import Final
 
-from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_shard
+from shardfs.engine.lsm.entry import RECORD, TOMBSTONE, decode_value, encode_shard
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.merge import Page, Run, load_page, merge_parts, overlapping
 from shardfs.engine.pieces import Shard
@@ -26,6 +28,15 @@ from shardfs.errors import CorruptionError
 _PAGE_ENTRIES = 256
 _ABSENT_KEYS_MAX = 4096
 """Keys remembered as looked up and not found; who makes a shard does so right after looking."""
+
+
+class Unread(Enum):
+    """In place of a value: what it is says a block that is not in memory."""
+
+    UNREAD = "unread"
+
+
+UNREAD: Final = Unread.UNREAD
 
 
 class Tree:
@@ -140,8 +151,12 @@ class Tree:
         if len(self._absent) > _ABSENT_KEYS_MAX:
             del self._absent[next(iter(self._absent))]
 
-    async def page(self, start: bytes, end: bytes) -> Page:
+    async def page(self, start: bytes, end: bytes, count_max: int = _PAGE_ENTRIES) -> Page:
         """The tree's entries from `start`, tombstones included, as of one moment (I3).
+
+        Args:
+            count_max: of entries from each run and memtable: a page that covers less than
+                [start, end) has as many at least.
 
         Raises:
             DeviceError, CorruptionError: a block cannot be read.
@@ -149,24 +164,57 @@ class Tree:
         while True:
             generation = self.generation
             try:
-                stored = await load_page(self.runs, start, end, _PAGE_ENTRIES)
+                stored = await load_page(self.runs, start, end, count_max)
             except CorruptionError:
                 if generation == self.generation:
                     raise
                 continue
             if generation == self.generation:
-                return self._with_memory(stored, start, end)
+                return self._with_memory(stored, start, end, count_max)
 
-    def _with_memory(self, stored: Page, start: bytes, end: bytes) -> Page:
+    def _with_memory(self, stored: Page, start: bytes, end: bytes, count_max: int) -> Page:
         pairs = sorted(stored.entries.items())
         if stored.horizon is not None and not pairs:
             pairs = [(stored.horizon, TOMBSTONE)]
         parts = [(pairs, stored.horizon is None)]
         for table in (self.frozen, self.memtable):
             if table is not None:
-                entries = table.range(start, end, _PAGE_ENTRIES)
-                parts.append((entries, len(entries) < _PAGE_ENTRIES))
+                entries = table.range(start, end, count_max)
+                parts.append((entries, len(entries) < count_max))
         return merge_parts(parts)
+
+    def find_record(self, key: bytes) -> bytes | Unread | None:
+        """The record of a key, None if there is none, UNREAD if a block has to be read to know.
+
+        Raises:
+            CorruptionError: something else stands there.
+        """
+        value = self.find(key)
+        if value is None:
+            return UNREAD
+        if value[:1] == RECORD:
+            return value[1:]
+        if value == TOMBSTONE:
+            return None
+        raise CorruptionError("no record stands where one should", f"key {key.hex()}")
+
+    async def records(self, start: bytes, end: bytes, count_max: int) -> list[tuple[bytes, bytes]]:
+        """The first records of [start, end), in key order; shards between them are left out.
+
+        Raises:
+            DeviceError, CorruptionError: a block cannot be read.
+        """
+        found: list[tuple[bytes, bytes]] = []
+        while True:
+            page = await self.page(start, end, count_max)
+            for key, value in sorted(page.entries.items()):
+                if value[:1] == RECORD:
+                    found.append((key, value[1:]))
+                elif value != TOMBSTONE:
+                    decode_value(value)  # raises unless it is a shard
+            if page.horizon is None or len(found) >= count_max:
+                return found[:count_max]
+            start = page.horizon + b"\0"
 
     async def scan(self, start: bytes, end: bytes) -> AsyncIterator[tuple[bytes, bytes | Shard]]:
         """Records and shards of [start, end) in key order.
