@@ -13,7 +13,8 @@ open for reading drops what the kernel has cached (`must_see_reads`): the first 
 here. What is not seen: later reads of the same pages by the same handle with strictatime, and
 reads behind a write by a handle that was open before it.
 
-Ordering: a new atime is a batch like any other change; it is durable when the store is synced.
+Ordering: a new atime is seen at once and in the store some seconds later, or at the next fsync or
+change of the inode (touched.py): a crash may leave an earlier one, never a wrong one.
 
 Not here: times set by the user (namespace.set_attributes).
 """
@@ -69,7 +70,7 @@ class Reading:
         now_ns = self._tables.now_ns()
         if self._is_due(self._writeback.overlay(ino, inode), now_ns):
             try:
-                self._set(ino, inode, now_ns)
+                self._tables.touch(ino, inode, now_ns)
             except ShardfsError as error:
                 _log.debug("inode %d keeps its access time: %s", ino, error)
 
@@ -79,9 +80,3 @@ class Reading:
             return self.rule is AccessTimes.ALWAYS
         newest_ns = max(inode.mtime_ns, inode.ctime_ns)
         return inode.atime_ns <= newest_ns or now_ns - inode.atime_ns >= OLD_NS
-
-    def _set(self, ino: int, inode: Inode, now_ns: int) -> None:
-        # It may not use the reserve: what frees space needs that.
-        change = self._tables.change(grows=True)
-        change.put_inode(ino, inode._replace(atime_ns=now_ns))
-        change.commit()

@@ -139,6 +139,8 @@ class Flusher:
 
         Trouble with a file is logged and counted.
         """
+        if self._tables.touched:
+            await self._write_touched()
         for number, ino in enumerate(self._dirty.inos(), 1):
             await self._flush_logged(ino, lambda ranges: ranges.shards())
             if number % _FILES_PER_STEP == 0:
@@ -182,6 +184,7 @@ class Flusher:
 
     async def _flush_old(self) -> bool:
         """Flush what has been dirty for DIRTY_AGE_S; False if there was nothing."""
+        touched = self._tables.touched.is_old and await self._write_touched()
         latest = trio.current_time() - limits.DIRTY_AGE_S
         old = []
         for number, file in enumerate(self._dirty.files(), 1):
@@ -191,7 +194,16 @@ class Flusher:
                 old.append(file.ino)
         for ino in old:
             await self._flush_logged(ino, lambda ranges: ranges.shards())
-        return bool(old)
+        return touched or bool(old)
+
+    async def _write_touched(self) -> bool:
+        """Give the store the access times that it does not have; whether it took them."""
+        try:
+            await self._tables.write_touched()
+        except ShardfsError as error:
+            _log.debug("access times stay in memory: %s", error)
+            return False
+        return True
 
     async def _flush_logged(self, ino: int, choose: Callable[[DirtyRanges], list[int]]) -> None:
         if not self._dirty.is_dirty(ino):

@@ -6,8 +6,9 @@ and runs the function again from its start. So an operation sees one moment, wha
 before, and runs without any checkpoint when all it needs is cached.
 
 Invariants:
-    I1. What is cached equals what the store holds: a commit changes both before anything else
-        runs, and a load that a commit has overtaken is thrown away.
+    I1. What is cached equals what the store holds, but for access times (touched.py): a commit
+        changes both before anything else runs, and a load that a commit has overtaken is thrown
+        away.
     I2. An operation has no effect before its commit, and none at all when the commit raises.
     I3. Inode numbers rise and are never given out twice: the durable counter is ahead of them.
     I4. The caches are bounded; their values are immutable.
@@ -21,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, Protocol, TypeVar
+
+import trio
 
 from shardfs import clock, limits
 from shardfs.engine.dependency import Dependency
@@ -44,11 +47,13 @@ from shardfs.fuse.records import (
     entry_key,
     inode_key,
 )
+from shardfs.fuse.touched import Touched
 
 T = TypeVar("T")
 
 _DIRECTORY_MODE: Final = 0o040755
 
+_TOUCHED_PER_BATCH: Final = 16
 EntryName = tuple[int, bytes]
 """(directory, name)."""
 
@@ -115,6 +120,8 @@ class Tables:
         self.inode_count = facts.inodes
         """Inodes that there are, those without a name included."""
         self._last_ns = 0
+        self.touched = Touched()
+        """Access times that only the cache has."""
         self.name_watcher: NameWatcher | None = None
         self.is_new = False
         """The file system was made by this opening."""
@@ -196,7 +203,7 @@ class Tables:
             record = self.store.find_record(inode_key(ino))
         if record is UNREAD:
             raise NotLoaded(ino)
-        inode = self._inodes[ino] = _decode_inode_at(ino, record)
+        inode = self._inodes[ino] = self._decoded(ino, record)
         return inode
 
     def find_entry(self, parent: int, name: bytes) -> Entry | None:
@@ -260,7 +267,7 @@ class Tables:
             if key not in self._inodes:
                 record = await self._read(key, inode_key(key))
                 if record is not self and key not in self._inodes:
-                    self._inodes[key] = _decode_inode_at(key, record)
+                    self._inodes[key] = self._decoded(key, record)
         elif key not in self._entries:
             record = await self._read(key, entry_key(*key))
             if record is not self and key not in self._entries:
@@ -279,6 +286,58 @@ class Tables:
             if not load.readers and self._loads.get(key) is load:
                 del self._loads[key]
         return self if load.overtaken else record
+
+    def _decoded(self, ino: int, record: object) -> Inode | None:
+        inode = _decode_inode_at(ino, record)
+        if inode is not None and self.touched:
+            return self.touched.amended(ino, inode)
+        return inode
+
+    def touch(self, ino: int, inode: Inode, atime_ns: int) -> None:
+        """Move the access time of a cached inode; the store has it some seconds later.
+
+        Raises:
+            NoSpaceError, ReadOnlyError: nothing was changed.
+        """
+        # It may not use the reserve: what frees space needs that.
+        self.store.require_room(limits.CHANGE_BYTES_RESERVED)
+        inode = inode._replace(atime_ns=atime_ns)
+        if self.touched.is_full:
+            change = self.change(grows=True)
+            change.put_inode(ino, inode)
+            change.commit()
+            return
+        self.touched.add(ino, atime_ns)
+        self._inodes[ino] = inode
+
+    async def write_touched(self, ino: int | None = None) -> None:
+        """Give the store the access times that it does not have, or that of one inode.
+
+        Raises:
+            DeviceError, ReadOnlyError, NoSpaceError: some may be left.
+        """
+        inos = self.touched.inos() if ino is None else [ino]
+        for at in range(0, len(inos), _TOUCHED_PER_BATCH):
+            some = inos[at : at + _TOUCHED_PER_BATCH]
+            for each in some:
+                try:
+                    await self.load(each)
+                except CorruptionError:  # who asks for the inode is told
+                    self.touched.drop(each)
+            await self.store.admit()
+            await self.run(partial(self._write_touched, some))
+            await trio.lowlevel.checkpoint()
+
+    def _write_touched(self, inos: list[int]) -> None:
+        change = self.change(grows=True)
+        change.is_told = False  # name pages need not have the last access times
+        for ino in inos:
+            if ino in self.touched:
+                inode = self.find_inode(ino)
+                if inode is not None:
+                    change.put_inode(ino, inode)
+        if change.inodes:
+            change.commit()
 
     def change(self, *, grows: bool = False) -> Change:
         """An empty change.
@@ -303,11 +362,14 @@ class Tables:
         inodes, entries = self._inodes, self._entries
         for ino, inode in change.inodes.items():
             inodes[ino] = inode
+        if self.touched:
+            for ino in change.inodes:
+                self.touched.drop(ino)
         for name, entry in change.entries.items():
             entries[name] = entry
         if self._observer is not None:
             self._observer.names_changed(change.entries)
-        if self.name_watcher is not None:
+        if self.name_watcher is not None and change.is_told:
             self.name_watcher.changed(change.inodes, change.entries)
         if self._loads:
             changed: list[int | EntryName] = [*change.inodes, *change.entries]
@@ -323,12 +385,14 @@ class Change:
     Requires: created, filled and committed within one critical section.
     """
 
-    __slots__ = ("_grows", "_new_ino", "_tables", "batch", "entries", "inodes")
+    __slots__ = ("_grows", "_new_ino", "_tables", "batch", "entries", "inodes", "is_told")
 
     def __init__(self, tables: Tables, grows: bool) -> None:
         self._tables = tables
         self._grows = grows
         self._new_ino = 0
+        self.is_told = True
+        """The watcher of names hears of it."""
         self.batch = tables.store.batch(essential=not grows)
         self.inodes: dict[int, Inode | None] = {}
         self.entries: dict[EntryName, Entry | None] = {}
@@ -395,7 +459,7 @@ class Change:
         if leased != tables._leased_ino or inode_count != tables.inode_count:
             batch.put(FACT_KEY, encode_facts(Facts(leased, inode_count)))
         watcher = tables.name_watcher
-        if watcher is not None and watcher.is_marked:
+        if watcher is not None and watcher.is_marked and self.is_told:
             watcher.unmark(batch)
         dependency = tables.store.apply(batch)
         if self._new_ino:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -96,7 +97,8 @@ class Writeback:
         All of those change the inode in the same batch, so its record tells for all. False also
         while a commit is on its way that may hold it.
         """
-        return not self.is_dirty(ino) and self._store.is_durable(inode_key(ino))
+        is_pending = self.is_dirty(ino) or ino in self._tables.touched
+        return not is_pending and self._store.is_durable(inode_key(ino))
 
     def dirty_inos(self) -> list[int]:
         """Files with buffered data, and those that are being worked on."""
@@ -253,6 +255,9 @@ class Writeback:
             DeviceError, CorruptionError, ReadOnlyError, NoSpaceError
         """
         await self._flusher.flush(ino)
+        if ino in self._tables.touched:
+            with suppress(NoSpaceError):  # an access time is not worth an error
+                await self._tables.write_touched(ino)
 
     async def flush_all(self) -> None:
         """Give all dirty data to the engine; trouble with a file is logged and counted."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 
 import pytest
+import trio
 
+from shardfs import limits
 from shardfs.errors import NoSpaceError
 from shardfs.fuse.access_times import OLD_NS
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.mount_options import AccessTimes
 from shardfs.fuse.namespace import Update
-from shardfs.fuse.records import ROOT_INO
+from shardfs.fuse.records import ROOT_INO, Inode, decode_inode, inode_key
+from shardfs.fuse.touched import TOUCHED_MAX
 from tests.fuse.harness import Caller, mounted
 
 
@@ -102,3 +105,86 @@ async def test_no_read_fails_for_its_atime(monkeypatch: pytest.MonkeyPatch) -> N
         file_system.reading.notice(987_654)
         file_system.store.health.make_read_only("a test", expected=True)
         assert not await moves(file_system, ino)
+
+
+async def stored(file_system: FileSystem, ino: int) -> Inode:
+    """The inode as the store has it."""
+    record = await file_system.store.get_record(inode_key(ino))
+    assert record is not None
+    return decode_inode(record)
+
+
+async def read(file_system: FileSystem, ino: int) -> tuple[Inode, Inode]:
+    """Read a file so that its atime moves: the inode before and after, as everybody sees it."""
+    file_system.reading.rule = AccessTimes.ALWAYS
+    before = await file_system.namespace.inode(ino)
+    file_system.reading.notice(ino)
+    return before, await file_system.namespace.inode(ino)
+
+
+@pytest.mark.parametrize("kind", ["model", "engine"])
+async def test_a_moved_time_reaches_the_store_with_what_comes_next(kind: str) -> None:
+    async with mounted(kind, tasks=False) as file_system:
+        caller = Caller(file_system)
+        synced, changed, together = [await caller.create(f"f{number}") for number in range(3)]
+        await file_system.sync()
+        for ino, name in ((synced, "fsync"), (changed, "chmod"), (together, "sync")):
+            assert file_system.writeback.is_persistent(ino)
+            before, after = await read(file_system, ino)
+            assert before.atime_ns < after.atime_ns and await stored(file_system, ino) == before
+            assert not file_system.writeback.is_persistent(ino), "a crash would undo it"
+            file_system.tables.limit(0, 0)
+            assert await file_system.namespace.inode(ino) == after, "it has left the cache"
+            if name == "fsync":
+                await file_system.writeback.fsync(ino)
+                assert file_system.writeback.is_persistent(ino)
+            elif name == "chmod":
+                update = Update(mode=0o600)
+                await file_system.namespace.set_attributes(ino, update, privileged=True)
+            else:
+                await file_system.sync()
+            assert (await stored(file_system, ino)).atime_ns == after.atime_ns
+            assert ino not in file_system.tables.touched
+
+
+async def test_moved_times_are_in_the_store_after_some_seconds_in_few_batches() -> None:
+    async with mounted() as file_system:
+        caller = Caller(file_system)
+        inos = [await caller.create(f"f{number}") for number in range(100)]
+        await file_system.sync()
+        seen = [(await read(file_system, ino))[1] for ino in inos]
+        batches = 0
+        apply = file_system.store.apply
+
+        def count(batch: object) -> object:
+            nonlocal batches
+            batches += 1
+            return apply(batch)
+
+        file_system.store.apply = count  # type: ignore[method-assign,assignment]
+        await trio.sleep(limits.DIRTY_AGE_S + 2 * limits.FLUSHER_INTERVAL_S)
+        assert [await stored(file_system, ino) for ino in inos] == seen
+        assert batches <= 10 and all(map(file_system.writeback.is_persistent, inos))
+
+
+async def test_a_removed_file_takes_its_moved_time_along() -> None:
+    async with mounted() as file_system:
+        caller = Caller(file_system)
+        ino = await caller.create("f")
+        await read(file_system, ino)
+        await caller.unlink("f")
+        await file_system.orphans.drained()
+        assert ino not in file_system.tables.touched
+        await trio.sleep(limits.DIRTY_AGE_S + 2 * limits.FLUSHER_INTERVAL_S)
+        assert await file_system.store.get_record(inode_key(ino)) is None
+
+
+async def test_no_more_than_so_many_times_wait() -> None:
+    async with mounted(tasks=False) as file_system:
+        ino = await Caller(file_system).create("f")
+        for number in range(TOUCHED_MAX):
+            file_system.tables.touched.add(1_000_000 + number, 1)
+        before, after = await read(file_system, ino)
+        assert before.atime_ns < after.atime_ns and await stored(file_system, ino) == after
+        for number in range(TOUCHED_MAX):
+            file_system.tables.touched.drop(1_000_000 + number)

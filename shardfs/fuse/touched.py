@@ -1,0 +1,67 @@
+"""Access times that reads have moved, before the store has them.
+
+Role: a change of its own for each file that is read costs as much as the read. So a new access
+time is put into the cached inode at once, where everybody sees it, and given to the store some
+seconds later, many in one batch, or with the next change of the inode, whichever comes first.
+
+Invariants:
+    I1. An inode is in here while its access time, as seen, is not in the store.
+    I2. At most TOUCHED_MAX are; after DIRTY_AGE_S the flusher writes them all, as it does data.
+    I3. A touched inode that has left the cache gets its time again when it is loaded.
+
+Not here: which reads move the time (access_times.py), who writes them (tables.py).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from shardfs import limits
+from shardfs.fuse.records import Inode
+
+TOUCHED_MAX: Final = 4 * limits.KIB
+
+
+class Touched:
+    """The access times of one mount that the store does not have."""
+
+    def __init__(self) -> None:
+        self._times_ns: dict[int, int] = {}
+        self._since = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self._times_ns)
+
+    def __contains__(self, ino: int) -> bool:
+        return ino in self._times_ns
+
+    @property
+    def is_full(self) -> bool:
+        """No more may be added (I2)."""
+        return len(self._times_ns) >= TOUCHED_MAX
+
+    @property
+    def is_old(self) -> bool:
+        """The oldest should be given to the store now."""
+        return bool(self._times_ns) and trio.current_time() >= self._since + limits.DIRTY_AGE_S
+
+    def inos(self) -> list[int]:
+        """All of them, the longest in here first."""
+        return list(self._times_ns)
+
+    def add(self, ino: int, atime_ns: int) -> None:
+        """The inode was read, and the store is not told."""
+        if not self._times_ns:
+            self._since = trio.current_time()
+        self._times_ns[ino] = atime_ns
+
+    def drop(self, ino: int) -> None:
+        """The store has the inode as it is."""
+        self._times_ns.pop(ino, None)
+
+    def amended(self, ino: int, inode: Inode) -> Inode:
+        """An inode as the store has it, with its time (I3)."""
+        atime_ns = self._times_ns.get(ino)
+        return inode if atime_ns is None else inode._replace(atime_ns=atime_ns)
