@@ -365,7 +365,8 @@ class Namespace:
             FileError, ReadOnlyError, NoSpaceError, DeviceError, CorruptionError
         """
         amend = partial(_amend, self._tables, update, privileged)
-        await self._tables.store.admit()
+        if not self._tables.store.admits_at_once():
+            await self._tables.store.admit()
         if update.size is not None:
             inode = await self.inode(ino)
             if inode.is_directory:
@@ -374,10 +375,14 @@ class Namespace:
                 raise FileError(errno.EINVAL)
             await self._writeback.truncate(ino, update.size, amend)
         else:
-            await self._amend(ino, amend, changes_mode=update.mode is not None)
+            known = self._tables.cached_inode(ino)
+            if known is not None and (update.mode is None or not known.xattrs):
+                self._amend_now(ino, amend, None, None)
+            else:
+                await self._amend(ino, amend, changes_mode=update.mode is not None)
             if update.mtime_ns is not None:
                 self._writeback.set_times(ino)
-        return await self.inode(ino)
+        return self.inode_now(ino) or await self.inode(ino)
 
     async def _amend(self, ino: int, amend: partial[Inode], *, changes_mode: bool) -> None:
         """Change an inode, and its access list with the mode."""
@@ -465,14 +470,12 @@ def _amend(tables: Tables, update: Update, privileged: bool, inode: Inode) -> In
     if update.size is not None:
         mtime_ns = now
         mode = mode if privileged else without_set_id(mode)
-    return inode._replace(
-        mode=mode,
-        uid=inode.uid if update.uid is None else update.uid,
-        gid=inode.gid if update.gid is None else update.gid,
-        atime_ns=inode.atime_ns if update.atime_ns is None else clamp_time_ns(update.atime_ns),
-        mtime_ns=mtime_ns if update.mtime_ns is None else clamp_time_ns(update.mtime_ns),
-        ctime_ns=now,
-    )
+    uid = inode.uid if update.uid is None else update.uid
+    gid = inode.gid if update.gid is None else update.gid
+    atime_ns = inode.atime_ns if update.atime_ns is None else clamp_time_ns(update.atime_ns)
+    mtime_ns = mtime_ns if update.mtime_ns is None else clamp_time_ns(update.mtime_ns)
+    times = atime_ns, mtime_ns, now, inode.btime_ns
+    return Inode(mode, inode.nlink, uid, gid, *inode[4:8], *times, inode.parent, inode.target)
 
 
 assert ROOT_INO == 1, "the kernel's number for the root of a mount"
