@@ -106,7 +106,8 @@ class Listing:
             DeviceError, CorruptionError, FileError
         """
         while True:
-            directory = await self._tables.inode(self.ino)
+            tables = self._tables
+            directory = tables.cached_inode(self.ino) or await tables.inode(self.ino)
             if directory is None or not directory.is_directory:
                 raise FileError(errno.ESTALE)
             page = self._page
@@ -115,9 +116,22 @@ class Listing:
             first = bisect_right(page.items, self._place_of(position), key=itemgetter(0, 1))
             listed = page.items[first : first + _ITEMS_AT_ONCE]
             await self._load_inodes(listed)
-            items = await self._tables.run(partial(self._collect, page, position, listed))
+            try:
+                items = self._collect(page, position, listed)
+            except NotLoaded:
+                items = await tables.run(partial(self._collect, page, position, listed))
             if items is not None:
                 return items
+
+    def ends_with(self, item: Item) -> bool:
+        """Whether nothing is behind the last item that `read` has just given.
+
+        Requires: nothing was awaited since.
+        """
+        page = self._page
+        if page is None or not page.is_last:
+            return False
+        return not page.items or page.items[-1].name == item.name
 
     async def _load(self, directory: Inode, position: int) -> _Page:
         place, _ = self._place_of(position)

@@ -326,6 +326,8 @@ class Operations(pyfuse3.Operations):
                 if not item.is_dot:
                     self._handles.looked_up(ino)
             position = items[-1].next
+            if listing.ends_with(items[-1]):
+                return
 
     @unanswered
     async def releasedir(self, fh: int) -> None:
