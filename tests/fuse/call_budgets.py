@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 CALLS: Final = {
-    "lookup of a name that is not there": 30,
+    "lookup of a name that is not there": 20,
     "create": 105,
     "getattr": 12,
     "write of 4 KiB": 48,
@@ -17,7 +17,7 @@ CALLS: Final = {
     "open": 24,
     "rename": 115,
     "unlink": 90,
-    "entry of a directory": 25,
+    "entry of a directory": 21,
     "freeing a removed file": 140,
     "fsync of a file of 4 KiB": 720,
 }
