@@ -203,7 +203,7 @@ class Tables:
             record = self.store.find_record(inode_key(ino))
         if record is UNREAD:
             raise NotLoaded(ino)
-        inode = self._inodes[ino] = self._decoded(ino, record)
+        inode = self._inodes[ino] = self._loaded(ino, record)
         return inode
 
     def find_entry(self, parent: int, name: bytes) -> Entry | None:
@@ -267,7 +267,7 @@ class Tables:
             if key not in self._inodes:
                 record = await self._read(key, inode_key(key))
                 if record is not self and key not in self._inodes:
-                    self._inodes[key] = self._decoded(key, record)
+                    self._inodes[key] = self._loaded(key, record)
         elif key not in self._entries:
             record = await self._read(key, entry_key(*key))
             if record is not self and key not in self._entries:
@@ -287,7 +287,7 @@ class Tables:
                 del self._loads[key]
         return self if load.overtaken else record
 
-    def _decoded(self, ino: int, record: object) -> Inode | None:
+    def _loaded(self, ino: int, record: object) -> Inode | None:
         inode = _decode_inode_at(ino, record)
         if inode is not None and self.touched:
             return self.touched.amended(ino, inode)
