@@ -222,21 +222,11 @@ class Store:
         return value
 
     def find_record(self, key: bytes) -> bytes | Unread | None:
-        """What get_record gives, or UNREAD where it would have to wait.
-
-        Raises:
-            CorruptionError: a shard stands there, or nothing that can be.
-        """
+        """What get_record gives, or UNREAD where it would wait; see Tree.find_record."""
         return self._tree.find_record(key)
 
     async def records(self, start: bytes, end: bytes, count_max: int) -> list[tuple[bytes, bytes]]:
-        """The first records of [start, end), in key order; shards between them are left out.
-
-        Checkpoints: only when a tree block is not cached.
-
-        Raises:
-            DeviceError, CorruptionError: the tree cannot be read there.
-        """
+        """The first records of [start, end); see Tree.records."""
         return await self._tree.records(start, end, count_max)
 
     async def get_shard(self, key: bytes) -> Shard | None:
