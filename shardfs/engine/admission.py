@@ -10,7 +10,7 @@ Invariants:
         asked has freed nothing.
     I3. A writer that is cancelled while it waits leaves nothing behind.
     I4. Who is let in by `admits_at_once` would not have waited: everything was far from its bound
-        at most _PASSES_MAX small writers ago, and no extent has been taken since.
+        at most max(_PASSES) small writers ago, and no extent has been taken since.
 
 Who waits for whom, each only for what stands to the right of it, so that nobody waits in a circle:
     writer in `admit` -> reclamation, checkpoint -> the lock of merges -> the lock of installing
@@ -37,7 +37,8 @@ from shardfs.engine.merging import Merging
 from shardfs.engine.pacing import Throttle
 from shardfs.engine.reclamation import Reclamation
 
-_PASSES_MAX: Final = 8
+_PASSES: Final = (32, 8, 2)
+"""So many small writers come in at once, if what they may take is there; else fewer."""
 _PASS_BYTES_MAX: Final = 64 * limits.KIB
 _PASS_DEBT_MAX: Final = 0.25
 _PASS_EXTENTS_FREE: Final = 4
@@ -125,14 +126,16 @@ class Admission:
     def _give_passes(self, wanted: int) -> None:
         """Let the next few small writers in at once, if all that they may take is there."""
         extents = self._extents
-        room = _PASSES_MAX * 2 * _PASS_BYTES_MAX + _PASS_EXTENTS_FREE * extents.extent_bytes
-        if (
-            self._committer.takes(_PASSES_MAX * limits.RECORD_BYTES_MAX)
-            and extents.space.user_bytes() >= wanted + room
-            and extents.ready_user_bytes() >= self._debts.scarce_bytes(0) + room
-        ):
-            self._passes = _PASSES_MAX
-            self._free_extents = extents.free_count
+        for passes in _PASSES:
+            room = passes * 2 * _PASS_BYTES_MAX + _PASS_EXTENTS_FREE * extents.extent_bytes
+            if (
+                self._committer.takes(passes * limits.RECORD_BYTES_MAX)
+                and extents.space.user_bytes() >= wanted + room
+                and extents.ready_user_bytes() >= self._debts.scarce_bytes(0) + room
+            ):
+                self._passes = passes
+                self._free_extents = extents.free_count
+                return
 
     async def _wait_until_ready(self, length: int) -> None:
         while self._extents.ready_user_bytes() < self._debts.scarce_bytes(length):

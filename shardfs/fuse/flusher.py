@@ -93,6 +93,13 @@ class Flusher:
         if 2 * self._dirty.memory_bytes > self._dirty_bytes_max:
             self._wake.set()
 
+    @property
+    def admits_at_once(self) -> bool:
+        """Whether `admit` would not make a writer wait: then it need not be called."""
+        if self._dirty.memory_bytes >= self._dirty_bytes_max:
+            return False
+        return not self._reservation_debt()
+
     async def admit(self, length: int) -> None:
         """Let a writer in: when less is buffered than may be, and the later the more of what is
         free is set aside for it. Who writes much shall not leave everybody without space until it

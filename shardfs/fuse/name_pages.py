@@ -125,7 +125,7 @@ class NamePages:
         self.is_marked = False
         if not self._waiting:
             self._wake.set()
-        parents = {parent for parent, _ in entries}
+        parents = [parent for parent, _ in entries]  # one or two
         for ino in inodes:
             if ino in parents:
                 continue  # its times and its count of entries have changed, not its names

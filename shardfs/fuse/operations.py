@@ -469,18 +469,19 @@ class Operations(pyfuse3.Operations):
         attributes.generation = self._generation
         attributes.entry_timeout = _TIMEOUT_S
         attributes.attr_timeout = _TIMEOUT_S
-        attributes.st_mode = inode.mode
-        attributes.st_nlink = inode.nlink
+        mode, nlink, uid, gid, rdev, _, size, used, atime_ns, mtime_ns, ctime_ns = inode[:11]
         options = self._options
-        attributes.st_uid = inode.uid if options.uid is None else options.uid
-        attributes.st_gid = inode.gid if options.gid is None else options.gid
-        attributes.st_rdev = inode.rdev
-        attributes.st_size = inode.size
+        attributes.st_mode = mode
+        attributes.st_nlink = nlink
+        attributes.st_uid = uid if options.uid is None else options.uid
+        attributes.st_gid = gid if options.gid is None else options.gid
+        attributes.st_rdev = rdev
+        attributes.st_size = size
         attributes.st_blksize = limits.BLOCK_BYTES
-        attributes.st_blocks = -(-inode.used // _STAT_BLOCK_BYTES)
-        attributes.st_atime_ns = inode.atime_ns
-        attributes.st_mtime_ns = inode.mtime_ns
-        attributes.st_ctime_ns = inode.ctime_ns
+        attributes.st_blocks = -(-used // _STAT_BLOCK_BYTES)
+        attributes.st_atime_ns = atime_ns
+        attributes.st_mtime_ns = mtime_ns
+        attributes.st_ctime_ns = ctime_ns
         return attributes
 
 

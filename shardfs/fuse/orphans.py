@@ -36,6 +36,8 @@ _ORPHANS_END: Final = bytes([ORPHAN_PREFIX[0] + 1])
 _SCAN_COUNT: Final = 256
 _ROOM_ATTEMPTS: Final = 2
 _FREED_PER_SLICE: Final = 2
+_REQUESTS_MANY: Final = 4
+"""As many since the last slice are a burst, for which freeing rests."""
 
 
 class Orphans:
@@ -52,6 +54,8 @@ class Orphans:
         """Set, and made anew, whenever somebody waits for it."""
         self._arrived = 0
         """How many were ever queued."""
+        self.requests: Callable[[], int] = lambda: 0
+        """How many requests of any kind there have been; a mount says it."""
         store.health.on_change(self._notify)
 
     @property
@@ -152,10 +156,10 @@ class Orphans:
         """Free all that is queued now.
 
         Args:
-            rests: leave the processor to requests while more and more files are removed and
-                nobody waits for what they held; the less, the longer the queue is.
+            rests: leave the processor to requests while they keep coming and nobody waits for
+                what was removed; the less, the longer the queue is.
         """
-        freed = arrived = 0
+        freed = arrived = asked = 0
         while self._queue:
             ino = next(iter(self._queue))
             await self._free(ino)
@@ -165,8 +169,9 @@ class Orphans:
             if freed % _FREED_PER_SLICE:
                 continue
             seconds = rest_s(len(self._queue) / limits.ORPHANS_QUEUED_MAX)
-            if rests and seconds and self._arrived != arrived and self._progress is None:
-                arrived = self._arrived
+            is_busy = self._arrived != arrived or self.requests() >= asked + _REQUESTS_MANY
+            arrived, asked = self._arrived, self.requests()
+            if rests and seconds and is_busy and self._progress is None:
                 await trio.sleep(seconds)
             else:
                 await trio.lowlevel.checkpoint()

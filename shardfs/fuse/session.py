@@ -161,6 +161,7 @@ async def serve_store(
     if options.access_lists and options.xattrs and handshake.offers_access_lists:
         operations.have_access_lists()
     polling = Polling(options.poll_us, handshake, is_flushing=lambda: store.is_flushing)
+    file_system.orphans.requests = lambda: polling.waits
     events = (trio.Event(), trio.Event())
     mount = Mount(source, mountpoint, options, operations, file_system, polling, *events)
     try:

@@ -170,7 +170,8 @@ class Writeback:
         """
         if offset + len(data) > limits.FILE_BYTES_MAX:
             raise FileError(errno.EFBIG)
-        await self._flusher.admit(len(data))
+        if not self._flusher.admits_at_once:
+            await self._flusher.admit(len(data))
         if ino in self._files.truncations:
             await self._files.finish_truncation(ino)
         try:
