@@ -146,7 +146,7 @@ class Flusher:
 
         Trouble with a file is logged and counted.
         """
-        if self._tables.touched:
+        if self._tables.touched.times_ns:
             await self._write_touched()
         for number, ino in enumerate(self._dirty.inos(), 1):
             await self._flush_logged(ino, lambda ranges: ranges.shards())

@@ -289,7 +289,7 @@ class Tables:
 
     def _loaded(self, ino: int, record: object) -> Inode | None:
         inode = _decode_inode_at(ino, record)
-        if inode is not None and self.touched:
+        if inode is not None and self.touched.times_ns:
             return self.touched.amended(ino, inode)
         return inode
 
@@ -362,7 +362,7 @@ class Tables:
         inodes, entries = self._inodes, self._entries
         for ino, inode in change.inodes.items():
             inodes[ino] = inode
-        if self.touched:
+        if self.touched.times_ns:
             for ino in change.inodes:
                 self.touched.drop(ino)
         for name, entry in change.entries.items():

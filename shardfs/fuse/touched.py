@@ -28,40 +28,38 @@ class Touched:
     """The access times of one mount that the store does not have."""
 
     def __init__(self) -> None:
-        self._times_ns: dict[int, int] = {}
+        self.times_ns: dict[int, int] = {}
+        """Inode -> its access time. For those who only look, at each change."""
         self._since = 0.0
 
-    def __bool__(self) -> bool:
-        return bool(self._times_ns)
-
     def __contains__(self, ino: int) -> bool:
-        return ino in self._times_ns
+        return ino in self.times_ns
 
     @property
     def is_full(self) -> bool:
         """No more may be added (I2)."""
-        return len(self._times_ns) >= TOUCHED_MAX
+        return len(self.times_ns) >= TOUCHED_MAX
 
     @property
     def is_old(self) -> bool:
         """The oldest should be given to the store now."""
-        return bool(self._times_ns) and trio.current_time() >= self._since + limits.DIRTY_AGE_S
+        return bool(self.times_ns) and trio.current_time() >= self._since + limits.DIRTY_AGE_S
 
     def inos(self) -> list[int]:
         """All of them, the longest in here first."""
-        return list(self._times_ns)
+        return list(self.times_ns)
 
     def add(self, ino: int, atime_ns: int) -> None:
         """The inode was read, and the store is not told."""
-        if not self._times_ns:
+        if not self.times_ns:
             self._since = trio.current_time()
-        self._times_ns[ino] = atime_ns
+        self.times_ns[ino] = atime_ns
 
     def drop(self, ino: int) -> None:
         """The store has the inode as it is."""
-        self._times_ns.pop(ino, None)
+        self.times_ns.pop(ino, None)
 
     def amended(self, ino: int, inode: Inode) -> Inode:
         """An inode as the store has it, with its time (I3)."""
-        atime_ns = self._times_ns.get(ino)
+        atime_ns = self.times_ns.get(ino)
         return inode if atime_ns is None else inode._replace(atime_ns=atime_ns)

@@ -256,7 +256,7 @@ class Writeback:
             DeviceError, CorruptionError, ReadOnlyError, NoSpaceError
         """
         await self._flusher.flush(ino)
-        if ino in self._tables.touched:
+        if ino in self._tables.touched.times_ns:
             with suppress(NoSpaceError):  # an access time is not worth an error
                 await self._tables.write_touched(ino)
 
