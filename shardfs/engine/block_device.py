@@ -58,7 +58,7 @@ INLINE_WRITE_BYTES_MAX: Final = 64 * 1024
 """Shorter writes are copied to the page cache on the trio thread: that takes a few microseconds,
 going to a thread and back takes a hundred. Early writing back keeps the kernel from throttling."""
 BOUNCES_KEPT_MAX: Final = 4
-"""Buffers of 1 MiB that are kept for writes past the page cache."""
+"""Buffers of 2 MiB that are kept for writes past the page cache."""
 DIRECT_WRITE_BYTES_MIN: Final = 256 * 1024
 """Shorter writes go through the page cache: so do the reads that soon follow small ones."""
 START_BYTES: Final = 8 * 1024 * 1024

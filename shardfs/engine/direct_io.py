@@ -30,9 +30,8 @@ FOLIO_BYTES: Final = 2 * limits.MIB
 """The page cache keeps a device in naturally aligned pieces of at most this size."""
 _ALIGNMENT_BYTES: Final = limits.BLOCK_BYTES
 """Of places, lengths and memory; no less than any device's logical block."""
-_BOUNCE_BYTES: Final = 1 * limits.MIB
-"""Small enough to stay in a core's cache between being filled and being read by the device."""
-_HUGE_PAGE_BYTES: Final = 2 * limits.MIB
+_BOUNCE_BYTES: Final = 2 * limits.MIB
+"""A huge page. What the engine writes at once, 1 MiB and some blocks, is one request of the device."""
 _COPIED_ALONE_BYTES_MIN: Final = 64 * limits.KIB
 
 _new_bytearray = ctypes.pythonapi.PyByteArray_FromStringAndSize
@@ -97,9 +96,9 @@ class Bounce:
 
     def _take(self, at: int, part: memoryview) -> None:
         """Copy; large parts in a way that lets other threads run, as assigning a slice does not."""
-        whole, length = part.obj, len(part)
-        if length >= _COPIED_ALONE_BYTES_MIN and isinstance(whole, bytes) and len(whole) == length:
-            ctypes.memmove(self._address + at, whole, length)
+        length = len(part)
+        if length >= _COPIED_ALONE_BYTES_MIN:
+            ctypes.memmove(self._address + at, _address_of_view(part), length)
         else:
             self._memory[at : at + length] = part
 
@@ -117,7 +116,7 @@ class Bounce:
 def _huge_page() -> mmap.mmap:
     """Memory of which a part in one piece lies in one page, where the kernel can spare one: for a
     direct request it has to find, hold and release each page, 256 small ones for a megabyte."""
-    memory = mmap.mmap(-1, _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, _BOUNCE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
@@ -127,6 +126,33 @@ def _uninitialised(length: int) -> bytearray:
     """Memory that nobody has spent time on filling with zeros."""
     memory: bytearray = _new_bytearray(None, length)
     return memory
+
+
+class _Buffer(ctypes.Structure):
+    """Py_buffer of Python's C interface."""
+
+    _fields_ = (
+        ("at", ctypes.c_void_p),
+        ("owner", ctypes.c_void_p),
+        ("length", ctypes.c_ssize_t),
+        ("item_bytes", ctypes.c_ssize_t),
+        ("is_read_only", ctypes.c_int),
+        ("dimensions", ctypes.c_int),
+        ("format", ctypes.c_void_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+def _address_of_view(view: memoryview) -> int:
+    """Where its bytes are, one behind the other, as long as the view lives."""
+    buffer = _Buffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(buffer), 0)
+    address = int(buffer.at)
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
+    return address
 
 
 def _address_of(memory: bytearray | mmap.mmap) -> int:
