@@ -31,7 +31,7 @@ FOLIO_BYTES: Final = 2 * limits.MIB
 _ALIGNMENT_BYTES: Final = limits.BLOCK_BYTES
 """Of places, lengths and memory; no less than any device's logical block."""
 _BOUNCE_BYTES: Final = 2 * limits.MIB
-"""A huge page. What the engine writes at once, 1 MiB and some blocks, is one request of the device."""
+"""A huge page. What the engine writes at once, 1 MiB and some blocks, is one device request."""
 _COPIED_ALONE_BYTES_MIN: Final = 64 * limits.KIB
 
 _new_bytearray = ctypes.pythonapi.PyByteArray_FromStringAndSize
