@@ -256,7 +256,7 @@ def _engine_decoders() -> dict[str, Decoder]:
                     7,
                     [Tail(5, 2, 8192, Stream.DATA, -40)],
                     [Rider(5, 2, 0, 77)],
-                    list(entries),
+                    dict(entries),
                     room,
                 )
             ),

@@ -40,7 +40,8 @@ from shardfs.engine.reclamation import Reclamation
 _PASSES: Final = (32, 8, 2)
 """So many small writers come in at once, if what they may take is there; else fewer."""
 _PASS_BYTES_MAX: Final = 64 * limits.KIB
-_PASS_DEBT_MAX: Final = 0.25
+_PASS_DEBT_MAX: Final = 0.4
+"""Below 0.5, from where writers are slowed (pacing.py)."""
 _PASS_EXTENTS_FREE: Final = 4
 
 

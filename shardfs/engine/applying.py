@@ -23,7 +23,7 @@ from shardfs.engine.batch import Batch
 from shardfs.engine.commit import Committer
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.extents import Extents
-from shardfs.engine.health import Health
+from shardfs.engine.health import Health, HealthState
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.reserve import record_bytes_max
 from shardfs.engine.shards import ShardData
@@ -69,7 +69,8 @@ class Applier:
         """
         if self.is_closed:
             raise StoreClosedError("the store is closed")
-        self._health.require_writable()
+        if self._health.state is not HealthState.HEALTHY:
+            self._health.require_writable()
 
     def batch(self, *, essential: bool = False) -> Batch:
         """An empty batch; see Store.batch."""
@@ -91,7 +92,8 @@ class Applier:
             generation = base.generation if base is not None else tree.generation
             if not tree.is_current(key, base, generation):
                 raise StaleError(f"the shard {key.hex()} has changed")
-        if not batch.essential and extents.space.user_bytes() <= self.reserved_bytes:
+        space = extents.space
+        if not batch.essential and space.user_bytes() <= space.reserved_bytes:
             raise NoSpaceError("the device is full")
         for (extent, epoch), change in batch.live_changes.items():
             if change < 0:
@@ -104,7 +106,7 @@ class Applier:
             if persistent is not None:
                 riders.append((locator, persistent))
         tree.update(batch.changes)
-        extents.space.memory_bytes = tree.memory_bytes
+        space.memory_bytes = tree.memory_bytes
         committer.add(batch.changes, riders)
         self._on_applied(batch)
         return committer.applied()
@@ -113,7 +115,8 @@ class Applier:
         """Raises:
         NoSpaceError: `length` more bytes of data have no room beside what is promised.
         """
-        if length > self._extents.space.user_bytes() - self.reserved_bytes:
+        space = self._extents.space
+        if length > space.user_bytes() - space.reserved_bytes:
             raise NoSpaceError(f"no room for {length} bytes")
 
     def reserve(self, length: int) -> None:

@@ -13,6 +13,7 @@ Not here: applying it (applying.py).
 from __future__ import annotations
 
 from shardfs import limits
+from shardfs.engine.framing import frame_bytes
 from shardfs.engine.liveness import ExtentLife, live_changes
 from shardfs.engine.lsm.entry import RECORD, TOMBSTONE, encode_shard
 from shardfs.engine.pieces import Locator, Piece, Shard, locators
@@ -100,6 +101,14 @@ class Batch:
 
     def refer(self, old: tuple[Piece, ...], new: tuple[Piece, ...]) -> None:
         """One of the keys refers to the new pieces in place of the old ones."""
+        if not old and len(new) == 1 and not new[0].is_damaged:  # as most are
+            piece = new[0]
+            locator = piece.locator
+            self.added[locator.sequence] = locator
+            life = locator.extent, locator.epoch
+            grown = frame_bytes(locator.key_bytes, piece.length)  # as liveness.piece_bytes
+            self.live_changes[life] = self.live_changes.get(life, 0) + grown
+            return
         known = locators(old) if old else ()
         for number, locator in locators(new).items():
             if number not in known:

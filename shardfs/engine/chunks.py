@@ -28,6 +28,7 @@ from shardfs.engine.framing import (
     digests_of,
     encode_head,
     frame_bytes,
+    granule_digests,
     head_bytes,
     verify_granules,
 )
@@ -59,6 +60,7 @@ class ChunkStore:
         self._sequence = sequence
         self._store_id = extents.identity.store_id
         self.payload_bytes_max = extents.identity.chunk_bytes_max
+        self._head_bytes_max = head_bytes(0, self.payload_bytes_max)
 
     def put(
         self,
@@ -87,11 +89,11 @@ class ChunkStore:
         Raises:
             NoSpaceError: no room; nothing was appended.
         """
-        length = sum(len(buffer) for buffer in payload)
+        length = sum(map(len, payload))
         assert length <= self.payload_bytes_max, "the payload is larger than a chunk"
         total = frame_bytes(len(owner), length)
         extent = self._extents.place(stream, total, before, floor=floor)
-        checksums = digests_of(payload)
+        checksums = granule_digests(payload[0]) if len(payload) == 1 else digests_of(payload)
         sequence = next(self._sequence)
         head = encode_head(
             kind, self._store_id, extent.epoch, sequence, owner, owner_offset, length, checksums
@@ -105,7 +107,7 @@ class ChunkStore:
     def payload_room(self, stream: Stream, key_bytes: int) -> int:
         """Largest payload that still fits into the stream's open extent; may be 0."""
         room = self._extents.room(stream)
-        fixed = head_bytes(key_bytes, self.payload_bytes_max) + limits.FRAME_ALIGNMENT_BYTES
+        fixed = self._head_bytes_max + key_bytes + limits.FRAME_ALIGNMENT_BYTES
         return min(self.payload_bytes_max, max(0, room - fixed))
 
     async def get(self, locator: Locator, start: int, length: int) -> bytes | memoryview:

@@ -22,12 +22,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
 from shardfs import limits
-from shardfs.engine.chunks import ChunkStore, locator_bytes
+from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.dependency import PERSISTENT, Dependency, all_of
 from shardfs.engine.extent import UsageSnapshot
 from shardfs.engine.extents import Extents
@@ -43,6 +43,9 @@ from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import Superblock
 from shardfs.engine.superblock_record import Identity, Root
 from shardfs.errors import ReadOnlyError, ShardfsError
+
+_ENTRIES_AT_ONCE: Final = 16
+"""A delta of so few entries is one part, and takes no slice of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,8 @@ class Committer:
         self._next = Dependency()
         self._last = PERSISTENT
         self._committing = False
-        self._changed = trio.Event()
+        self._ended: trio.Event | None = None
+        """Set when the commit that is under way ends, if anybody waits for that."""
         self._record_lock = trio.Lock()
         self.persistent_checkpoint = root.checkpoint
         self._freeze_wanted = False
@@ -197,7 +201,7 @@ class Committer:
                 if group is None:
                     group = self._riders[id(persistent)] = _Riders(persistent)
                 group.locators.append(locator)
-                group.bytes += locator_bytes(locator)
+                group.bytes += frame_bytes(locator.key_bytes, locator.length)
 
     def applied(self) -> Dependency:
         """Persistent once every batch applied so far is durable."""
@@ -230,13 +234,13 @@ class Committer:
         target = self.applied()
         while not target.settled:
             if self._committing:
-                await self._changed.wait()
+                await self._end_of_commit()
             else:
                 # A commit that has begun is finished even if its leader is cancelled: others
                 # wait for it.
                 with trio.CancelScope(shield=True):
                     await self._commit_once()
-        await target.wait()
+        target.require_persistent()
 
     async def freeze(self) -> Freeze:
         """Commit, and set the memtable aside in the same breath, unless one is set aside.
@@ -249,7 +253,7 @@ class Committer:
         while self.frozen is None:
             self._health.require_writable()
             if self._committing:
-                await self._changed.wait()
+                await self._end_of_commit()
                 continue
             self._freeze_wanted = True
             with trio.CancelScope(shield=True):
@@ -311,7 +315,9 @@ class Committer:
             if self._extents.needs_declaring:
                 # The delta was larger than the extents that had been declared ahead.
                 await self.write_record()
-            await self._scheduler.settle(written)
+            for each in written:
+                if not each.is_persistent():
+                    await self._scheduler.settle(each)
             self._root = self._root._replace(durable_delta=number)
             self._log_bytes += log_bytes
             target.resolve()
@@ -322,8 +328,14 @@ class Committer:
             raise
         finally:
             self._committing = False
-            event, self._changed = self._changed, trio.Event()
-            event.set()
+            ended, self._ended = self._ended, None
+            if ended is not None:
+                ended.set()
+
+    async def _end_of_commit(self) -> None:
+        if self._ended is None:
+            self._ended = trio.Event()
+        await self._ended.wait()
 
     def _give_up(self) -> None:
         """The store has turned read-only: nobody shall wait for what is in no delta yet."""
@@ -357,18 +369,19 @@ class Committer:
         ]
         return _Cut(number, tails, named, changes, data, before, self._freeze_if_wanted())
 
-    async def _write_delta(self, cut: _Cut) -> tuple[int, Dependency]:
-        """Encode and append a delta, a part a slice; its bytes, and when it is durable.
+    async def _write_delta(self, cut: _Cut) -> tuple[int, list[Dependency]]:
+        """Encode and append a delta, a part a slice; its bytes, and what it is durable with.
 
         Parts that are written while others are not count for nothing (lsm.delta.I1).
         """
         slices = Slices()
         contents = deque[PartContent]()
         for content in cut_parts(
-            cut.tails, cut.riders, cut.changes.items(), self._chunks.payload_bytes_max
+            cut.tails, cut.riders, cut.changes, self._chunks.payload_bytes_max
         ):
             contents.append(content)
-            await slices.spend(len(content.entries))
+            if len(content.entries) > _ENTRIES_AT_ONCE:
+                await slices.spend(len(content.entries))
         durable = self._root.durable_delta
         written = [cut.data]
         length = 0
@@ -391,7 +404,7 @@ class Committer:
                 cut.number, extent.index, extent.write_pointer, cut.usage, self._last
             )
         # Every commit takes whole blocks of the log.
-        return length + -length % limits.BLOCK_BYTES, all_of(written)
+        return length + -length % limits.BLOCK_BYTES, written
 
     def _freeze_if_wanted(self) -> UsageSnapshot | None:
         """Set the memtable aside if a checkpoint has asked for it; the live bytes as of now."""

@@ -70,21 +70,30 @@ class Dependency:
             event = trio.Event()
             self.on_settled(event.set)
             await event.wait()
+        self.require_persistent()
+
+    def require_persistent(self) -> None:
+        """Requires: settled.
+
+        Raises:
+            Exception: the failure, if this failed.
+        """
         if self._failure is not None:
             raise self._failure
 
     def on_settled(self, callback: Callable[[], None]) -> None:
         """Call `callback` once when settled; at once if it already is."""
-        if self.settled:
+        if self._persistent or self._failure is not None:
             callback()
         else:
             self._callbacks.append(callback)
 
     def resolve(self) -> None:
         """The owner's word that it is persistent. Requires: pending."""
-        assert not self.settled, "a dependency settles once"
+        assert not self._persistent and self._failure is None, "a dependency settles once"
         self._persistent = True
-        self._run_callbacks()
+        if self._callbacks:
+            self._run_callbacks()
 
     def fail(self, failure: Exception) -> None:
         """The owner's word that it never will be. Requires: pending."""

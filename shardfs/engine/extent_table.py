@@ -118,7 +118,7 @@ class ExtentTable:
 
     def credit(self, extent: int, length: int) -> None:
         """`length` more bytes of the extent are referenced."""
-        state = self.at(extent)
+        state = self.all[extent] if extent < len(self.all) else self.at(extent)
         state.live_bytes += length
         state.live_change += length
         self._live_changed(state, length)

@@ -121,7 +121,9 @@ class Extents(ExtentTable):
         assert length <= self.extent_bytes
         extent = self._current.get(stream)
         if extent is not None:
-            tail, wanted = extent.tail, before & extent.declared
+            tail, wanted = extent.tail, extent.declared
+            if before is not PERSISTENT:
+                wanted = before & wanted
             if (
                 tail is not None
                 and tail.before is not wanted
@@ -164,10 +166,11 @@ class Extents(ExtentTable):
         assert offset + length <= self.extent_bytes, "the frame was placed elsewhere"
         tail = extent.tail
         if tail is None:
-            tail = extent.tail = Tail(offset, before & extent.declared)
+            wanted = extent.declared if before is PERSISTENT else before & extent.declared
+            tail = extent.tail = Tail(offset, wanted)
         tail.buffers.append(head)
         tail.buffers.extend(payload)
-        padding = length - len(head) - sum(len(buffer) for buffer in payload)
+        padding = length - len(head) - sum(map(len, payload))
         if padding:
             tail.buffers.append(bytes(padding))
         tail.frames.append(offset)
@@ -212,7 +215,8 @@ class Extents(ExtentTable):
     def cut_all(self) -> None:
         """Hand every tail to the scheduler."""
         for extent in self._current.values():
-            self.cut(extent)
+            if extent.tail is not None:
+                self.cut(extent)
 
     def seal(self, extent: Extent) -> None:
         """Nothing more is appended to this extent before its next reset."""

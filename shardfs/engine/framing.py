@@ -63,6 +63,9 @@ def head_bytes(key_bytes: int, payload_bytes: int) -> int:
 
 def frame_bytes(key_bytes: int, payload_bytes: int) -> int:
     """Bytes that a frame takes in its extent, alignment included."""
+    if 0 < payload_bytes <= limits.WHOLE_PAYLOAD_BYTES_MAX:  # one granule, and no further calls
+        length = FRAME_HEADER.size + key_bytes + DIGEST_BYTES + payload_bytes
+        return -(-length // limits.FRAME_ALIGNMENT_BYTES) * limits.FRAME_ALIGNMENT_BYTES
     return align(head_bytes(key_bytes, payload_bytes) + payload_bytes)
 
 

@@ -123,8 +123,11 @@ class KernelFlush:
         Raises:
             OSError: what fdatasync answers.
         """
-        with trio.CancelScope(shield=True):
+        try:
             await trio.lowlevel.wait_readable(self._done)
+        except trio.Cancelled:  # which comes again, once what has begun is done (device.I3)
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.wait_readable(self._done)
         os.eventfd_read(self._done)
         self.is_busy = False
         one = self._one

@@ -76,6 +76,8 @@ class Scheduler:
         self._submitted = 0
         self._writing = 0
         self._progress = trio.lowlevel.ParkingLot()
+        self._parked = 0
+        """Tasks in that lot."""
         self._written: list[Dependency] = []
         self._flushes_started = 0
         self._flushes_finished = 0
@@ -107,6 +109,16 @@ class Scheduler:
         """
         assert offset % limits.BLOCK_BYTES == 0 and length % limits.BLOCK_BYTES == 0
         self._submitted += 1
+        if (
+            extent not in self._queues
+            and before.is_persistent()
+            and self._health.is_writable
+            and self._device.write_at_once(offset, buffers)
+        ):  # nothing is before it: no need of a queue (I6)
+            self._written.append(persistent)
+            on_written()
+            self._made_progress()
+            return
         write = _Write(self._submitted, offset, buffers, length, before, persistent, on_written)
         self._queues.setdefault(extent, _Queue()).writes.append(write)
         self.queued_bytes += length
@@ -119,7 +131,7 @@ class Scheduler:
         """
         ticket = self._submitted
         while self._has_movable(ticket):
-            await self._progress.park()
+            await self._park()
 
     async def flush(self) -> None:
         """Make everything persistent that was written before the call; shared among callers.
@@ -136,7 +148,7 @@ class Scheduler:
         while self._flushes_finished < wanted:
             self._health.require_writable()
             if self.is_flushing:
-                await self._progress.park()
+                await self._park()
             else:
                 await self._flush_once()
 
@@ -149,14 +161,15 @@ class Scheduler:
             DeviceError, ReadOnlyError: it cannot become persistent any more.
         """
         while not dependency.settled:
-            await self.write_out()
-            if dependency.settled:
-                break
+            if self._queues:
+                await self.write_out()
+                if dependency.settled:
+                    break
             if not self._written and not self.is_flushing and not self._has_movable():
                 self._health.require_writable()
                 raise AssertionError("waiting for something that nobody writes")
             await self.flush()
-        await dependency.wait()
+        dependency.require_persistent()
 
     async def admit(self) -> None:
         """Return when the queue is short enough to take more. Checkpoints: sometimes."""
@@ -240,7 +253,9 @@ class Scheduler:
         return True
 
     def _write_at_once(self, group: list[_Write]) -> bool:
-        buffers = [buffer for write in group for buffer in write.buffers]
+        buffers: Sequence[Buffer] = group[0].buffers
+        if len(group) > 1:
+            buffers = [buffer for write in group for buffer in write.buffers]
         if not self._device.write_at_once(group[0].offset, buffers):
             return False
         for write in group:
@@ -323,5 +338,13 @@ class Scheduler:
             dependency.fail(failure)
         self._made_progress()
 
+    async def _park(self) -> None:
+        self._parked += 1
+        try:
+            await self._progress.park()
+        finally:
+            self._parked -= 1
+
     def _made_progress(self) -> None:
-        self._progress.unpark_all()
+        if self._parked:
+            self._progress.unpark_all()

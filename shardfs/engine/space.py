@@ -123,7 +123,8 @@ class SpaceAccount:
         """Compute what is asked for several times in each request."""
         held = self._shared_bytes = self.tree_bytes + self.memory_bytes
         # An extent is owed from the start: what is free shall not fall with the first entry.
-        self._tree_share_bytes = max(self._extent_bytes, 2 * self._in_runs(held))
+        in_runs = held * self._extent_bytes // self._run_bytes_per_extent  # as `_in_runs`
+        self._tree_share_bytes = max(self._extent_bytes, 2 * in_runs)
         self._room_bytes = self._room_with(self._extent_count, self._reserve)
 
     @property

@@ -165,16 +165,19 @@ class Store:
                 f"a value of {len(value)} bytes is larger than {limits.QUEUED_BYTES_MAX}; "
                 "split it over several keys"
             )
-        if not self.admits_at_once(len(value)):
+        if not self._maintenance.admission.admits_at_once(len(value)):
             await self.admit(len(value))
-        old = await self._load(key)
+        old = None
+        if self._tree.find(key) != TOMBSTONE:
+            old = await self._load(key)
         # No await from here on: what was loaded is current until the batch is applied.
-        batch = self.batch()
+        batch = self._applier.batch()
         if len(value) <= limits.INLINE_VALUE_BYTES_MAX:
             return self._replace(batch, key, old, encode_record(bytes(value)), ())
         self._applier.require_room(len(value))
         replaced = old.pieces if isinstance(old, Shard) else ()
-        pieces = self.append_pieces(key, 0, (value,), replaced=replaced)
+        stream = self._temperature.stream_for_new(replaced, len(value))
+        pieces = self._shards.append_pieces(key, 0, (value,), stream=stream)
         return self._replace(batch, key, old, encode_shard(pieces), pieces)
 
     async def get(self, key: bytes, start: int = 0, length: int | None = None) -> bytes | None:

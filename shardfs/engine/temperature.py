@@ -61,7 +61,9 @@ class Temperature:
         """
         extents = self._extents
         fits = extents.room(Stream.HOT) >= length + length // 64 + _FRAMES_BYTES
-        if self._is_short or not (fits or extents.free_count > extents.reserve):
+        space = extents.space
+        least = max(space.total_bytes // _SHORT_SHARE, _SHORT_EXTENTS * extents.extent_bytes)
+        if space.user_bytes() < least or not (fits or extents.free_count > extents.reserve):
             return Stream.HOT if fits else Stream.DATA
         if not replaced:
             return Stream.DATA
@@ -82,12 +84,6 @@ class Temperature:
             # What is left in any open extent may be the room that makes more (I1).
             return max(_LADDER, key=self._extents.room)
         return Stream.SURVIVORS
-
-    @property
-    def _is_short(self) -> bool:
-        space = self._extents.space
-        least = max(space.total_bytes // _SHORT_SHARE, _SHORT_EXTENTS * self._extents.extent_bytes)
-        return space.user_bytes() < least
 
     @property
     def _hot_age(self) -> int:

@@ -52,7 +52,7 @@ LARGE = {
         IDENTITY, RECORD._replace(entries=RECORD.entries * 200)
     ),
     "delta.decode_delta": encode_delta(
-        1, 0, [Tail(5, 2, 8192, Stream.DATA, 9)] * 3000, [Rider(5, 2, 0, 1)] * 3000, [], 1 << 20
+        1, 0, [Tail(5, 2, 8192, Stream.DATA, 9)] * 3000, [Rider(5, 2, 0, 1)] * 3000, {}, 1 << 20
     )[0],
     "manifest.decode_manifest": encode_manifest(
         MANIFEST._replace(segments=MANIFEST.segments * 999, usage=MANIFEST.usage * 999)
@@ -265,7 +265,7 @@ def test_a_delta_of_many_parts_survives_encoding(
     tails = [Tail(n, 1, n * 4096, Stream.DATA, -n) for n in range(tail_count)]
     riders = [Rider(n, 1, n, n + 5) for n in range(rider_count)]
     entries = [(b"key%05d" % n, bytes([1]) * size) for n, size in enumerate(sizes)]
-    payloads = encode_delta(12, 9, tails, riders, entries, 2048)
+    payloads = encode_delta(12, 9, tails, riders, dict(entries), 2048)
     assert all(len(payload) <= 2048 for payload in payloads)
     parts = [decode_delta(payload) for payload in payloads]
     assert [part.part for part in parts] == list(range(len(payloads)))

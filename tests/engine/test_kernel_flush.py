@@ -14,6 +14,7 @@ import trio
 from shardfs.engine import kernel_flush
 from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.images import create_image
+from shardfs.engine.kernel_flush import KernelFlush
 from shardfs.errors import DeviceError
 from shardfs.limits import BLOCK_BYTES, MIB
 
@@ -114,18 +115,18 @@ async def test_a_cancelled_flush_runs_to_its_end(device: BlockDevice) -> None:
     await device.flush()
 
 
-async def test_closing_waits_for_it(device: BlockDevice) -> None:
-    await device.write(0, [BLOCK])
+async def test_closing_waits_for_it(device: BlockDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = KernelFlush.begin
 
-    async def flush() -> None:
-        with pytest.raises(DeviceError):  # closed before it could say that all is well
-            await device.flush()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(flush)
-        while not device._requests_in_flight:
-            await trio.lowlevel.checkpoint()
+    def begin_and_close(self: KernelFlush) -> None:
+        real(self)
         device.close()
+        assert device._kernel_flush is self
+
+    monkeypatch.setattr(KernelFlush, "begin", begin_and_close)
+    await device.write(0, [BLOCK])
+    with pytest.raises(DeviceError):  # closed before it could say that all is well
+        await device.flush()
     assert device._kernel_flush is None
 
 

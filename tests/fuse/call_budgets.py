@@ -12,14 +12,14 @@ CALLS: Final = {
     "create": 105,
     "getattr": 12,
     "write of 4 KiB": 48,
-    "giving a file of 4 KiB to the engine": 195,
+    "giving a file of 4 KiB to the engine": 175,
     "lookup": 18,
     "open": 24,
     "rename": 115,
     "unlink": 90,
     "entry of a directory": 21,
     "freeing a removed file": 140,
-    "fsync of a file of 4 KiB": 720,
+    "fsync of a file of 4 KiB": 450,
 }
 """Functions written in Python, builtin ones not counted; those of trio are. In the last two the
 background has its turns, so they have more to spare."""

@@ -92,7 +92,7 @@ def _a_record_waits_for_a_commit(patch: pytest.MonkeyPatch) -> None:
     async def patient(self: Committer, *, clean: bool = False) -> Any:
         async with self._record_lock:
             while self._committing and owners[self] is not trio.lowlevel.current_task():
-                await self._changed.wait()
+                await self._end_of_commit()
         return await write_record(self, clean=clean)
 
     async def owned(self: Committer) -> None:

@@ -423,7 +423,7 @@ async def _join_the_running_flush(scheduler: Scheduler) -> None:
         return
     number = scheduler._flushes_started
     while scheduler._flushes_finished < number:
-        await scheduler._progress.park()
+        await scheduler._park()
 
 
 def test_planted_a_flush_that_began_too_early(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,8 +112,8 @@ CANARIES: Final = (
         (
             Edit(
                 Committer.commit,
-                "await self._changed.wait()",
-                "await self._changed.wait()\nreturn",
+                "await self._end_of_commit()",
+                "await self._end_of_commit()\nreturn",
             ),
         ),
         ("concurrent", "store"),

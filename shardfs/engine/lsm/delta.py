@@ -16,7 +16,7 @@ Not here: when to cut a delta (commit.py), taking them back in (recovery.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from shardfs import limits
@@ -67,20 +67,25 @@ class PartContent(NamedTuple):
 
 
 def cut_parts(
-    tails: Iterable[Tail],
-    riders: Iterable[Rider],
-    entries: Iterable[tuple[bytes, bytes]],
+    tails: list[Tail],
+    riders: list[Rider],
+    entries: dict[bytes, bytes],
     payload_bytes_max: int,
 ) -> Iterator[PartContent]:
     """Cut what a delta holds into parts, one after the other; there is at least one.
 
     Args:
-        entries: in any order.
+        entries: keys and values, in any order.
         payload_bytes_max: no part becomes longer; most stop at limits.DELTA_PART_BYTES.
     """
-    content = PartContent([], [], [])
     fixed = DELTA_HEADER.size + 64
     wanted = min(payload_bytes_max, limits.DELTA_PART_BYTES) - fixed
+    size = sum(map(len, entries)) + sum(map(len, entries.values()))
+    size += len(tails) * TAIL.size + len(riders) * RIDER.size + len(entries) * ENTRY_FIXED_BYTES
+    if size <= wanted:
+        yield PartContent(tails, riders, list(entries.items()))
+        return
+    content = PartContent([], [], [])
     taken = 0
 
     def is_full(size: int) -> bool:
@@ -100,7 +105,7 @@ def cut_parts(
             yield content
             content = PartContent([], [], [])
         content.riders.append(rider)
-    for key, value in entries:
+    for key, value in entries.items():
         if is_full(len(key) + len(value) + ENTRY_FIXED_BYTES):
             yield content
             content = PartContent([], [], [])
@@ -121,8 +126,8 @@ def encode_part(number: int, durable: int, part: int, parts: int, content: PartC
             DELTA_HEADER.pack(
                 number, part, parts, durable, len(content.tails), len(content.riders)
             ),
-            *(TAIL.pack(*tail) for tail in content.tails),
-            *(RIDER.pack(*rider) for rider in content.riders),
+            *[TAIL.pack(*tail) for tail in content.tails],
+            *[RIDER.pack(*rider) for rider in content.riders],
             encode_block(sorted(content.entries)),
         )
     )
@@ -133,7 +138,7 @@ def encode_delta(
     durable: int,
     tails: list[Tail],
     riders: list[Rider],
-    entries: list[tuple[bytes, bytes]],
+    entries: dict[bytes, bytes],
     payload_bytes_max: int,
 ) -> list[bytes]:
     """The payloads of all parts of a delta, each at most `payload_bytes_max` long."""
