@@ -5,11 +5,16 @@ with inputs whose checksums have been made to fit whatever the other bytes are.
 
 Invariants:
     I1  Only checksums change. Bytes that are valid stay as they are.
+    I2  FrameMender: what refers to a frame holds its new digests, and is mended in turn, up to the
+        superblock. So a wrong field reaches the code that is behind every checksum.
 
 Not here: which decoders there are (decoders).
 """
 
 from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
 
 import xxhash
 
@@ -32,6 +37,65 @@ def mend_frame(data: bytes) -> bytes:
     covered = FRAME_HEADER.size - DIGEST_BYTES
     checksum = xxhash.xxh3_64_intdigest(data[:covered] + data[FRAME_HEADER.size : payload_at])
     return data[:covered] + checksum.to_bytes(DIGEST_BYTES, "little") + data[FRAME_HEADER.size :]
+
+
+class FrameMender:
+    """Carries the digests of a changed frame to where they are kept.
+
+    Args:
+        image: whole and undamaged.
+        frames: (first byte, first byte behind it) of every frame that counts.
+    """
+
+    def __init__(self, image: bytes, frames: Sequence[tuple[int, int]]) -> None:
+        self._image = image
+        self._frames = sorted(frames)
+        self._starts = [start for start, _ in self._frames]
+        self._places: dict[bytes, list[int]] = {}
+
+    def mend(self, damaged: bytearray, start: int, end: int) -> None:
+        """Mend the frame in bytes [start, end) of a damaged copy, and whatever refers to it."""
+        mended = mend_frame(bytes(damaged[start:end]))
+        damaged[start:end] = mended
+        parents: set[tuple[int, int]] = set()
+        for before, after in zip(
+            _digests(self._image[start:end]), _digests(mended), strict=False
+        ):
+            if before == after:
+                continue
+            for place in self._kept_at(before):
+                index = bisect_right(self._starts, place) - 1
+                frame = self._frames[index]
+                # In its payload: an equal payload has equal digests in its head.
+                if index >= 0 and self._payload_at(frame[0]) <= place < frame[1]:
+                    damaged[place : place + DIGEST_BYTES] = after
+                    parents.add(frame)
+        for frame in sorted(parents):
+            self.mend(damaged, *frame)
+
+    def _payload_at(self, start: int) -> int:
+        key_bytes, payload_bytes = FRAME_HEADER.unpack(self._image, start)[3:5]
+        return start + FRAME_HEADER.size + key_bytes + granule_count(payload_bytes) * DIGEST_BYTES
+
+    def _kept_at(self, digest: bytes) -> list[int]:
+        """Where the image holds a digest."""
+        found = self._places.get(digest)
+        if found is None:
+            found = self._places[digest] = []
+            place = self._image.find(digest)
+            while place >= 0:
+                found.append(place)
+                place = self._image.find(digest, place + 1)
+        return found
+
+
+def _digests(frame: bytes) -> list[bytes]:
+    """The digests of a frame's granules, as far as its own lengths and bytes go."""
+    key_bytes, payload_bytes = FRAME_HEADER.unpack(frame)[3:5]
+    start = FRAME_HEADER.size + key_bytes
+    table = frame[start : start + granule_count(payload_bytes) * DIGEST_BYTES]
+    whole = len(table) // DIGEST_BYTES * DIGEST_BYTES
+    return [table[at : at + DIGEST_BYTES] for at in range(0, whole, DIGEST_BYTES)]
 
 
 def mend_recording(data: bytes) -> bytes:

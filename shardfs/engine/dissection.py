@@ -85,10 +85,17 @@ class Field(NamedTuple):
 KeyText = Callable[[bytes], str]
 EntryParts = Callable[["Dissection", bytes, int, int], None]
 """(dissection, key, start, end): adds the fields of a record of that key."""
+PayloadParts = Callable[["Dissection", bytes], None]
+"""(dissection, owner key): adds the fields of a data frame's payload, the rest of the bytes."""
 
 
 def _no_parts(dissection: Dissection, key: bytes, start: int, end: int) -> None:
     dissection.raw(start, end, "record", "bytes")
+
+
+def _plain_payload(dissection: Dissection, key: bytes) -> None:
+    dissection.raw(dissection.at, len(dissection.data), "frame", "payload")
+    dissection.at = len(dissection.data)
 
 
 @dataclass
@@ -98,11 +105,13 @@ class Dissection:
     data: all of its bytes.
     key_text: says what a key is about.
     entry_parts: takes the record of an entry apart.
+    payload_parts: takes the payload of a data frame apart.
     """
 
     data: bytes
     key_text: KeyText = bytes.hex
     entry_parts: EntryParts = _no_parts
+    payload_parts: PayloadParts = _plain_payload
     fields: list[Field] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     at: int = 0
@@ -193,7 +202,7 @@ def dissect_frame(dissection: Dissection) -> None:
     try:
         header = dissection.table(FRAME_HEADER)
         _check_header(dissection, header)
-        dissection.take(header["key_bytes"], "frame", "owner key", dissection.key_text)
+        owner = dissection.take(header["key_bytes"], "frame", "owner key", dissection.key_text)
         digests = granule_count(header["payload_bytes"]) * DIGEST_BYTES
         table = dissection.take(digests, "frame", "digests")
         _check_head(dissection, header)
@@ -205,10 +214,13 @@ def dissect_frame(dissection: Dissection) -> None:
     except CorruptionError as error:
         dissection.trouble(str(error))
         return
-    part = _PAYLOADS.get(header["kind"], _dissect_bytes)
+    part = _PAYLOADS.get(header["kind"])
     whole, dissection.data = dissection.data, dissection.data[: start + len(payload)]
     try:
-        part(dissection)
+        if part is not None:
+            part(dissection)
+        else:
+            dissection.payload_parts(dissection, owner)
         if dissection.at < len(dissection.data):
             dissection.raw(dissection.at, len(dissection.data), "frame", "(behind the structure)")
             dissection.trouble(f"{len(dissection.data) - dissection.at} bytes behind the structure")
@@ -220,7 +232,7 @@ def dissect_frame(dissection: Dissection) -> None:
 def _check_header(dissection: Dissection, header: dict[str, Any]) -> None:
     if header["magic"] != FRAME_MAGIC:
         dissection.trouble(f"the magic is {header['magic'].hex()}, not {FRAME_MAGIC.hex()}")
-    if header["kind"] not in _PAYLOADS:
+    if header["kind"] not in _PAYLOADS and header["kind"] != Kind.DATA:
         dissection.trouble(f"no frame has the kind {header['kind']}")
     if header["flags"]:
         dissection.trouble(f"the flags are {header['flags']}, not 0")
@@ -254,11 +266,6 @@ def _check_granules(dissection: Dissection, payload: bytes, table: bytes, granul
 
 
 # --- payloads -----------------------------------------------------------------------------------
-
-
-def _dissect_bytes(dissection: Dissection) -> None:
-    dissection.raw(dissection.at, len(dissection.data), "frame", "payload")
-    dissection.at = len(dissection.data)
 
 
 def _dissect_superblock(dissection: Dissection) -> None:
@@ -361,7 +368,6 @@ def _dissect_manifest(dissection: Dissection) -> None:
 
 _PAYLOADS: Final[dict[int, Callable[[Dissection], None]]] = {
     Kind.SUPERBLOCK: _dissect_superblock,
-    Kind.DATA: _dissect_bytes,
     Kind.DELTA: _dissect_delta,
     Kind.RUN_BLOCK: _dissect_block,
     Kind.RUN_INDEX: _dissect_index,

@@ -23,17 +23,22 @@ from shardfs.fuse.records import (
     FACT_KEY,
     FACTS,
     INODE,
+    LINKED_NAME,
+    NAME_PAGE,
+    NAME_PAGE_PREFIX,
+    NAMED_INODE,
     FileKey,
     decode_entry,
     decode_facts,
     decode_file_key,
     decode_inode,
+    decode_name_page,
 )
 
 
 def dissection_of(data: bytes) -> Dissection:
     """A dissection of these bytes that knows the file system's keys and records."""
-    return Dissection(data, key_text, dissect_record)
+    return Dissection(data, key_text, dissect_record, dissect_payload)
 
 
 def dissect_record(dissection: Dissection, key: bytes, start: int, end: int) -> None:
@@ -56,6 +61,33 @@ def dissect_record(dissection: Dissection, key: bytes, start: int, end: int) -> 
         dissection.trouble(f"{key_text(key)}: {error}")
     dissection.raw(dissection.at, end, "record", "value")
     dissection.at = end
+
+
+def dissect_payload(dissection: Dissection, owner: bytes) -> None:
+    """Take the payload of a data frame apart: a name page, or bytes of a file."""
+    start, end = dissection.at, len(dissection.data)
+    if owner.startswith(NAME_PAGE_PREFIX):
+        try:
+            _dissect_name_page(dissection)
+            decode_name_page(dissection.data[start:end])
+        except CorruptionError as error:
+            dissection.trouble(f"{key_text(owner)}: {error}")
+    dissection.raw(dissection.at, end, "frame", "payload")
+    dissection.at = end
+
+
+def _dissect_name_page(dissection: Dissection) -> None:
+    page = dissection.table(NAME_PAGE)
+    for number in range(page["inode_count"]):
+        name = f"{NAMED_INODE.name} {number}"
+        inode = dissection.table(NAMED_INODE, number)
+        inode_end = dissection.at + inode["inode_bytes"]
+        dissection.table(INODE)
+        if dissection.at < inode_end:
+            dissection.take(inode_end - dissection.at, INODE.name, "target", _text)
+        for each in range(inode["name_count"]):
+            linked = dissection.table(LINKED_NAME, each)
+            dissection.take(linked["name_bytes"], name, "name", _text)
 
 
 def _about(key: bytes) -> FileKey | None:
