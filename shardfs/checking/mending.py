@@ -58,9 +58,7 @@ class FrameMender:
         mended = mend_frame(bytes(damaged[start:end]))
         damaged[start:end] = mended
         parents: set[tuple[int, int]] = set()
-        for before, after in zip(
-            _digests(self._image[start:end]), _digests(mended), strict=False
-        ):
+        for before, after in zip(_digests(self._image[start:end]), _digests(mended), strict=False):
             if before == after:
                 continue
             for place in self._kept_at(before):

@@ -48,12 +48,17 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """What a check has found. `counts` says how much was looked at."""
+    """What a check has found.
+
+    counts: how much was looked at.
+    lost_keys: ranges [start, end) of keys of which the tree cannot be read.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     finding_count: int = 0
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    lost_keys: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:

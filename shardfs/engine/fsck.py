@@ -94,7 +94,6 @@ class _StoreCheck:
         self._root = store._committer.root
         self._places: dict[int, array[int]] = {}
         self._live: dict[int, int] = {}
-        self._unreadable: list[tuple[bytes, bytes]] = []
         self._complete = True
 
     async def run(self) -> None:
@@ -157,7 +156,7 @@ class _StoreCheck:
                 block = decode_block(await self._chunks.get(locator, 0, locator.length))
             except _UNREADABLE as error:
                 self._find("E3", str(error), where=where, locator=locator)
-                self._unreadable.append((first_key, end))
+                self.report.lost_keys.append((first_key, end))
                 continue
             entries += len(block.keys)
             tombstones += block.values.count(TOMBSTONE)
@@ -169,7 +168,7 @@ class _StoreCheck:
             if missed:
                 self._find("E3", f"the filter denies {len(missed)} keys", where, missed[0], locator)
             last_key = block.keys[-1] if block.keys else last_key
-        if self._unreadable:
+        if self.report.lost_keys:
             return
         total = sum(locator_bytes(locator) for locator in segment.locators)
         found = (entries, tombstones, total, last_key)
@@ -181,7 +180,7 @@ class _StoreCheck:
 
     async def _check_entries(self) -> None:
         """E4, and the chunks of every shard; around what E3 found unreadable."""
-        for start, end in _without(self._unreadable):
+        for start, end in _without(self.report.lost_keys):
             try:
                 async for key, value in self._tree.scan(start, end):
                     self.report.count("entries")
@@ -190,7 +189,7 @@ class _StoreCheck:
             except _UNREADABLE as error:
                 self._find("E4", f"the tree cannot be read on: {error}", where="tree")
                 self._complete = False
-        self._complete = self._complete and not self._unreadable
+        self._complete = self._complete and not self.report.lost_keys
 
     async def _check_shard(self, key: bytes, shard: Shard) -> None:
         self.report.count("shards")

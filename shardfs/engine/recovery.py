@@ -216,6 +216,10 @@ async def replay_log(record: Record, chunks: ChunkStore, extents: Extents, tree:
             f"the delta log ends at {result.durable}, but {log.durable} was durable: "
             "the device has lost or damaged data"
         )
+    for extent in extents.all:
+        if not 0 <= extent.live_bytes <= extents.identity.device_bytes:
+            result.damage = f"extent {extent.index} counts {extent.live_bytes} live bytes"
+            extent.live_bytes = 0
     return result
 
 

@@ -37,10 +37,11 @@ from shardfs.engine.recovery import read_superblock
 from shardfs.engine.salvage import scan_device
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
-from shardfs.errors import CorruptionError, DeviceError, ShardfsError
+from shardfs.errors import CorruptionError, DeviceError, NotShardfsError, ShardfsError
 from shardfs.fuse.files_repair import repair_files
 from shardfs.fuse.frame_index import FrameIndex
 from shardfs.fuse.fsck import check_all
+from shardfs.fuse.lost_names import holds_frames, lost_keys, name_lost
 from shardfs.fuse.name_pages import NamePages
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.reconstruction import Reconstruction
@@ -82,6 +83,9 @@ _REMEDIES: Final = {
     "F10": "drop the list",
     "F11": "write the page anew",
 }
+_NO_SUPERBLOCK: Final = (
+    "it is gone, both copies; files are there: bring them elsewhere with: shardfs salvage"
+)
 Show = Callable[[str, int, int], None]
 
 
@@ -141,18 +145,27 @@ def _quietly(_text: str, _done: int, _total: int) -> None:
 
 async def check_device(device: Device, *, data: bool) -> tuple[Report, tuple[str, ...]]:
     """Verify what is on a device; and recovery's notes. A store that cannot be opened is finding
-    E0.
+    E0. Files of which the tree is lost are named as far as frames know them; with `data`, frames
+    anywhere on the device.
 
     Raises:
         NotShardfsError, IncompatibleError, DeviceError: there is nothing to verify.
     """
+    report = Report()
+    notes: tuple[str, ...] = ()
     try:
         async with Store.open(device, options=_LOOKING) as store:
-            return await check_all(store, data=data), store.notes
+            report, notes = await check_all(store, data=data), store.notes
     except CorruptionError as error:
-        report = Report()
         report.add(Finding("E0", f"it cannot be opened: {error}"))
-        return report, ()
+        report.lost_keys += await lost_keys(device)
+    except NotShardfsError:
+        if not await holds_frames(device):
+            raise
+        report.add(Finding("E0", _NO_SUPERBLOCK, "superblock"))
+        report.lost_keys += await lost_keys(device)
+    await name_lost(device, report, data=data)
+    return report, notes
 
 
 async def repair_device(
@@ -197,6 +210,8 @@ async def repair_device(
 
 def remedy(finding: Finding) -> str:
     """What a repair would do about a finding."""
+    if finding.message == _NO_SUPERBLOCK:
+        return "look for records of the superblock elsewhere, and change nothing without one"
     if _is_about_the_tree(finding):
         return "write a new tree from what is left of this one, and from what frames tell"
     return _REMEDIES[finding.invariant]
@@ -370,7 +385,7 @@ async def _superblock(
     """
     try:
         state = await read_superblock(device)
-    except (CorruptionError, DeviceError):
+    except (CorruptionError, DeviceError, NotShardfsError):
         await trio.lowlevel.checkpoint()
         index.choose_by_superblock()
         remains = index.superblock

@@ -75,7 +75,11 @@ class Standing:
         what = f"{type(error).__name__} at {place}: {error}"[:600]
         if len(self.failures) < FAILURES_KEPT:
             self.failures.append({"target": case.target, "seed": case.seed, "what": what})
-        say(f"FAILED {case.how}: {what}\n  scripts/damage_campaign --case '{case.target}' {case.seed}")
+        say(f"FAILED {case.how}: {what}\n  {_command(case.target, case.seed)}")
+
+
+def _command(target: str, seed: int) -> str:
+    return f"scripts/damage_campaign --case '{target}' {seed}"
 
 
 def say(text: str) -> None:
@@ -126,7 +130,7 @@ async def run(standing: Standing, seeds: int, part: int, parts: int, only: str) 
             f"{len(standing.failures)} failed")  # fmt: skip
 
 
-async def again(standing: Standing) -> bool:
+async def again(standing: Standing) -> None:
     """Every case that failed, once more; those that do no longer are forgotten."""
     campaign = Campaign(await make_ground())
     failures = standing.failures
@@ -140,7 +144,6 @@ async def again(standing: Standing) -> bool:
         else:
             standing.failures.append(each)
     standing.write()
-    return not standing.failures
 
 
 def report(standings: list[Standing]) -> str:
@@ -163,8 +166,7 @@ def report(standings: list[Standing]) -> str:
             lines.append(f"| {name} | {sum(counts.values()):,} | {told} |")
     for standing in standings:
         for each in standing.failures:
-            lines.append(f"FAILED scripts/damage_campaign --case '{each['target']}' {each['seed']}: "
-                         f"{each['what']}")  # fmt: skip
+            lines.append(f"FAILED {_command(each['target'], each['seed'])}: {each['what']}")
     return "\n".join(lines)
 
 
@@ -201,7 +203,8 @@ def main() -> int:
     elif options.case:
         return int(not trio.run(one, options.case[0], int(options.case[1])))
     elif options.again:
-        return int(not all([trio.run(again, each) for each in standings]))
+        for each in standings:
+            trio.run(again, each)
     else:
         part, _, parts = options.part.partition("/")
         trio.run(run, standings[0], options.seeds, int(part), int(parts), options.only)

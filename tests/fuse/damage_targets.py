@@ -71,7 +71,7 @@ class Ground:
 
 
 async def make_ground() -> Ground:
-    """A store with every kind of structure and record: two runs, a log, links, attributes, holes."""
+    """A store with every structure and record: two runs, a log, links, attributes, holes."""
     device = ImageDevice(bytearray(SIZE_BYTES))
     await format_device(device, plan(SIZE_BYTES, 512, extent_bytes=EXTENT_BYTES))
     tree: Tree = {}

@@ -1,15 +1,13 @@
 """The damage campaign: whatever is done to a device, no wrong byte, no hang, no crash; fsck names
 the files that are hit, and after a repair everything else is as it was.
 
-Role: for each kind of structure, each field of its frame and each way to damage it, some seeds in
-every run, and 1,000 where it is slow.
+Role: each kind of structure and each field of the format, each kind of damage, in every run; 1,000
+seeds of each are scripts/damage_campaign.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import random
 import resource
 import shutil
 from collections.abc import Iterator
@@ -19,15 +17,14 @@ import click
 import pytest
 import trio
 
-from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.cli import main
-from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError, DeviceError, NotShardfsError
-from shardfs.fuse.repair import check_device, needs_new_tree, repair_device
-from tests.fuse.damage import DAMAGES, LOOKING, Sample, Tree, fields_of, make_sample, read_tree
+from shardfs.engine.layout import TABLES
+from shardfs.fuse import records
+from tests.fuse.damage_campaign import OF_A_FIELD, Campaign, Failure
+from tests.fuse.damage_run import FAILURES_KEPT, Standing, judged, report
+from tests.fuse.damage_targets import Ground, make_ground
 
-KINDS = ("superblock", "manifest", "run index", "run block", "delta", "data", "name page")
-SECONDS_PER_CASE_MAX = 120.0
+PARTS = 4
 MEMORY_BYTES_MAX = 400 << 20
 CHANGING = {"mkfs", "mount", "umount", "grow", "shrink", "trim", "gc", "install", "sync", "check"}
 
@@ -38,109 +35,46 @@ def _stores_may_complain(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.fixture(scope="module")
-def sample() -> Sample:
-    return trio.run(make_sample)
+def ground() -> Ground:
+    return trio.run(make_ground)
 
 
-def cases(kind: str, seeds: int) -> Iterator[tuple[str, str, int]]:
-    """(field, damage, seed); only a flipped bit hits one field alone."""
-    for seed in range(seeds):
-        for field, _, _ in fields_of(kind, 0, 4096):
-            yield field, "bit", seed
-        for how in DAMAGES:
-            if how != "bit":
-                yield "", how, seed
+def test_every_field_of_the_format_is_a_target(ground: Ground) -> None:
+    tables = [*TABLES, records.INODE, records.ENTRY, records.FACTS, records.ACCESS_LIST]
+    tables += [records.ACCESS_ENTRY, records.NAME_PAGE, records.NAMED_INODE, records.LINKED_NAME]
+    fields = {target.replace(": locator:", ":") for target in Campaign(ground).targets}
+    locators = {"manifest", "chunk", "block reference", "segment"}
+    for table in tables:
+        for _, _, field, _ in table.describe():
+            owners = locators if table.name == "locator" else {table.name}
+            assert {f"{owner}: {field}" for owner in owners} <= fields, (table.name, field)
 
 
-def damage(sample: Sample, kind: str, field: str, how: str, seed: int) -> SimulatedDevice:
-    source = random.Random(f"{kind} {field} {how} {seed}")
-    start, length = source.choice(sample.places[kind])
-    if field:
-        parts = {name: (at, size) for name, at, size in fields_of(kind, start, length)}
-        start, length = parts[field]
-    image = bytearray(sample.image)
-    DAMAGES[how](image, start, length, source)
-    return SimulatedDevice.from_image(bytes(image))
+@pytest.mark.parametrize("part", range(PARTS))
+async def test_every_field_and_every_kind_of_damage(
+    ground: Ground, part: int, tmp_path: Path
+) -> None:
+    campaign, standing = Campaign(ground), Standing(tmp_path / "standing.json")
+    for target in campaign.targets[part::PARTS]:
+        for seed in range(len(OF_A_FIELD)):
+            await judged(campaign, campaign.case(target, seed), standing)
+    assert not standing.failures, report([standing])
+    outcomes = [each for counts in standing.outcomes.values() for each in counts]
+    assert {"mended", "with loss", "found", "legal", "harmless"} <= set(outcomes)
 
 
-async def looked_at(device: SimulatedDevice) -> tuple[Tree, set[str]] | None:
-    """What a reader gets; None if the store cannot be opened."""
+def test_a_campaign_goes_on_where_it_stood(ground: Ground, tmp_path: Path) -> None:
+    campaign, standing = Campaign(ground), Standing(tmp_path / "standing.json")
+    case = campaign.case("inode: size", 3)
+    standing.count(case, "mended", 0.5)
     try:
-        async with Store.open(device, options=LOOKING) as store:
-            return await read_tree(store)
-    except (CorruptionError, DeviceError, NotShardfsError):
-        return None
-
-
-def wrong(sample: Sample, tree: Tree) -> list[str]:
-    """Paths that read as something that never was there."""
-    return [
-        path
-        for path, data in tree.items()
-        if data != sample.tree.get(path) and not path.startswith("lost+found")
-    ]
-
-
-async def campaign(sample: Sample, kind: str, seeds: int) -> dict[str, int]:
-    """Every case of a kind of structure; how many there were, of which outcome."""
-    outcomes: dict[str, int] = {}
-    for field, how, seed in cases(kind, seeds):
-        with trio.fail_after(SECONDS_PER_CASE_MAX):
-            outcome = await judge(sample, kind, field, how, seed)
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    return outcomes
-
-
-async def judge(sample: Sample, kind: str, field: str, how: str, seed: int) -> str:
-    """One case: what came of it; an assertion fails if that is not right."""
-    case = (kind, field, how, seed)
-    device = damage(sample, kind, field, how, seed)
-    before, _ = await check_device(device, data=True)
-    found = await looked_at(device)
-    unreadable: set[str] = set()
-    if found is not None:
-        tree, unreadable = found
-        assert wrong(sample, tree) == [], case
-        findings = "\n".join(map(str, before.findings))
-        if not needs_new_tree(before):
-            gone = (sample.tree.keys() - tree.keys()) | unreadable
-            assert [path for path in gone if path and f"/{path} " not in findings] == [], case
-    else:
-        assert not before.is_clean, case
-    try:
-        report = await repair_device(device)
-    except CorruptionError as error:
-        assert "salvage" in str(error), case
-        return "refused"
-    assert report.after.findings == [], case
-    again = await looked_at(device)
-    assert again is not None, case
-    tree, unreadable = again
-    assert wrong(sample, tree) == [], case
-    paths = [each.path for each in report.lost]
-    paths += [each.path for each in report.actions if "lost" in each.what]
-    lost = {(path or "").lstrip("/") for path in paths}
-    assert unreadable <= lost, (case, unreadable - lost)
-    missing = sample.tree.keys() - tree.keys() - unreadable
-    assert not missing or how in ("lost", "cut"), (case, missing)
-    if before.is_clean:
-        return "harmless"
-    return "with loss" if unreadable or missing else "mended"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_no_damage_gives_wrong_bytes_and_repair_mends(sample: Sample, kind: str) -> None:
-    outcomes = await campaign(sample, kind, 1)
-    assert "refused" not in outcomes and sum(outcomes.values()) == 15, outcomes
-    assert outcomes.get("mended", 0) + outcomes.get("with loss", 0) > 3, outcomes
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_thousand_seeds(sample: Sample, kind: str) -> None:
-    seeds = int(os.environ.get("SHARDFS_DAMAGE_SEEDS", "1000"))
-    outcomes = await campaign(sample, kind, seeds)
-    print(f"\n{kind}: {seeds} seeds for each field and damage: {outcomes}")
+        raise Failure("wrong bytes")
+    except Failure as error:
+        standing.fail(case, error)
+    standing.write()
+    again = Standing(standing.path)
+    assert again.next == {"inode: size": 4} and len(again.failures) == 1 < FAILURES_KEPT
+    assert "scripts/damage_campaign --case 'inode: size' 3" in report([again])
 
 
 # --- commands -----------------------------------------------------------------------------------
@@ -175,13 +109,18 @@ def call(words: list[str], command: click.Command, image: Path, new: Path) -> li
 # A command that ends at damage leaves its scan to the end of the event loop.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    ("kind", "how"), [("run block", "zeroed"), ("data", "lost"), ("superblock", "cut")]
+    ("target", "seed"), [("run block", 1), ("data", 3), ("superblock", 4), ("inode: size", 7)]
 )
 def test_every_inspecting_command_ends_with_one_line(
-    sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, how: str
+    ground: Ground,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    target: str,
+    seed: int,
 ) -> None:
     image = tmp_path / "disk.img"
-    original = bytes(damage(sample, kind, "", how, 1).image())
+    campaign = Campaign(ground)
+    original = bytes(campaign.damage(campaign.case(target, seed))[0])
     root = logging.getLogger()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     count = 0
