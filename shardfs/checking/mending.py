@@ -72,8 +72,8 @@ class FrameMender:
             self.mend(damaged, *frame)
 
     def _payload_at(self, start: int) -> int:
-        key_bytes, payload_bytes = FRAME_HEADER.unpack(self._image, start)[3:5]
-        return start + FRAME_HEADER.size + key_bytes + granule_count(payload_bytes) * DIGEST_BYTES
+        header: tuple[int, ...] = FRAME_HEADER.unpack(self._image, start)
+        return start + FRAME_HEADER.size + header[3] + granule_count(header[4]) * DIGEST_BYTES
 
     def _kept_at(self, digest: bytes) -> list[int]:
         """Where the image holds a digest."""

@@ -95,7 +95,7 @@ class Campaign:
 
     def case(self, target: str, seed: int) -> Case:
         """The case of a seed."""
-        hows = OF_A_STRUCTURE
+        hows: tuple[str, ...] = OF_A_STRUCTURE
         if target not in self.ground.frames:
             hows = OF_A_FIELD
             if target in _CHECKSUMS:
