@@ -33,6 +33,9 @@ from shardfs.fuse.records import (
     INO_MAX,
     INODE_PREFIX,
     ROOT_INO,
+    decode_entry_key,
+    decode_file_key,
+    inode_key,
 )
 
 FILES_MAX: Final = 100
@@ -108,12 +111,23 @@ def _of_files(start: bytes, end: bytes) -> Iterable[tuple[bytes, int, int]]:
     for prefix in (ENTRY_PREFIX, INODE_PREFIX):
         first, last = 0, INO_MAX
         if start[:1] == prefix:
-            first = int.from_bytes(start[1:9].ljust(8, b"\0"), "big")
-        if end[:1] == prefix:
-            last = int.from_bytes(end[1:9].ljust(8, b"\0"), "big")
-            last -= len(end) <= 9  # it does not reach into that one
+            first = _number_in(start) or 0
+        if end[:1] == prefix and (number := _number_in(end)) is not None:
+            last = number - (end == inode_key(number))  # nothing of that one is before its record
         if start < prefix + b"\xff" * 16 and end > prefix and first <= last:
             yield prefix, first, last
+
+
+def _number_in(key: bytes) -> int | None:
+    """The inode, or the directory, of a key or of the first key behind one; None: it is no key."""
+    for each in (key, key.removesuffix(b"\0")):
+        try:
+            if each[:1] == ENTRY_PREFIX:
+                return decode_entry_key(each)[0]
+            return decode_file_key(each).ino
+        except CorruptionError:
+            continue
+    return None
 
 
 async def _read_names(device: Device, index: FrameIndex) -> None:
