@@ -17,7 +17,7 @@ from typing import Final
 from shardfs import limits
 from shardfs.engine.device import Device
 from shardfs.engine.findings import Finding, Report
-from shardfs.engine.framing import decode_head
+from shardfs.engine.layout import FRAME_HEADER, FRAME_MAGIC, Kind
 from shardfs.engine.superblock import CopyState, read_copy
 from shardfs.engine.superblock_record import Identity, Record
 from shardfs.errors import CorruptionError, DeviceError, IncompatibleError
@@ -68,17 +68,21 @@ async def _was_being_written(
 ) -> bool:
     """Whether a crash explains that a copy is not whole: its log was being started afresh.
 
-    Then it says so (superblock.I4), or the other begins with the newest record. A log whose head is
-    whole, and older than what the other ends with, has not been touched: it is damaged.
+    Then it says so (superblock.I4), or the other begins with the newest record, or its own first
+    record, of which the head may be torn, is the next one. A log that begins with a number older
+    than what the other ends with has not been touched: it is damaged.
     """
     if copy.given_up or device.write_pointer(copy.start) == 0:
         return True
+    if newest.snapshot:
+        return True
     try:
         data = await device.read(copy.start, limits.BLOCK_BYTES)
-        head = decode_head(data, store_id=identity.store_id)
-    except _UNREADABLE:
+    except DeviceError:
         return False
-    return newest.snapshot or head.owner_offset > newest.number
+    magic, kind, *_, store_id, _, number, _ = FRAME_HEADER.unpack(data)
+    expected = (FRAME_MAGIC, Kind.SUPERBLOCK, identity.store_id, newest.number + 1)
+    return expected == (magic, kind, store_id, number)
 
 
 def _are_of_one_store(copy: Identity, identity: Identity) -> bool:

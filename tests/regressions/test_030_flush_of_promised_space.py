@@ -90,7 +90,8 @@ async def test_holes_are_not_filled_with_space_that_is_set_aside() -> None:
             await file_system.writeback.flush(scattered)
         promised = await caller.create("promised")
         left = store.space().free_bytes - limits.CHANGE_BYTES_RESERVED
-        await file_system.writeback.write(promised, 0, bytes([2]) * left)
+        digests = left // limits.GRANULE_BYTES * limits.GRANULE_SPACE_BYTES
+        await file_system.writeback.write(promised, 0, bytes([2]) * (left - digests))
         free = store.space().free_bytes
         await file_system.files.gather(scattered, 0)
         assert store.space().free_bytes >= free

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import pytest
 
+from shardfs import limits
 from shardfs.checking.power_cuts import Survivor
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.fsck import check_store
+from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.store import Store
 from tests.crash.harness import (
@@ -102,3 +104,31 @@ def test_a_log_that_is_full_is_given_up_too() -> None:
         for write in firsts:
             crashed = device.after_power_cut(moment.point, (Survivor(write.step, ((1, 2),)),))
             assert run_in_order(findings, crashed)[0] == [], moment.describe()
+
+
+def test_the_head_of_a_long_record_may_be_torn_as_well() -> None:
+    """The checksums of a snapshot of thousands of extents take more than a sector."""
+    device = SimulatedDevice(24_000 * limits.MIB)
+
+    async def make() -> None:
+        identity = plan(device.size_bytes, SECTOR_BYTES, extent_bytes=2 * limits.MIB)
+        await format_device(device, identity)
+        await write_a_little(device)
+
+    run_in_order(make)
+    recorder = Recorder(device, History())
+    run_in_order(open_and_close, device)
+    torn = [
+        (moment, write)
+        for moment in recorder.moments
+        for write in moment.point.unflushed
+        if write.offset == 0 and write.length > 32 * limits.KIB
+    ]
+    assert torn
+    for moment, write in torn:
+        crashed = device.after_power_cut(moment.point, (Survivor(write.step, ((0, 1),)),))
+        found, notes = run_in_order(findings, crashed)
+        assert found == []
+        assert any("cut off by a crash" in note for note in notes)
+    device.rot(SECTOR_BYTES)  # in the table of checksums
+    assert any(each.startswith("E1") for each in run_in_order(findings, device)[0])
