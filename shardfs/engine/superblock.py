@@ -40,7 +40,7 @@ from shardfs.engine.framing import (
     granule_digests,
     is_cut_short,
 )
-from shardfs.engine.layout import EXTENT_ENTRY, FRAME_MAGIC, Bytes, Kind
+from shardfs.engine.layout import EXTENT_ENTRY, FRAME_HEADER, FRAME_MAGIC, Bytes, Kind
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock_record import (
     ExtentEntry,
@@ -57,6 +57,10 @@ from shardfs.engine.superblock_record import (
 from shardfs.errors import CorruptionError, DeviceError
 
 _RECORD_MAGIC: Final = FRAME_MAGIC + bytes([Kind.SUPERBLOCK])
+
+_NUMBER_BYTES: Final = 8
+_NUMBER_AT: Final = FRAME_HEADER.size - 2 * _NUMBER_BYTES
+"""Of `owner_offset` in a frame's header: before the checksum."""
 
 LOG_GIVEN_UP: Final = _RECORD_MAGIC.ljust(min(limits.SECTOR_BYTES_ALLOWED), b"\0")
 """The first bytes, as many as are written whole or not at all, of a log that is given up."""
@@ -123,6 +127,16 @@ async def read_copy(device: Readable, start: int) -> CopyState:
         copy.entries.update((entry.extent, entry) for entry in record.entries)
         sequence = frame.sequence
         at = copy.end = whole_blocks(at + frame.total_bytes)
+
+
+def is_headed(data: Bytes, number: int) -> bool:
+    """Whether the fixed part of a record's head stands at the start, with this number; what follows
+    need not fit to it."""
+    wanted = number.to_bytes(_NUMBER_BYTES, "little")
+    return (
+        bytes(data[: len(_RECORD_MAGIC)]) == _RECORD_MAGIC
+        and bytes(data[_NUMBER_AT : _NUMBER_AT + _NUMBER_BYTES]) == wanted
+    )
 
 
 def _has_record(data: bytes) -> bool:

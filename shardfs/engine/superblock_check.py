@@ -17,8 +17,7 @@ from typing import Final
 from shardfs import limits
 from shardfs.engine.device import Device
 from shardfs.engine.findings import Finding, Report
-from shardfs.engine.layout import FRAME_HEADER, FRAME_MAGIC, Kind
-from shardfs.engine.superblock import CopyState, read_copy
+from shardfs.engine.superblock import CopyState, is_headed, read_copy
 from shardfs.engine.superblock_record import Identity, Record
 from shardfs.errors import CorruptionError, DeviceError, IncompatibleError
 
@@ -53,7 +52,7 @@ async def check_superblock(device: Device, identity: Identity, report: Report) -
             continue
         name = _copy_name(number)
         if copy.last is None:
-            if await _was_being_written(copy, last, device, identity):
+            if await _was_being_written(copy, last, device):
                 report.notes.append(f"{name} was cut off by a crash")
             else:
                 find(number, f"it is damaged: {copy.trouble}")
@@ -63,9 +62,7 @@ async def check_superblock(device: Device, identity: Identity, report: Report) -
             report.notes.append(f"{name} was cut off by a crash")
 
 
-async def _was_being_written(
-    copy: CopyState, newest: Record, device: Device, identity: Identity
-) -> bool:
+async def _was_being_written(copy: CopyState, newest: Record, device: Device) -> bool:
     """Whether a crash explains that a copy is not whole: its log was being started afresh.
 
     Then it says so (superblock.I4), or the other begins with the newest record, or its own first
@@ -80,9 +77,7 @@ async def _was_being_written(
         data = await device.read(copy.start, limits.BLOCK_BYTES)
     except DeviceError:
         return False
-    magic, kind, *_, store_id, _, number, _ = FRAME_HEADER.unpack(data)
-    expected = (FRAME_MAGIC, Kind.SUPERBLOCK, identity.store_id, newest.number + 1)
-    return expected == (magic, kind, store_id, number)
+    return is_headed(data, newest.number + 1)
 
 
 def _are_of_one_store(copy: Identity, identity: Identity) -> bool:
