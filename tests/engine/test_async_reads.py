@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from shardfs.engine.async_reads import READ_BYTES_MAX
 from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.neighbours import AHEAD_BYTES_MAX, WINDOW_BYTES, Neighbours, Span
 from shardfs.limits import BLOCK_BYTES
+from tests.engine.loops import attached
 
 KIB, MIB = 1024, 1024 * 1024
 SIZE_BYTES = 32 * MIB
@@ -27,16 +26,10 @@ pytestmark = pytest.mark.real_clock
 
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[str]:
-    if os.geteuid() or not shutil.which("losetup") or not os.path.exists("/dev/loop-control"):
-        pytest.skip("loop devices need root, losetup and /dev/loop-control")
     image = tmp_path / "disk.img"
     image.write_bytes(CONTENT)
-    command = ["losetup", "--find", "--show", str(image)]
-    name = subprocess.check_output(command, text=True).strip()
-    try:
+    with attached(image) as name:
         yield name
-    finally:
-        subprocess.run(["losetup", "--detach", name], check=True)
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from shardfs.engine.block_device import (
 from shardfs.engine.direct_io import FOLIO_BYTES
 from shardfs.engine.images import create_image
 from shardfs.limits import BLOCK_BYTES
+from tests.engine.loops import attached
 
 MIB = 1024 * 1024
 SIZE_BYTES = 16 * MIB
@@ -31,16 +30,10 @@ pytestmark = pytest.mark.real_clock
 
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[str]:
-    if os.geteuid() or not shutil.which("losetup") or not os.path.exists("/dev/loop-control"):
-        pytest.skip("loop devices need root, losetup and /dev/loop-control")
     image = tmp_path / "disk.img"
     create_image(image, SIZE_BYTES)
-    command = ["losetup", "--find", "--show", str(image)]
-    name = subprocess.check_output(command, text=True).strip()
-    try:
+    with attached(image) as name:
         yield name
-    finally:
-        subprocess.run(["losetup", "--detach", name], check=True)
 
 
 class Counted:
