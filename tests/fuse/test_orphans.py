@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.errors import FileError
@@ -115,3 +116,27 @@ async def test_unknown_handles_are_refused() -> None:
         handles.release_file(7)
         handles.release_directory(7)
         handles.forget(12345, 3)
+
+
+async def test_freeing_rests_during_a_burst_of_requests_unless_somebody_waits() -> None:
+    async with mounted() as file_system:
+        caller, orphans = Caller(file_system), file_system.orphans
+        names = [f"f{number}" for number in range(400)]
+        for name in names:
+            await caller.create(name)
+        requests = 0
+        orphans.requests = lambda: requests
+        for name in names:
+            await caller.unlink(name)
+        for _ in range(20):
+            requests += 100
+            await trio.sleep(0.001)
+        assert 300 < orphans.queue_length < 400, "a few at a time"
+        await trio.sleep(0.1)
+        assert orphans.queue_length == 0, "the burst has ended"
+        for name in names:
+            await caller.create(name)
+            await caller.unlink(name)
+        requests += 100
+        await orphans.drained()
+        assert orphans.queue_length == 0
