@@ -17,9 +17,10 @@ import click
 import trio
 
 from shardfs.cli.examples import examples
+from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, printable, size_text
-from shardfs.fuse.targets import default_target, open_target
+from shardfs.fuse.targets import default_target
 
 _BAR_WIDTH: Final = 64
 _MARKS: Final = "#=.~+x"
@@ -48,7 +49,7 @@ def df(target: str | None, as_json: bool) -> None:
 
 
 async def _ask(name: str) -> dict[str, Any]:
-    async with open_target(name) as target:
+    async with look_at(name) as target:
         return await target.conversation.answer({"request": "space"})
 
 

@@ -24,6 +24,7 @@ import trio
 
 from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
+from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import (
     is_wide,
@@ -37,7 +38,7 @@ from shardfs.cli.pages import pages_of
 from shardfs.cli.progress import progress
 from shardfs.errors import UsageError
 from shardfs.fuse.shard_requests import READ_BYTES_MAX, parse_shard_id
-from shardfs.fuse.targets import Target, open_target
+from shardfs.fuse.targets import Target
 
 _LIST_WIDTHS = (12, -10, -6, 10)
 _PIECE_WIDTHS = (-8, -8, -13, -13, -7)
@@ -77,7 +78,7 @@ def list_shards(target: str, path: str | None, path_option: str | None, as_json:
 
 
 async def _list(name: str, path: str | None, as_json: bool) -> None:
-    async with open_target(name) as target:
+    async with look_at(name) as target:
         if not as_json:
             print_row(("SHARD", "BYTES", "PIECES", "STATE", "PATH"), _LIST_WIDTHS)
         async for shard in _shards_below(target, target.file_of(path)):
@@ -110,7 +111,7 @@ def show_shard(target: str, shard: str | None, as_json: bool) -> None:
 
 
 async def _show(name: str, what: str | None, as_json: bool) -> None:
-    async with open_target(name) as target:
+    async with look_at(name) as target:
         found = []
         async for ino, index in _named_shards(target, what):
             request = {"request": "shard", "ino": ino, "index": index}
@@ -156,7 +157,7 @@ def cat_shard(target: str, shard: str | None) -> None:
 
 
 async def _cat(name: str, what: str | None) -> None:
-    async with open_target(name) as target:
+    async with look_at(name) as target:
         shard_id = _shard_id(target, what)
         if shard_id is not None:
             ino, index = shard_id
@@ -211,7 +212,7 @@ def verify_shard(target: str, shard: str | None, as_json: bool) -> int:
 
 async def _verify(name: str, what: str | None, as_json: bool) -> int:
     count = size = damaged_bytes = 0
-    async with open_target(name) as target:
+    async with look_at(name) as target:
         with progress("verifying") as bar:
             async for ino, index, path in _shards_to_verify(target, what):
                 bar.show(size, None, f"verifying: {count} shards, {size_text(size)}")

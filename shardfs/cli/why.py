@@ -15,10 +15,11 @@ import click
 import trio
 
 from shardfs.cli.examples import examples
+from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_facts, print_json, print_row, printable, size_text
 from shardfs.errors import UsageError
-from shardfs.fuse.targets import Target, open_target
+from shardfs.fuse.targets import Target
 
 _FILE_WIDTHS: Final = (-9, -7, 30)
 _EXTENT_WIDTHS: Final = (-6, 8, 10, -10, -10, -10)
@@ -52,7 +53,7 @@ def why(target: str, what: str | None, as_json: bool) -> None:
 
 
 async def _explain(name: str, what: str | None, as_json: bool) -> None:
-    async with open_target(name) as target:
+    async with look_at(name) as target:
         if what is None and not target.inner_path:
             raise UsageError(f"say what of {target.name}: the number of an extent, or a path")
         if what is not None and what.isascii() and what.isdecimal():
