@@ -19,7 +19,7 @@ import trio
 from shardfs.cli.examples import examples
 from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
-from shardfs.cli.output import print_json, printable, size_text
+from shardfs.cli.output import print_json, print_line, printable, size_text
 from shardfs.fuse.targets import default_target
 
 _BAR_WIDTH: Final = 64
@@ -56,11 +56,11 @@ async def _ask(name: str) -> dict[str, Any]:
 def _print(answer: dict[str, Any]) -> None:
     total, rows = answer["device_bytes"], _rows(answer["parts"], answer["extent_bytes"])
     where = f" at {printable(answer['mountpoint'])}" if answer["mountpoint"] else ", not mounted"
-    click.echo(f"{printable(answer['device'])}{where}: {size_text(total)}")
+    print_line(f"{printable(answer['device'])}{where}: {size_text(total)}")
     click.echo(f"[{_bar([size for _, size, _ in rows], total)}]")
     for mark, (name, size, note) in zip(_MARKS, rows, strict=True):
         share = 100 * size / total
-        click.echo(f"  {mark} {name:<10}{size_text(size):>11} {share:6.2f} %  {note}".rstrip())
+        print_line(f"  {mark} {name:<10}{size_text(size):>11} {share:6.2f} %  {note}", indent=36)
     click.echo(f"{size_text(answer['available_bytes'])} can be written now: garbage and free")
 
 

@@ -15,7 +15,9 @@ from shardfs.cli import machine
 from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
-from shardfs.cli.output import print_json
+from shardfs.cli.output import print_json, print_row
+
+_WIDTHS = (8, 12)
 
 
 @examples(
@@ -38,9 +40,9 @@ def doctor(device: str | None, as_json: bool) -> int:
     for result in machine.run(checks):
         results.append(result)
         if not as_json:
-            click.echo(f"{result.state:<8}  {result.check:<12}  {result.found}")
+            print_row((result.state, result.check, result.found), _WIDTHS)
             if result.advice:
-                click.echo(f"{'':<8}  {'':<12}  {result.advice}")
+                print_row(("", "", result.advice), _WIDTHS)
     is_ready = all(result.state != machine.FINDING for result in results)
     if as_json:
         print_json({"ready": is_ready, "checks": [asdict(result) for result in results]})

@@ -18,7 +18,7 @@ import trio
 from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
-from shardfs.cli.output import print_json, printable, size_text
+from shardfs.cli.output import print_json, print_line, printable, size_text
 from shardfs.cli.progress import progress, waiting
 from shardfs.cli.unmounted import unmounted_device
 from shardfs.engine.block_device import open_device
@@ -101,18 +101,18 @@ async def _repair(path: str, delete_damaged: bool) -> RepairReport:
 
 def _print(device: str, report: Report, data: bool) -> None:
     for finding in report.findings:
-        click.echo(printable(str(finding)))
-        click.echo(f"    repair would {remedy(finding)}")
+        print_line(printable(str(finding)))
+        print_line(f"    repair would {remedy(finding)}")
     if report.finding_count > len(report.findings):
-        click.echo(f"and {report.finding_count - len(report.findings)} more")
+        print_line(f"and {report.finding_count - len(report.findings)} more")
     _print_verdict(device, report, data)
     if not report.is_clean:
-        click.echo(f"mend it with: shardfs fsck --repair {device}")
+        print_line(f"mend it with: shardfs fsck --repair {device}")
 
 
 def _print_verdict(device: str, report: Report, data: bool) -> None:
     for note in report.notes:
-        click.echo(f"note: {printable(note)}")
+        print_line(f"note: {printable(note)}")
     counts = report.counts
     looked_at = (
         f"{counts.get('inodes', 0)} inodes, {counts.get('names', 0)} names, "
@@ -123,23 +123,23 @@ def _print_verdict(device: str, report: Report, data: bool) -> None:
     if counts.get("lost_bytes"):
         looked_at += f"; {size_text(counts['lost_bytes'])} recorded as lost"
     verdict = "clean" if report.is_clean else f"{report.finding_count} findings"
-    click.echo(f"{device}: {verdict} ({looked_at})")
+    print_line(f"{device}: {verdict} ({looked_at})")
 
 
 def _print_repaired(device: str, report: RepairReport) -> None:
     for finding in report.before.findings:
-        click.echo(printable(str(finding)))
+        print_line(printable(str(finding)))
     if report.before.finding_count > len(report.before.findings):
-        click.echo(f"and {report.before.finding_count - len(report.before.findings)} more")
+        print_line(f"and {report.before.finding_count - len(report.before.findings)} more")
     if report.is_rebuilt:
-        click.echo("a new tree was written")
+        print_line("a new tree was written")
     _print_actions(report)
     for lost in report.lost:
-        click.echo(printable(f"LOST: {_name(lost)} bytes {lost.start} to {lost.end - 1}"))
+        print_line(printable(f"LOST: {_name(lost)} bytes {lost.start} to {lost.end - 1}"))
     for path in report.deleted:
-        click.echo(printable(f"DELETED: {path}"))
+        print_line(printable(f"DELETED: {path}"))
     for finding in report.after.findings:
-        click.echo(printable(f"LEFT: {finding}"))
+        print_line(printable(f"LEFT: {finding}"))
     _print_verdict(device, report.after, True)
 
 
@@ -152,11 +152,11 @@ def _print_actions(report: RepairReport) -> None:
         few = actions if len(actions) <= 2 * _ALIKE_MAX else actions[:_ALIKE_MAX]
         for action in few:
             who = f"{action.path or f'inode {action.ino}'}: " if action.ino is not None else ""
-            click.echo(printable(f"{who}{what}"))
+            print_line(printable(f"{who}{what}"))
         if len(few) < len(actions):
-            click.echo(f"and {len(actions) - len(few)} more: {what}")
+            print_line(f"and {len(actions) - len(few)} more: {what}")
     if report.action_count > len(report.actions):
-        click.echo(f"and {report.action_count - len(report.actions)} other things")
+        print_line(f"and {report.action_count - len(report.actions)} other things")
 
 
 def _name(lost: LostRange) -> str:

@@ -26,7 +26,7 @@ from shardfs.cli.inspect_output import (
     print_troubles,
 )
 from shardfs.cli.options import PATH, SIZE, json_option
-from shardfs.cli.output import print_facts, print_json, print_row, printable
+from shardfs.cli.output import print_facts, print_json, print_line, print_row, printable
 from shardfs.engine.dissection import Dissection, dissect_frame, dissect_value
 from shardfs.engine.frame_walk import Span
 from shardfs.engine.layout import ExtentState, Kind, Stream
@@ -193,7 +193,7 @@ async def _extent(wishes: Wishes, number: int, store: RawStore) -> int:
         if wishes.with_hex:
             data = await store.device.read(base + span.start, min(64, span.end - span.start))
             for line in hex_lines(bytes(data), span.start):
-                click.echo(f"          {line}")
+                click.echo(f"  {line}")
     return SUCCESS
 
 
@@ -377,7 +377,7 @@ async def _record(wishes: Wishes, what: str, store: RawStore) -> int:
     key = await _key_of(what, store, troubles)
     versions: list[dict[str, Any]] = []
     if not wishes.as_json:
-        click.echo(f"{printable(key_text(key))} (key {key.hex()})")
+        print_line(f"{printable(key_text(key))} (key {key.hex()})")
     for version in await store.versions(key, troubles):
         dissection = dissection_of(version.value)
         dissect_value(dissection, key, len(version.value), "entry")

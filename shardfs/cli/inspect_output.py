@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from shardfs.cli.output import print_row, printable
+from shardfs.cli.output import print_line, print_row, printable
 from shardfs.engine.dissection import Dissection
 
 _WIDTHS: Final = (-7, -6, 20, 20, 20)
@@ -30,7 +30,7 @@ def print_dissection(dissection: Dissection, *, with_hex: bool) -> None:
         if with_hex:
             data = dissection.data[each.offset : each.offset + each.length]
             for line in hex_lines(data, each.offset, lines_max=_HEX_LINES_OF_A_FIELD):
-                click.echo(f"          {line}")
+                click.echo(f"  {line}")
     print_troubles(dissection)
 
 
@@ -41,7 +41,7 @@ def _shortened(text: str) -> str:
 def print_troubles(dissection: Dissection) -> None:
     """What does not hold, one line each."""
     for trouble in dissection.troubles:
-        click.echo(f"! {printable(trouble)}")
+        print_line(f"! {printable(trouble)}")
     if dissection.is_cut:
         click.echo("! there is more than is shown")
 

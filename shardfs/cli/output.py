@@ -14,6 +14,7 @@ import datetime
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     pairs = list(facts)
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
-        click.echo(f"{name:<{width}}  {value}".rstrip())
+        print_line(f"{name:<{width}}  {value}", indent=width + 2)
 
 
 def print_resized(target: str, facts: dict[str, Any], *, as_json: bool) -> None:
@@ -53,6 +54,27 @@ def print_resized(target: str, facts: dict[str, Any], *, as_json: bool) -> None:
     )
 
 
+def print_line(text: str, *, indent: int = 4) -> None:
+    """A line. On a terminal that is narrower it is broken between words, and goes on below, behind
+    `indent` spaces; a number is broken only if it alone is wider."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    text = text.rstrip()
+    if not columns or len(text) <= columns:
+        click.echo(text)
+        return
+    head = len(text) - len(text.lstrip())
+    broken = textwrap.TextWrapper(
+        columns,
+        initial_indent=text[:head],
+        subsequent_indent=" " * min(indent, columns // 2),
+        break_on_hyphens=False,
+        replace_whitespace=False,
+        expand_tabs=False,
+    )
+    for part in broken.wrap(text[head:]):
+        click.echo(part.rstrip())
+
+
 def is_wide() -> bool:
     """There is room for columns that few people need: the terminal is wide, or there is none."""
     return not sys.stdout.isatty() or shutil.get_terminal_size().columns >= _WIDE_COLUMNS
@@ -65,7 +87,7 @@ def print_row(cells: Sequence[str], widths: Sequence[int]) -> None:
         cell.rjust(-width) if width < 0 else cell.ljust(width)
         for cell, width in zip(first, widths, strict=False)
     ]
-    click.echo("  ".join([*parts, last]).rstrip())
+    print_line("  ".join([*parts, last]), indent=sum(len(part) + 2 for part in parts))
 
 
 def size_text(length: int) -> str:

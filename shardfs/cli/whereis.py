@@ -16,7 +16,7 @@ import trio
 from shardfs.cli.examples import examples
 from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, SIZE, json_option
-from shardfs.cli.output import print_json, print_row, printable, size_text
+from shardfs.cli.output import print_json, print_line, print_row, printable, size_text
 from shardfs.errors import UsageError
 from shardfs.fuse.targets import Target
 
@@ -102,7 +102,7 @@ async def _places(target: Target, offset: int, length: int) -> list[dict[str, An
 
 
 def _print_one(offset: int, place: dict[str, Any]) -> None:
-    click.echo(f"byte {offset}: {_what(place, offset, offset)}")
+    print_line(f"byte {offset}: {_what(place, offset, offset)}")
     size = place["end"] - place["start"]
     where = f"bytes {place['start']} to {place['end'] - 1} of the device, {size_text(size)}"
     where += "" if place["extent"] is None else f", in extent {place['extent']}"

@@ -17,7 +17,7 @@ import trio
 from shardfs.cli.examples import examples
 from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
-from shardfs.cli.output import print_facts, print_json, print_row, printable, size_text
+from shardfs.cli.output import print_facts, print_json, print_line, print_row, printable, size_text
 from shardfs.errors import UsageError
 from shardfs.fuse.targets import Target
 
@@ -110,7 +110,7 @@ def _print_extent(extent: dict[str, Any]) -> None:
         click.echo(f"  {size_text(content['bytes'])} of {content['name']}")
     click.echo("it is free" if not extent["holds"] else "it is not free:")
     for hold in extent["holds"]:
-        click.echo(f"  {hold['kind']}: {hold['text']}")
+        print_line(f"  {hold['kind']}: {hold['text']}")
 
 
 def _print_file(file: dict[str, Any]) -> None:

@@ -120,16 +120,16 @@ def require_fitting(shown: dict[str, list[str]], commands: list[str], columns: i
     assert list(shown) == commands
     assert [command for command, lines in shown.items() if not lines] == []
     broken = {
-        command: [line for line in lines if len(line) > columns]
-        for command, lines in shown.items()
+        command: [line for line in lines if len(line) > columns] for command, lines in shown.items()
     }
     assert {command: lines for command, lines in broken.items() if lines} == {}
 
 
 @pytest.mark.parametrize("columns", [80, 200])
-def test_an_unmounted_device(tmp_path: Path, images: dict[str, Path], columns: int) -> None:
-    commands = [each.format(**images) for each in ON_A_DEVICE]
-    require_fitting(on_a_terminal(tmp_path, columns, commands), commands, columns)
+def test_an_unmounted_device(images: dict[str, Path], columns: int) -> None:
+    commands = [each.format(image="image.img", damaged="damaged.img") for each in ON_A_DEVICE]
+    folder = images["image"].parent
+    require_fitting(on_a_terminal(folder, columns, commands), commands, columns)
 
 
 @pytest.mark.parametrize("columns", [80, 200])
@@ -142,7 +142,7 @@ def test_a_mount(
 ) -> None:
     assert run("mount", make_copy(images["image"]), mountpoint).returncode == 0
     (mountpoint / "new").write_bytes(b"new" * 10_000)
-    commands = [each.format(mount=shlex.quote(str(mountpoint))) for each in ON_A_MOUNT]
+    commands = [each.format(mount=shlex.quote(mountpoint.name)) for each in ON_A_MOUNT]
     require_fitting(on_a_terminal(tmp_path, columns, commands), commands, columns)
 
 
