@@ -57,7 +57,7 @@ missing_packages() {
 missing_test_packages() {
     local pair
     for pair in ccache:ccache fio:fio make:make rclone:rclone rsync:rsync setpriv:util-linux \
-        stress-ng:stress-ng unzip:unzip zip:zip; do
+        stress-ng:stress-ng tmux:tmux unzip:unzip zip:zip; do
         command -v "${pair%:*}" >/dev/null || echo "${pair#*:}"
     done
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || echo postgresql

@@ -16,7 +16,7 @@ import trio
 from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, json_option
-from shardfs.cli.output import print_json, print_row, printable, size_text
+from shardfs.cli.output import print_json, print_line, print_row, printable, size_text
 from shardfs.cli.pages import pages_of
 from shardfs.fuse.targets import default_target, open_target
 
@@ -52,7 +52,7 @@ def pending(path: str | None, as_json: bool) -> int:
             where = " = ".join(map(printable, file["paths"])) or f"inode {file['ino']} (no name)"
             cells = (", ".join(file["pending"]), size_text(file["buffered_bytes"]), where)
             print_row(cells, _WIDTHS)
-        click.echo(
+        print_line(
             f"{len(files)} would not survive a power cut as they are now; make them durable: "
             f"shardfs sync --wait {printable(name)}"
         )

@@ -134,6 +134,20 @@ def test_without_any_superblock(
     assert chunk["troubles"] == []
 
 
+def test_shards_why_and_df_open_a_store_with_a_lost_run(
+    sample: tuple[Path, dict[str, bytes]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, _ = sample
+    (segment,) = told(capsys, "inspect", "run", image)["segments"]
+    extent, offset = map(int, segment["index"].split(":"))
+    damage(image, extent * EXTENT + offset + 80, b"\xff\xfe\xfd")
+    assert run("fsck", image).returncode == 1
+    for line in (("df", image), ("why", image, "4"), ("shards", "ls", image)):
+        done = run(*line)
+        assert b"shardfs: note: " in done.stderr and b"lost" in done.stderr, (line, done)
+        assert done.returncode in (0, 1) and done.stdout, (line, done)
+
+
 # --- files without mounting ---------------------------------------------------------------------
 
 
