@@ -24,7 +24,15 @@ from shardfs.cli.unmounted import unmounted_device
 from shardfs.engine.block_device import open_device
 from shardfs.engine.findings import Finding, Report
 from shardfs.errors import UsageError
-from shardfs.fuse.repair import Action, LostRange, RepairReport, check_device, remedy, repair_device
+from shardfs.fuse.repair import (
+    Action,
+    LostRange,
+    RepairReport,
+    check_device,
+    needs_salvage,
+    remedy,
+    repair_device,
+)
 
 _ALIKE_MAX = 3
 
@@ -106,7 +114,9 @@ def _print(device: str, report: Report, data: bool) -> None:
     if report.finding_count > len(report.findings):
         print_line(f"and {report.finding_count - len(report.findings)} more")
     _print_verdict(device, report, data)
-    if not report.is_clean:
+    if needs_salvage(report):
+        print_line(f"bring the files elsewhere with: shardfs salvage {device} DIRECTORY")
+    elif not report.is_clean:
         print_line(f"mend it with: shardfs fsck --repair {device}")
 
 

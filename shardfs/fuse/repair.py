@@ -217,6 +217,11 @@ def remedy(finding: Finding) -> str:
     return _REMEDIES[finding.invariant]
 
 
+def needs_salvage(report: Report) -> bool:
+    """Whether nothing can be mended in place: the superblock is gone altogether."""
+    return any(finding.message == _NO_SUPERBLOCK for finding in report.findings)
+
+
 def needs_new_tree(report: Report) -> bool:
     """Whether a finding is about the tree or its accounts."""
     return any(_is_about_the_tree(finding) for finding in report.findings)

@@ -51,6 +51,7 @@ def test_a_lost_superblock_is_a_finding_that_says_what_to_do(
         assert main.run(["fsck", "--data", str(image)]) == 1
         told = capsys.readouterr()
         assert "shardfs salvage" in told.out and "/a/file2" in told.out and not told.err
+        assert "fsck --repair" not in told.out
         assert main.run(["fsck", "--repair", str(image)]) == 1
         assert "shardfs salvage" in capsys.readouterr().err
 
