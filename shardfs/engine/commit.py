@@ -112,6 +112,8 @@ class Committer:
         self._next_number = root.durable_delta + 1
         self._pending: dict[bytes, bytes] = {}
         self._pending_bytes = 0
+        self._on_the_way: dict[bytes, bytes] = {}
+        """Changes of the delta that is being written; of one that has failed, for ever."""
         self._riders: dict[int, _Riders] = {}
         self._next = Dependency()
         self._last = PERSISTENT
@@ -207,31 +209,30 @@ class Committer:
         """Persistent once every batch applied so far is durable."""
         return self._next if self._pending else self._last
 
-    def is_durable(self, key: bytes) -> bool:
-        """Whether every change of a key is durable. While a delta is on its way, what is in the
-        memtable may be part of it, and counts as not durable."""
+    def applied_to(self, key: bytes) -> Dependency:
+        """Persistent once every batch that has changed a key so far is durable."""
         if key in self._pending:
-            return False
-        return self._last.is_persistent() or self._tree.in_memory(key) is None
+            return self._next
+        return self._last if key in self._on_the_way else PERSISTENT
 
     def pending_keys(self) -> list[bytes]:
-        """Keys for which `is_durable` may be False."""
-        keys = list(self._pending)
-        if not self._last.is_persistent():
-            keys += self._tree.memtable.entries
-            if self._tree.frozen is not None:
-                keys += self._tree.frozen.entries
-        return keys
+        """Keys with a change that is not durable; some twice."""
+        return [*self._pending, *self._on_the_way]
 
-    async def commit(self) -> None:
-        """Make every batch applied before the call durable; shared among callers.
+    async def commit(self, target: Dependency | None = None) -> None:
+        """Make batches durable; shared among callers.
+
+        Args:
+            target: what `applied` or `applied_to` gave: these and all applied before them. None:
+                every batch applied before the call.
 
         Durable when: returned.
 
         Raises:
             DeviceError, ReadOnlyError, NoSpaceError: it cannot be made durable.
         """
-        target = self.applied()
+        if target is None:
+            target = self.applied()
         while not target.settled:
             if self._committing:
                 await self._end_of_commit()
@@ -320,6 +321,7 @@ class Committer:
                     await self._scheduler.settle(each)
             self._root = self._root._replace(durable_delta=number)
             self._log_bytes += log_bytes
+            self._on_the_way = {}
             target.resolve()
         except ShardfsError as error:
             self._health.make_read_only(str(error))
@@ -356,7 +358,7 @@ class Committer:
             Tail(extent.index, extent.epoch, extent.write_pointer, extent.stream, change)
             for extent, change in self._extents.take_touched()
         ]
-        changes = self._pending
+        changes = self._on_the_way = self._pending
         self._pending = {}
         self._pending_bytes = 0
         self._riders = {}

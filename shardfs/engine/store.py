@@ -339,10 +339,10 @@ class Store:
 
     def is_durable(self, key: bytes) -> bool:
         """Whether the present value of a key would survive a power cut; True if it has none."""
-        return self._committer.is_durable(key)
+        return self._committer.applied_to(key).is_persistent()
 
     def pending_keys(self) -> list[bytes]:
-        """Keys with changes that may not be durable: a superset of those that are not."""
+        """Keys with changes that are not durable; some twice."""
         return self._committer.pending_keys()
 
     # --- durability and space ---------------------------------------------------------------
@@ -360,6 +360,20 @@ class Store:
         if not dependency.is_persistent():
             await self._committer.commit()
             await self._scheduler.settle(dependency)
+        self._maintenance.notice()
+
+    async def sync_key(self, key: bytes) -> None:
+        """Return when the present value of a key is persistent, and all that was applied before
+        it. What others have applied since is not waited for.
+
+        Durable when: returned. Callers share flushes. Checkpoints: not when it is persistent.
+
+        Raises:
+            DeviceError, ReadOnlyError: it cannot be made durable.
+        """
+        dependency = self._committer.applied_to(key)
+        if not dependency.is_persistent():
+            await self._committer.commit(dependency)
         self._maintenance.notice()
 
     @property

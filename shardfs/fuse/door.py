@@ -137,6 +137,10 @@ class StoreDoor(Protocol):
     async def sync(self, dependency: Dependency | None = None) -> None:
         """Return when `dependency` (default: all applied before) is persistent."""
 
+    async def sync_key(self, key: bytes) -> None:
+        """Return when the present value of a key is persistent, and all that was applied before
+        it. Checkpoints: not when it is."""
+
     @property
     def is_flushing(self) -> bool:
         """Whether the device flushes."""

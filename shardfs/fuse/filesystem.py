@@ -12,7 +12,7 @@ Not here: mounting and signals (session.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -136,7 +136,7 @@ class FileSystem:
         Raises:
             DeviceError, ReadOnlyError
         """
-        expectation = await self._expect(None)
+        expectation = await self._expect(contents=True)
         await self.writeback.flush_all()
         await self.store.sync()
         if expectation and not self.store.health.reason and not self.writeback.dirty_count:
@@ -148,7 +148,7 @@ class FileSystem:
         Raises:
             DeviceError, ReadOnlyError
         """
-        expectation = await self._expect(())
+        expectation = await self._expect(contents=False)
         await self.store.sync()
         if expectation:
             expectation.kept()
@@ -174,10 +174,10 @@ class FileSystem:
                     self.store.health.reason or "see above",
                 )
 
-    async def _expect(self, inos: Sequence[int] | None) -> Expectation | None:
+    async def _expect(self, *, contents: bool) -> Expectation | None:
         if self._observer is None:
             return None
-        return await self._observer.expect(inos, self.writeback.read)
+        return await self._observer.expect(None, self.writeback.read if contents else None)
 
     async def _supervise(self, name: str, task: Callable[[], Awaitable[None]]) -> None:
         """Run a background task; a bug in it makes the store read-only, not the mount end."""

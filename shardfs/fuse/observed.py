@@ -71,11 +71,11 @@ class ObservedWriteback(Writeback):
         """The content that a file has now; none if it is not a regular file."""
         inode = await self._tables.inode(ino)
         is_regular = inode is not None and inode.is_regular
-        return await self._observer.expect([ino] if is_regular else [], self.read)
+        return await self._observer.expect(ino, self.read if is_regular else None)
 
     def _write_now(self, ino: int, offset: int, data: bytes, privileged: bool) -> None:
         super()._write_now(ino, offset, data, privileged)
-        self._observer.content_changed(ino)
+        self._observer.written(ino)
 
 
 class ObservedNamespace(Namespace):

@@ -10,7 +10,8 @@ Invariants:
     I2. A promise of content names the content that the file had when the call began, and is made
         only if the file was not changed until the call returned.
     I3. A promise of content holds until the file is marked as changed. A promise of names counts
-        the changes of names that were applied when the call began.
+        the changes of names that were applied when the call began, or in an fsync when its file
+        or directory was changed last.
     I4. A file that a rename puts in the place of another has, wherever that change of names is
         found, the content that it had when the rename began: never an empty file.
     I5. Decoding any bytes returns a mark or raises CorruptionError, nothing else.
@@ -60,8 +61,16 @@ class Observer(Protocol):
     def content_changed(self, ino: int) -> None:
         """The file's bytes or size are no longer what they were."""
 
-    async def expect(self, inos: Sequence[int] | None, read: Read) -> Expectation:
-        """A call begins that makes all names durable, and these files (None: every file)."""
+    def written(self, ino: int) -> None:
+        """The same, and the file will go to the store behind all names that have changed by now."""
+
+    async def expect(self, ino: int | None, read: Read | None) -> Expectation:
+        """A call begins that makes a file or directory durable, and the names as they were when
+        it was changed last (None: all names as they are now).
+
+        Args:
+            read: reads that file, or every file, whose content is made durable too; None: none is.
+        """
 
 
 # --- marks ----------------------------------------------------------------------------------------
@@ -204,6 +213,7 @@ class PromiseRecorder:
         self._promised: set[int] = set()
         self._unpromised: dict[int, None] = {}
         self._given: dict[int, tuple[int, Promised]] = {}
+        self._names_at_change: dict[int, int] = {}
 
     def names_changed(self, entries: Mapping[tuple[int, bytes], Entry | None]) -> None:
         """See Observer."""
@@ -211,7 +221,8 @@ class PromiseRecorder:
             names = [(*key, entry.ino if entry else 0) for key, entry in entries.items()]
             self._mark(encode_mark(NamesChanged(tuple(names))))
             self.names_count += 1
-            for _, _, ino in names:
+            for parent, _, ino in names:
+                self._names_at_change[parent] = self._names_at_change[ino] = self.names_count
                 self._mark_given(ino)
 
     def content_changed(self, ino: int) -> None:
@@ -221,6 +232,11 @@ class PromiseRecorder:
         if ino in self._promised:
             self._promised.discard(ino)
             self._mark(encode_mark(ContentChanged(ino)))
+
+    def written(self, ino: int) -> None:
+        """See Observer."""
+        self._names_at_change[ino] = self.names_count
+        self.content_changed(ino)
 
     def _mark_given(self, ino: int) -> None:
         """A name of the file has changed: its content, as it was given, goes with it (I5)."""
@@ -233,11 +249,13 @@ class PromiseRecorder:
         """Rises with every change of the file's content."""
         return self._versions.get(ino, 0)
 
-    async def expect(self, inos: Sequence[int] | None, read: Read) -> Expectation:
-        """See Observer. Reads the files (None: every one changed since it was promised last)."""
-        expectation = _Expectation(self, self.names_count)
-        for ino in list(self._unpromised) if inos is None else inos:
-            await expectation.add(ino, read)
+    async def expect(self, ino: int | None, read: Read | None) -> Expectation:
+        """See Observer. Of all files those are read that have changed since they were promised."""
+        names = self.names_count if ino is None else self._names_at_change.get(ino, 0)
+        expectation = _Expectation(self, names)
+        if read is not None:
+            for each in list(self._unpromised) if ino is None else [ino]:
+                await expectation.add(each, read)
         return expectation
 
     @contextmanager

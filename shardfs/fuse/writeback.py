@@ -277,7 +277,7 @@ class Writeback:
         """
         try:
             await self.flush(ino)
-            await self._store.sync()
+            await self._store.sync_key(inode_key(ino))
         except ReadOnlyError as error:
             raise FileError(errno.EIO, f"fsync of inode {ino}: {error}") from error
 

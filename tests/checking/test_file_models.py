@@ -207,18 +207,46 @@ def test_replacing_a_file_shows_the_old_or_the_new_one() -> None:
             model.after_crash(state)
 
 
-def test_fsync_of_one_file_keeps_the_names_of_all() -> None:
+def test_fsync_of_a_file_keeps_its_data_and_the_names_up_to_its_last_change() -> None:
     model = FileModel()
-    model.create("a")
-    model.create("b")
     for path in ("a", "b"):
+        model.create(path)
         model.write(model.file(path), 0, b"data")
-    model.keep(model.begin_sync((model.file("a"),)))
-    model.after_crash(found(model, a=b"data", b=b""))
-    model.after_crash(found(model, a=b"data", b=b"data"))
-    for state in (found(model, a=b"", b=b""), found(model, a=b"data")):
+    model.create("c")
+    model.keep(model.begin_sync(model.file("a")))
+    names_up_to_the_write = found(model, a=b"data")
+    for state in (
+        names_up_to_the_write,
+        found(model, a=b"data", b=b""),
+        found(model, a=b"data", b=b"data", c=b""),
+    ):
+        model.after_crash(state)
+    model.write(model.file("a"), 4, b"more")
+    model.keep(model.begin_sync(model.file("a")))
+    model.after_crash(found(model, a=b"datamore", b=b"", c=b""))
+    for state in (
+        names_up_to_the_write,
+        found(model, a=b"data", b=b"", c=b""),
+        found(model, a=b"datamore", b=b"data"),
+    ):
         with pytest.raises(AssertionError, match="a crash may not leave this"):
             model.after_crash(state)
+
+
+def test_fsync_of_a_directory_keeps_the_names_up_to_its_last_change() -> None:
+    model = FileModel()
+    model.mkdir("d")
+    model.create("a")
+    model.create("d/b")
+    root, directory = model.directory(""), model.directory("d")
+    model.rename("d/b", "c")
+    model.mkdir("d/e")
+    model.rename("d", "f")
+    model.set_mode("c", 0o600)
+    after = [model.begin_sync(node).moment for node in (root, directory, model.directory("f/e"))]
+    assert after == [6, 6, 5]
+    assert model.begin_sync(model.file("c")).moment == 7
+    assert model.begin_sync(model.file("a")).moment == 2
 
 
 def test_what_was_found_after_a_crash_is_durable() -> None:

@@ -63,7 +63,7 @@ class FileWorkload:
 
     async def fsync(self, name: str) -> None:
         """Durable when returned."""
-        promise = self.model.begin_sync((self.model.file(name),))
+        promise = self.model.begin_sync(self.model.file(name))
         await self.file_system.writeback.fsync(await self.ino(name))
         self.model.keep(promise)
 

@@ -86,7 +86,7 @@ class Run:
         try:
             match name:
                 case "fsync":
-                    return 0, model.begin_sync((model.file(arguments[0]),))
+                    return 0, model.begin_sync(model.file(arguments[0]))
                 case "flush":
                     model.store(model.file(arguments[0]))
                 case "write" | "truncate":

@@ -106,6 +106,15 @@ class Runner:
             raise OSError(errno.ECANCELED, "")
         return descriptor
 
+    def _require_root_opened(self, status: os.stat_result) -> None:
+        """Before something is stored in a mapping of a file with set-ID bits, which ext4 leaves
+        there. Through which of the open files it will be written back, nobody knows."""
+        if not status.st_mode & (stat.S_ISUID | stat.S_ISGID):
+            return
+        for slot, descriptor in self._open.items():
+            if self._openers[slot] and os.fstat(descriptor).st_ino == status.st_ino:
+                raise OSError(errno.ECANCELED, "")
+
     def _fd(self, slot: int) -> int:
         if slot not in self._open:
             raise OSError(errno.EBADF, "")
@@ -187,9 +196,12 @@ class Runner:
     def map(self, slot: int, shared: bool, stores: list[tuple[int, int]], sync: bool) -> Value:
         """Map all of a small file, and the rest of its last page; store; read it back."""
         descriptor = self._fd(slot)
-        size = os.fstat(descriptor).st_size
-        if not 0 < size <= READ_BYTES_MAX or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        size = status.st_size
+        if not 0 < size <= READ_BYTES_MAX or not stat.S_ISREG(status.st_mode):
             return "not mapped"
+        if shared and stores:
+            self._require_root_opened(status)
         pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         kind = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
         rights = mmap.PROT_READ | (mmap.PROT_WRITE if stores else 0)

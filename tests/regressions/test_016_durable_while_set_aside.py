@@ -11,6 +11,7 @@ import pytest
 
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.commit import Committer
+from shardfs.engine.dependency import PERSISTENT, Dependency
 from tests.engine.stores import formatted, opened
 
 KEY = b"key"
@@ -48,10 +49,10 @@ async def test_what_is_set_aside_and_not_flushed_is_not_durable(
 
 
 async def test_the_mistake_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def is_durable(self: Committer, key: bytes) -> bool:
+    def applied_to(self: Committer, key: bytes) -> Dependency:
         if key in self._pending:
-            return False
-        return self._last.is_persistent() or self._tree.memtable.get(key) is None
+            return self._next
+        return PERSISTENT if self._tree.memtable.get(key) is None else self._last
 
-    monkeypatch.setattr(Committer, "is_durable", is_durable)
+    monkeypatch.setattr(Committer, "applied_to", applied_to)
     assert await told_before_it_was_true(await formatted(), monkeypatch) == 1

@@ -31,7 +31,13 @@ CONTENT: Final = (
     Canary(
         "fsync-without-sync",
         "fsync gives the file's data to the store, and does not wait until it is durable.",
-        (Edit(Writeback.fsync, "await self._store.sync()", "await self._store.admit()"),),
+        (
+            Edit(
+                Writeback.fsync,
+                "await self._store.sync_key(inode_key(ino))",
+                "await self._store.admit()",
+            ),
+        ),
         ("files",),
     ),
     Canary(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -80,20 +80,17 @@ class FileClient:
     circumstances: Circumstances
     handles: list[OpenFile] = field(default_factory=list)
     listings: dict[int, Listing] = field(default_factory=dict)
-    quiet: tuple[Promise, Promise] | None = None
-    """While an operation is under way: what a sync by another client keeps, of what was stored
-    and of everything."""
+    quiet: Promise | None = None
+    """While an operation is under way: what a sync of everything keeps."""
 
-    def promise(self, *, of_all: bool) -> Promise:
-        """What a sync that somebody else calls now makes durable here."""
-        if self.quiet is not None:
-            return self.quiet[of_all]
-        return self.model.begin_sync_of_all() if of_all else self.model.begin_sync()
+    def promise(self) -> Promise:
+        """What a sync of everything that somebody calls now makes durable here."""
+        return self.model.begin_sync_of_all() if self.quiet is None else self.quiet
 
     @contextmanager
     def busy(self) -> Iterator[None]:
         """While an operation is under way: others' syncs keep what was there before it."""
-        self.quiet = self.promise(of_all=False), self.promise(of_all=True)
+        self.quiet = self.promise()
         try:
             yield
         finally:
@@ -237,27 +234,21 @@ class FileClient:
         self,
         expect: Callable[[], Node],
         ino: Callable[[], Awaitable[int]],
-        clients: Sequence[FileClient],
     ) -> None:
         """fsync of a file or directory; what it promises is kept when it has returned."""
-        promises = [(each, each.promise(of_all=False)) for each in clients if each is not self]
 
         async def ask() -> bool:
             number = await ino()
             await self.file_system.writeback.fsync(number)
             return bool(self.file_system.writeback.error_count(number))
 
-        answers = await self.both(
-            lambda: self.model.begin_sync((expect(),)), ask, takes_space=False
-        )
+        answers = await self.both(lambda: self.model.begin_sync(expect()), ask, takes_space=False)
         if answers is not None:
             promise, lost = answers
             if lost:  # an earlier write was; an open handle would be told now
                 assert self.circumstances.faults
                 promise.versions.pop(expect(), None)
             self.model.keep(promise)
-            for client, promise in promises:
-                client.model.keep(promise)
 
     def open(self, node: Node, ino: int) -> None:
         """Keep a file open, unless many are."""

@@ -250,7 +250,7 @@ class FileRun:
                 if not self._is_reaped:
                     await self.file_system.orphans.reap_queued()
             case "sync":
-                promises = [(each.model, each.promise(of_all=True)) for each in self._clients]
+                promises = [(each.model, each.promise()) for each in self._clients]
                 if await self._excused(self.file_system.sync()):
                     self._keep(promises)
             case "empty":
@@ -292,7 +292,7 @@ class FileRun:
 
     async def _sleep(self, seconds: int) -> None:
         """Time passes; with the background's tasks, what is five seconds old is durable."""
-        promises = [(each.model, each.promise(of_all=True)) for each in self._clients]
+        promises = [(each.model, each.promise()) for each in self._clients]
         await trio.sleep(seconds)
         if seconds >= _SECONDS_UNTIL_DURABLE and self._setup.background:
             self._keep(promises)

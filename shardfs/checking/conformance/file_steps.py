@@ -270,19 +270,17 @@ async def flush(client: FileClient, path: int, *_: object) -> None:
         )
 
 
-async def fsync(client: FileClient, path: int, _second: int, _third: int, clients: Clients) -> None:
+async def fsync(client: FileClient, path: int, *_: object) -> None:
     """fsync(2) and fdatasync(2), which are the same."""
     where = _path(path)
-    await client.sync(lambda: client.model.file(where), lambda: client.resolve_file(where), clients)
+    await client.sync(lambda: client.model.file(where), lambda: client.resolve_file(where))
 
 
-async def fsyncdir(
-    client: FileClient, path: int, _second: int, _third: int, clients: Clients
-) -> None:
+async def fsyncdir(client: FileClient, path: int, *_: object) -> None:
     """fsync(2) of a directory."""
     where = _directory_path(path)
     await client.sync(
-        lambda: client.model.directory(where), lambda: client.resolve_directory(where), clients
+        lambda: client.model.directory(where), lambda: client.resolve_directory(where)
     )
 
 
@@ -326,9 +324,7 @@ async def handle_truncate(client: FileClient, number: int, length: int, *_: obje
         await client.truncate(handle.node, handle.ino, length)
 
 
-async def handle_fsync(
-    client: FileClient, number: int, _second: int, _third: int, clients: Clients
-) -> None:
+async def handle_fsync(client: FileClient, number: int, *_: object) -> None:
     """fsync(2) of a file that may have no name any more."""
     handle = _handle(client, number)
     if handle is not None:
@@ -337,7 +333,7 @@ async def handle_fsync(
             return handle.ino
 
         node = handle.node
-        await client.sync(lambda: node, ino, clients)
+        await client.sync(lambda: node, ino)
 
 
 async def close(client: FileClient, number: int, *_: object) -> None:

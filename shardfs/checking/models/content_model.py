@@ -60,7 +60,6 @@ class Mark(NamedTuple):
 
     versions: int
     floors: int
-    stored: int
 
 
 class ContentModel:
@@ -75,14 +74,11 @@ class ContentModel:
         self._versions = [Version(content, moment)]
         self._floors = [(moment, 0)]
         """(moment, index): the state after that many changes has that version or a later one."""
-        self.stored = 0
-        """Index of the last version that is only waiting for any sync."""
 
     def copy(self) -> ContentModel:
         """As of now."""
         after = ContentModel()
         after._versions, after._floors = list(self._versions), list(self._floors)
-        after.stored = self.stored
         return after
 
     @property
@@ -106,11 +102,9 @@ class ContentModel:
         content = self.content[:length].ljust(length, b"\0")
         self._versions.append(Version(content, moment))
         self._floors.append((moment, self.last))
-        self.stored = self.last
 
     def store(self, moment: int) -> None:
         """All that was written goes to the store: the next change of names comes after it."""
-        self.stored = self.last
         self._floors.append((moment + 1, self.last))
 
     def settle(self, found: bytes, moment: int) -> bool:
@@ -127,13 +121,12 @@ class ContentModel:
 
     def mark(self) -> Mark:
         """For `back_to`."""
-        return Mark(len(self._versions), len(self._floors), self.stored)
+        return Mark(len(self._versions), len(self._floors))
 
     def back_to(self, mark: Mark) -> None:
         """Undo what was done since: the file system has refused it."""
         del self._versions[mark.versions :]
         del self._floors[mark.floors :]
-        self.stored = mark.stored
 
     # --- crashes
 

@@ -8,9 +8,10 @@ Invariants (what an application may rely on after a crash):
         possible at that moment (namespace_model.I1, content_model).
     I2. A rename that replaces a file comes after the content of what is moved: the new name has
         the old file or the whole new one.
-    I3. What one sync makes durable: every change of names made before it was called, every
-        truncation, and the written data of the files it was called for. fdatasync is fsync,
-        and fsyncdir is fsync for no file.
+    I3. What fsync of a file makes durable: its data, and every change of names and truncation
+        made before its last change or its last write. fdatasync is the same, and so is fsyncdir,
+        without data. What a sync of everything makes durable: every change made before it was
+        called, and all data.
 
 Not here: the time after which the file system syncs by itself; whoever waits knows.
 """
@@ -18,7 +19,7 @@ Not here: the time after which the file system syncs by itself; whoever waits kn
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -63,6 +64,7 @@ class FileMark(NamedTuple):
     """A point that `back_to` goes back to."""
 
     moment: int
+    changed: dict[Node, int]
     contents: dict[Node, Mark]
 
 
@@ -77,6 +79,7 @@ class FileModel(NamespaceModel):
         """As of now."""
         after = FileModel()
         after.history, after.durable = list(self.history), self.durable
+        after.changed = dict(self.changed)
         after.contents = {node: each.copy() for node, each in self.contents.items()}
         return after
 
@@ -110,19 +113,21 @@ class FileModel(NamespaceModel):
         """pwrite(2)."""
         self.contents[node].write(offset, data, self.moment)
         self._forget_time(node)
+        self.changed[node] = self.moment
 
     def truncate(self, node: Node, length: int) -> None:
         """ftruncate(2)."""
         self.history.append(self.tree)
         self.contents[node].truncate(length, self.moment)
         self._forget_time(node)
+        self.changed[node] = self.moment
 
     def read(self, node: Node) -> bytes:
         """The whole content."""
         return self.contents[node].content
 
     def store(self, node: Node) -> None:
-        """The content of a file went to the store: any sync makes it durable."""
+        """The content of a file went to the store: what makes later changes durable, makes it."""
         self.contents[node].store(self.moment)
 
     def settle(self, node: Node, found: bytes) -> bool:
@@ -140,17 +145,15 @@ class FileModel(NamespaceModel):
 
     # --- durability
 
-    def begin_sync(self, files: Collection[Node] = ()) -> Promise:
-        """A sync is called, for some files (I3); `keep` when it has returned."""
-        versions = {
-            node: content.last if node in files else content.stored
-            for node, content in self.contents.items()
-        }
-        return Promise(self.moment, versions)
+    def begin_sync(self, node: Node) -> Promise:
+        """fsync or fsyncdir is called (I3); `keep` when it has returned."""
+        content = self.contents.get(node)
+        versions = {} if content is None else {node: content.last}
+        return Promise(self.changed.get(node, 0), versions)
 
     def begin_sync_of_all(self) -> Promise:
         """A sync of everything is called."""
-        return self.begin_sync(self.contents.keys())
+        return Promise(self.moment, {node: each.last for node, each in self.contents.items()})
 
     def keep(self, promise: Promise) -> None:
         """The sync has returned without an error."""
@@ -162,11 +165,12 @@ class FileModel(NamespaceModel):
     def mark(self) -> FileMark:
         """For `back_to`."""
         marks = {node: content.mark() for node, content in self.contents.items()}
-        return FileMark(self.moment, marks)
+        return FileMark(self.moment, dict(self.changed), marks)
 
     def back_to(self, mark: FileMark) -> None:
         """Undo the changes made since: the file system has refused them."""
         del self.history[mark.moment + 1 :]
+        self.changed = dict(mark.changed)
         for node in [node for node in self.contents if node not in mark.contents]:
             del self.contents[node]
         for node, each in mark.contents.items():

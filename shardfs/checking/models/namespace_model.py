@@ -7,8 +7,9 @@ root.
 Invariants (what an application may rely on after a crash):
     I1. The tree is as after some number of the changes made, in the order made: no change is
         there in part (a rename is seen old or new), and none without those before it.
-    I2. It has at least the changes made before the last fsync, fdatasync or fsyncdir of anything,
-        or sync, that returned: `durable`.
+    I2. It has at least the changes made before the last sync that returned, and for each fsync,
+        fdatasync or fsyncdir that returned all those up to the last change of what it was called
+        for, which is when its attributes last changed, times included: `durable`.
 
 Not here: owners, times beside those set by the user, device files, permissions; contents
 (content_model.py).
@@ -77,6 +78,8 @@ class NamespaceModel:
         self.history = [tree or Tree({"": root}, {root: Attributes()})]
         self.durable = 0
         """Changes that survive any crash (I2)."""
+        self.changed: dict[Node, int] = {}
+        """Number of the last change of each node."""
 
     @property
     def moment(self) -> int:
@@ -139,7 +142,7 @@ class NamespaceModel:
         """Take a name from a file or symbolic link."""
         if self.lookup(path).kind is Kind.DIRECTORY:
             raise FileError(errno.EISDIR)
-        self._change(without(self.tree.names, path))
+        self._change(without(self.tree.names, path), path)
 
     def rmdir(self, path: str) -> None:
         """Remove an empty directory."""
@@ -147,7 +150,7 @@ class NamespaceModel:
             raise FileError(errno.ENOTDIR)
         if children(self.tree, path):
             raise FileError(errno.ENOTEMPTY)
-        self._change(without(self.tree.names, path))
+        self._change(without(self.tree.names, path), path)
 
     def rename(self, old: str, new: str, flags: int = 0) -> None:
         """Move a name: replacing (0), NOREPLACE, or EXCHANGE."""
@@ -173,7 +176,7 @@ class NamespaceModel:
             if flags == EXCHANGE and place == path:
                 place = moved_path(path, new, old)
             moved[place] = node
-        self._change(moved)
+        self._change(moved, old, new)
 
     def set_mode(self, path: str, mode: int) -> None:
         """chmod(2)."""
@@ -226,16 +229,22 @@ class NamespaceModel:
     def _add(self, path: str, node: Node) -> None:
         if self.lookup_in_directory(path) is not None:
             raise FileError(errno.EEXIST)
-        self._change({**self.tree.names, path: node}, node)
+        self._change({**self.tree.names, path: node}, path)
 
     def _amend(self, path: str, change: Callable[[Attributes], Attributes]) -> None:
         node = self.lookup(path)
         attributes = dict(self.tree.attributes)
         attributes[node] = change(attributes[node])
         self.history.append(Tree(self.tree.names, attributes))
+        self.changed[node] = self.moment
 
-    def _change(self, names: dict[str, Node], *touched: Node) -> None:
-        """One numbered change. Directories whose entries change have a time of their own."""
+    def _change(self, names: dict[str, Node], *entries: str) -> None:
+        """One numbered change. Directories whose entries change have a time of their own.
+
+        Args:
+            entries: the paths that it was asked for: what is there, before or after, and the
+                directories that they are in, change.
+        """
         attributes = self.tree.attributes
         old = self.tree.names
         stale = {
@@ -244,6 +253,13 @@ class NamespaceModel:
             if path and old.get(path) is not names.get(path)
         }
         attributes = dict(attributes)
+        touched = {
+            tree[place]
+            for tree in (old, names)
+            for entry in entries
+            for place in (entry, parent_of(entry))
+            if place in tree
+        }
         for node in touched:
             attributes.setdefault(node, Attributes())
         for path in sorted(stale):
@@ -251,6 +267,7 @@ class NamespaceModel:
                 if path in tree:
                     attributes[tree[path]] = replace(attributes[tree[path]], mtime_ns=None)
         self.history.append(Tree(names, attributes))
+        self.changed.update(dict.fromkeys(touched, self.moment))
 
 
 def parent_of(path: str) -> str:

@@ -210,15 +210,30 @@ class ModelStore:
 
     def is_durable(self, key: bytes) -> bool:
         """Every batch with the key has been synced."""
-        return not any(key in batch.changes for batch, _ in self.unsynced)
+        return not self._unsynced_up_to(key)
+
+    def _unsynced_up_to(self, key: bytes) -> int:
+        """How many batches have to be synced for every one with the key to be."""
+        numbers = [n for n, (batch, _) in enumerate(self.unsynced, 1) if key in batch.changes]
+        return max(numbers, default=0)
 
     async def sync(self, dependency: Dependency | None = None) -> None:
         """Make everything applied so far persistent."""
         await trio.lowlevel.checkpoint()
+        self._sync(len(self.unsynced))
+
+    async def sync_key(self, key: bytes) -> None:
+        """Make what a key has persistent, and what was applied before."""
+        if self._unsynced_up_to(key):
+            await trio.lowlevel.checkpoint()
+            self._sync(self._unsynced_up_to(key))
+
+    def _sync(self, count: int) -> None:
+        """Make the oldest batches persistent."""
         self.sync_count += 1
         if self.sync_error is not None:
             raise self.sync_error
-        pending, self.unsynced = self.unsynced, []
+        pending, self.unsynced = self.unsynced[:count], self.unsynced[count:]
         for batch, each in pending:
             self._change(self.durable, batch)
             each.resolve()

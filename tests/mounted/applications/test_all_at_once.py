@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ SECONDS = int(os.environ.get("APPLICATIONS_SECONDS", "600"))
 SECONDS_TO_FINISH_MAX = 900
 """For work that had begun when the time was over; all of it together is then under way."""
 SECONDS_TO_VERIFY_MAX = 600
+SECONDS_TO_CLEAN_UP_MAX = 30
 
 
 def work_side_by_side(mounted: MountedShardfs, seconds: int, wheels: str) -> Counter[str]:
@@ -45,6 +48,7 @@ def work_side_by_side(mounted: MountedShardfs, seconds: int, wheels: str) -> Cou
                     stderr=subprocess.PIPE,
                     text=True,
                     cwd=REPOSITORY,
+                    start_new_session=True,
                 )
             )
         done: Counter[str] = Counter()
@@ -55,8 +59,17 @@ def work_side_by_side(mounted: MountedShardfs, seconds: int, wheels: str) -> Cou
         return done
     finally:
         for child in children:
-            child.kill()
-            child.wait()
+            end_with_all_it_started(child)
+
+
+def end_with_all_it_started(child: subprocess.Popen[str]) -> None:
+    """Asked first, for only it can end its PostgreSQL server as that wants to be ended."""
+    child.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(SECONDS_TO_CLEAN_UP_MAX)
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def verify(mounted: MountedShardfs) -> None:
