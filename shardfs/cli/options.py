@@ -34,6 +34,7 @@ class Size(click.ParamType[int]):
 
 SIZE: Final = Size()
 
-PATH: Final = click.Path(path_type=str)
+PATH: Final = click.Path(readable=False, path_type=str)
+"""Nobody asks whether it may be read: of a mount whose server has gone, access(2) says no."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -161,3 +161,34 @@ def test_a_lazy_unmount_serves_what_is_open(image_file: Path, mount_shardfs: Mou
     mounted.kill()
     mounted.start()
     assert (mounted.path / "file").read_text() == "before and after"
+
+
+@as_root
+def test_a_killed_server_leaves_nothing_stuck(
+    image_file: Path, mount_shardfs: MountFactory
+) -> None:
+    """stat(2) of the mount point is answered from the kernel's cache, access(2) is not, if it asks
+    for an access list: `shardfs umount` and `shardfs mount` took that for a directory that may not
+    be read, and there was no way out but umount(8)."""
+    mounted = mount_shardfs(image_file, ["uid=1001", "gid=1001"], for_everybody=True)
+
+    def die() -> None:
+        (mounted.path / "directory").mkdir()
+        os.stat(mounted.path)
+        mounted.strike()
+        assert errno_of(os.listdir, mounted.path) == errno.ENOTCONN
+        os.stat(mounted.path)
+        assert not os.access(mounted.path, os.R_OK)
+
+    die()
+    shardfs("umount", mounted.path, expected_status=1)  # what was not synced may be lost
+    assert find_mount(mounted.path) is None
+    mounted.kill()
+    mounted.start()
+    if (mounted.path / "directory").exists():
+        (mounted.path / "directory").rmdir()
+    die()
+    shardfs("mount", image_file, mounted.path)
+    os.listdir(mounted.path)
+    shardfs("umount", mounted.path)
+    mounted.kill()
