@@ -363,16 +363,8 @@ class Store:
         self._maintenance.notice()
 
     async def sync_key(self, key: bytes) -> None:
-        """Return when the present value of a key is persistent, and all that was applied before
-        it. What others have applied since is not waited for.
-
-        Durable when: returned. Callers share flushes. Checkpoints: not when it is persistent.
-
-        Raises:
-            DeviceError, ReadOnlyError: it cannot be made durable.
-        """
-        dependency = self._committer.applied_to(key)
-        if not dependency.is_persistent():
+        """As `sync`, for a key's value and all applied before it; at once if that is durable."""
+        if not (dependency := self._committer.applied_to(key)).is_persistent():
             await self._committer.commit(dependency)
         self._maintenance.notice()
 
