@@ -345,18 +345,13 @@ class Store:
         """Keys with changes that are not durable; some twice."""
         return self._committer.pending_keys()
 
-    # --- durability and space ---------------------------------------------------------------
-
     async def sync(self, dependency: Dependency | None = None) -> None:
         """Return when `dependency` is persistent; by default, all that was applied before.
 
-        Durable when: returned. Callers share flushes.
-
-        Raises:
+        Durable when: returned. Callers share flushes. Raises:
             DeviceError, ReadOnlyError: it cannot be made durable.
         """
-        if dependency is None:
-            dependency = self._committer.applied()
+        dependency = dependency or self._committer.applied()
         if not dependency.is_persistent():
             await self._committer.commit()
             await self._scheduler.settle(dependency)
