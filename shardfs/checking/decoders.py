@@ -83,7 +83,7 @@ from shardfs.errors import CorruptionError, IncompatibleError, ShardfsError
 from shardfs.fuse import promises, records
 from shardfs.fuse.record_dissection import dissection_of
 
-LOCATOR: Final = Locator(5, 2, 4096, 40_000, 1 << 41, 9, bytes(range(16)))
+LOCATOR: Final = Locator(5, 2, 4096, 40_000, 1 << 41, 9, bytes(range(80)))
 PIECES: Final = (Piece(0, 100, 4, LOCATOR), Piece(200, 39_000, 1000, LOCATOR))
 ENTRIES: Final = (
     (b"a", encode_record(b"")),
