@@ -63,7 +63,7 @@ class ExtentTable:
         self._sealed: dict[Stream, dict[int, Extent]] = {stream: {} for stream in Stream}
         self._lifeless: dict[int, Extent] = {}
         """Sealed extents without live bytes."""
-        self._live_column = array("Q")
+        self._live_column = array("Q", bytes(8 * extent_count))
         """Live bytes of data, by extent; 0 for extents of other streams."""
         self._epoch_column = array("Q")
 

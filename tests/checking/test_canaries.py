@@ -106,9 +106,9 @@ def test_planting_ends_with_its_context() -> None:
 
 def test_importers_run_the_mistake_too() -> None:
     edit = Edit(framing.align, "return -(-length", "return 1 -(-length")
-    before = framing.frame_bytes(3, 100)
+    before = framing.frame_bytes(3, 100_000)
     with planted((edit,)):
-        assert framing.frame_bytes(3, 100) == before + 1
+        assert framing.frame_bytes(3, 100_000) == before + 1
 
 
 def test_edits_of_one_function_add_up() -> None:

@@ -169,7 +169,7 @@ class Campaign:
         hit = [
             each
             for each in self._referenced
-            if image[each.start : each.end] != self.ground.image[each.start : each.end]
+            if image[each.start : each.used_end] != self.ground.image[each.start : each.used_end]
         ]
         device = ImageDevice(image)
         found = await look(device)

@@ -37,11 +37,13 @@ _NUMBER = re.compile(r"\b\d+ ?|(?<=\w) \d+\b")
 
 
 class FramePlace(NamedTuple):
-    """A frame that counts: bytes [start, end) of the image."""
+    """A frame that counts: bytes [start, end) of the image, of which those from `used_end` on only
+    fill up to where the next frame may start."""
 
     structure: str
     start: int
     end: int
+    used_end: int
 
 
 class Field(NamedTuple):
@@ -153,7 +155,8 @@ async def _frames_of(
         elif each.frame.kind is Kind.DELTA:
             kind = "delta"
         if kind is not None:
-            place = FramePlace(kind, each.at, each.at + each.frame.total_bytes)
+            used_end = each.at + each.frame.payload_offset + each.frame.payload_bytes
+            place = FramePlace(kind, each.at, each.at + each.frame.total_bytes, used_end)
             found.setdefault(kind, []).append(place)
     return found
 

@@ -245,8 +245,8 @@ ACCOUNT: Final = (
         (
             Edit(
                 Applier.require_room,
-                "if length > self._extents.space.user_bytes() - self.reserved_bytes:",
-                "if length > self._extents.ready_user_bytes() - self.reserved_bytes:",
+                "if length > space.user_bytes() - space.reserved_bytes:",
+                "if length > self._extents.ready_user_bytes() - space.reserved_bytes:",
             ),
             Edit(
                 Admission._wait_until_ready,
