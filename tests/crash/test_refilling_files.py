@@ -243,8 +243,9 @@ async def _two_cycles(
 async def _goes_on(
     device: SimulatedDevice, model: FileModel, fresh_bytes: int, accepted: int
 ) -> None:
+    async with Store.open(device, options=StoreOptions(read_only=True, background=False)) as store:
+        assert not (await check_files(store)).findings  # while nobody frees what has no name
     async with opened(device) as (store, file_system):
-        assert not (await check_files(store)).findings
         (tree,) = await find_trees(file_system, 1)
         after = model.after_crash(tree)
         filler = Filler(store, file_system, fresh_bytes, CUT_SIZES, FIRST_NUMBER_AFTER, after)
