@@ -75,7 +75,7 @@ def a_part_ends_a_byte_early() -> AbstractContextManager[object]:
     [
         (data_may_follow_its_delta, 5),
         (the_dead_are_freed_at_once, 12),
-        (a_part_ends_a_byte_early, 2),
+        (a_part_ends_a_byte_early, 3),
     ],
 )
 def test_a_planted_bug_is_found_and_shrunk(plant: Plant, operations_max: int) -> None:

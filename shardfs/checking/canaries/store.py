@@ -62,8 +62,8 @@ CANARIES: Final = (
         (
             Edit(
                 Store.sync,
-                "dependency = self._committer.applied()",
-                "dependency = self._committer._last",
+                "dependency = dependency or self._committer.applied()",
+                "dependency = dependency or self._committer._last",
             ),
         ),
         ("store",),

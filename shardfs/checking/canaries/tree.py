@@ -209,8 +209,8 @@ DELTAS: Final = (
         (
             Edit(
                 Committer._cut_delta,
-                "changes = self._pending\n",
-                "changes = dict(sorted(self._pending.items())[:2])\n",
+                "changes = self._on_the_way = self._pending\n",
+                "changes = self._on_the_way = dict(sorted(self._pending.items())[:2])\n",
             ),
             Edit(
                 Committer._cut_delta,
