@@ -202,8 +202,13 @@ def loop_device(folder: Path, size_bytes: int) -> Iterator[str]:
             file.write(block)
         os.fsync(file.fileno())
     with attached(image, size_bytes) as device:
-        Path("/sys/block", Path(device).name, "queue/discard_max_bytes").write_text("0")
-        yield device
+        limit = Path("/sys/block", Path(device).name, "queue/discard_max_bytes")
+        before = limit.read_text()
+        limit.write_text("0")
+        try:
+            yield device
+        finally:
+            limit.write_text(before)  # the kernel keeps it for the number's next user
 
 
 @contextmanager
