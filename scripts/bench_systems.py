@@ -202,13 +202,14 @@ def loop_device(folder: Path, size_bytes: int) -> Iterator[str]:
             file.write(block)
         os.fsync(file.fileno())
     with attached(image, size_bytes) as device:
-        limit = Path("/sys/block", Path(device).name, "queue/discard_max_bytes")
-        before = limit.read_text()
+        queue = Path("/sys/block", Path(device).name, "queue")
+        limit, step = queue / "discard_max_bytes", int((queue / "discard_granularity").read_text())
+        before = int(limit.read_text())
         limit.write_text("0")
         try:
             yield device
-        finally:
-            limit.write_text(before)  # the kernel keeps it for the number's next user
+        finally:  # the kernel keeps it for the number's next user
+            limit.write_text(str(before - before % step if step else 0))
 
 
 @contextmanager
