@@ -117,7 +117,8 @@ class Turn:
         """Args: has_answered: called when a task comes back and has to wait for the right."""
         self._has_answered = has_answered
         self._is_taken = False
-        self._is_called = False
+        self.is_called = False
+        """A task in the line has been called, and has not run yet."""
         self._line = trio.lowlevel.ParkingLot()
 
     async def __aenter__(self) -> None:
@@ -126,13 +127,13 @@ class Turn:
             self._has_answered()
         while self._is_taken:
             await self._line.park()
-            self._is_called = False
+            self.is_called = False
         self._is_taken = True
 
     async def __aexit__(self, *_: object) -> None:
         self._is_taken = False
-        if self._line and not self._is_called:
-            self._is_called = True
+        if self._line and not self.is_called:
+            self.is_called = True
             self._line.unpark()
 
 
@@ -173,6 +174,7 @@ class Polling:
         self._poll: select.poll | None = None
         self._asleep_at: int | None = None
         """The descriptor that a task sleeps for."""
+        self._turn: Turn | None = None
         self._since_yield = 0
         self._is_closing = False
 
@@ -225,7 +227,13 @@ class Polling:
 
     def Lock(self) -> Turn:  # as pyfuse3 calls it
         """What pyfuse3 takes for trio.Lock."""
-        return Turn(self._has_answered)
+        self._turn = Turn(self._has_answered)
+        return self._turn
+
+    def _turn_is_called(self) -> bool:
+        """A task is about to look whether it may read requests, and will find that it may not: no
+        reason to give way."""
+        return self._turn is not None and self._turn.is_called
 
     def _has_answered(self) -> None:
         """A request has been answered while another task waits for the next one."""
@@ -247,12 +255,13 @@ class Polling:
         while not self._is_closing:
             before_ns = self._now_ns()
             found = look(0)
-            if not found and not others and not runner.runq:
+            others_can_run = len(runner.runq) > self._turn_is_called()
+            if not found and not others and not others_can_run:
                 for _ in range(LOOKS - 1):
                     found = look(0)
                     if found:
                         break
-            if found or runner.runq:
+            if found or others_can_run:
                 if any(number == descriptor for number, _ in found):
                     return True
                 others = OTHERS_PASSES + 1

@@ -204,6 +204,40 @@ async def test_the_looks_end_when_another_task_can_run(monkeypatch: pytest.Monke
     assert CountedLooks.count <= 10 + 6
 
 
+async def test_who_only_waits_for_its_turn_does_not_end_the_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each request gave way to the next reader in the line, for nothing: it took twice as long."""
+    CountedLooks.count = 0
+    monkeypatch.setattr(select, "poll", CountedLooks)
+    with kernel() as device:
+        yields = 0
+
+        class Counting(Polling):
+            async def _yield(self) -> None:
+                nonlocal yields
+                yields += 1
+                await super()._yield()
+
+        waiting = Counting(1_000, now_ns=device.now_ns)
+        turn = waiting.Lock()
+        CountedLooks.at_look = {1: device.send, 9: device.send}
+
+        async def next_reader() -> None:
+            async with turn:
+                pass
+
+        async with trio.open_nursery() as nursery:
+            async with turn:
+                nursery.start_soon(next_reader)
+                await trio.testing.wait_all_tasks_blocked()
+                await waiting.wait_readable(device.reading)
+                device.receive()
+            async with turn:
+                await waiting.wait_readable(device.reading)
+        assert (CountedLooks.count, yields) == (9, 0)
+
+
 async def test_nobody_looks_while_the_device_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
     with kernel() as device:
         waiting = Polling(10**6, is_flushing=lambda: is_flushing, sleep=device.sleep)
