@@ -19,13 +19,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Callable
 from typing import Final
 
 import trio
 
 from shardfs import limits
-from shardfs.engine.kernel_flush import IOCB_FLAG_RESFD, NUMBERS, Event, Request
+from shardfs.engine.kernel_requests import IOCB_FLAG_RESFD, Request, Requests
 
 READ_BYTES_MAX: Final = 60 * limits.KIB
 """Of what is wanted; with the rest of the first and the last block it fits into a slot."""
@@ -95,8 +94,7 @@ class AsyncReads:
         self._slots: list[_Slot] = []
         self._idle: list[_Slot] = []
         self._is_begun = False
-        self._process = -1
-        """The kernel's part does not follow into a child."""
+        self._kernel: Requests | None = None
 
     async def read(self, offset: int, length: int) -> bytes | None:
         """The bytes as the device has them, or None (I3).
@@ -107,43 +105,40 @@ class AsyncReads:
         if not self._is_begun:
             self._is_begun = True
             self._set_up()
-        if not self._idle or os.getpid() != self._process:
+        kernel = self._kernel
+        if not self._idle or kernel is None or not kernel.is_ours:
             return None
         skip = offset % self._sector_bytes
         size = -(-(skip + length) // self._sector_bytes) * self._sector_bytes
         slot = self._idle[-1]
-        if not self._begin(slot, offset - skip, size):
+        if not _begin(kernel, slot, offset - skip, size):
             return None
         self._idle.pop()
         if self._patience.is_left():
-            self._reap(_SOON)
+            self._reap(kernel, _SOON)
             self._patience.learn(slot.result is not None)
         while slot.result is None:
             with trio.CancelScope(shield=True):
                 await trio.lowlevel.wait_readable(slot.event)
             _drain(slot.event)
-            self._reap(_NOW)
+            self._reap(kernel, _NOW)
         self._idle.append(slot)
         return bytes(slot.memory[skip : skip + length]) if slot.result == size else None
 
     def close(self) -> None:
         """Let go of everything. Requires: nobody reads."""
         assert len(self._idle) == len(self._slots), "the kernel may still write to a slot"
-        if self._slots and os.getpid() == self._process:
-            _destroy(self._destroy_number, self._context)
+        if self._kernel is not None:
+            self._kernel.close()
         for slot in self._slots:
             os.close(slot.event)
 
     def _set_up(self) -> None:
         """Where the kernel has no such calls, or grants no more of them: no slots."""
-        if NUMBERS is None:
+        try:
+            self._kernel = Requests(_SLOTS)
+        except OSError:
             return
-        setup, self._destroy_number, getevents, submit = NUMBERS
-        context = ctypes.c_ulong(0)
-        if _setup(setup, _SLOTS, ctypes.addressof(context)):
-            return
-        self._process = os.getpid()
-        self._context = context.value
         self._memory = mmap.mmap(-1, _SLOTS * _SLOT_BYTES)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         whole = memoryview(self._memory)
@@ -152,20 +147,25 @@ class AsyncReads:
             for number, at in enumerate(range(0, len(whole), _SLOT_BYTES))
         ]
         self._idle = list(self._slots)
-        self._events = (Event * _SLOTS)()
-        self._submit_words = (submit, self._context, 1)
-        self._get_words = (getevents, self._context, 1, _SLOTS, ctypes.addressof(self._events))
 
-    def _begin(self, slot: _Slot, offset: int, size: int) -> bool:
-        slot.result = None
-        slot.request.offset, slot.request.length = offset, size
-        return bool(_submit(*self._submit_words, slot.requests_at) == 1)
-
-    def _reap(self, patience_at: int) -> None:
+    def _reap(self, kernel: Requests, patience_at: int) -> None:
         """Note what has ended; wait that long for the first."""
-        count = _get_events(*self._get_words, patience_at)
-        for event in self._events[: max(0, count)]:
+        try:
+            events = kernel.ended(patience_at)
+        except OSError:
+            return  # a signal, say: what has ended is told the next time
+        for event in events:
             self._slots[event.data].result = event.result
+
+
+def _begin(kernel: Requests, slot: _Slot, offset: int, size: int) -> bool:
+    slot.result = None
+    slot.request.offset, slot.request.length = offset, size
+    try:
+        kernel.submit(slot.requests_at)
+    except OSError:
+        return False
+    return True
 
 
 def _drain(event: int) -> None:
@@ -174,25 +174,6 @@ def _drain(event: int) -> None:
     except BlockingIOError:
         return  # it ended before it was waited for
 
-
-_WITH_LOCK: Final = ctypes.PyDLL(None, use_errno=True)
-"""For calls that never wait: other threads do not get their turn meanwhile."""
-_WITHOUT_LOCK: Final = ctypes.CDLL(None, use_errno=True)
-
-
-def _call(library: ctypes.CDLL, *kinds: type) -> Callable[..., int]:
-    """syscall(2) for arguments of these kinds behind the number."""
-    function = library["syscall"]  # one of its own, unlike library.syscall
-    function.argtypes = (ctypes.c_long, *kinds)
-    function.restype = ctypes.c_long
-    return function
-
-
-_CONTEXT, _COUNT, _AT = ctypes.c_ulong, ctypes.c_long, ctypes.c_void_p
-_setup = _call(_WITH_LOCK, _COUNT, _AT)
-_submit = _call(_WITH_LOCK, _CONTEXT, _COUNT, _AT)
-_destroy = _call(_WITHOUT_LOCK, _CONTEXT)
-_get_events = _call(_WITHOUT_LOCK, _CONTEXT, _COUNT, _COUNT, _AT, _AT)
 
 _now_timespec = (ctypes.c_long * 2)(0, 0)
 _soon_timespec = (ctypes.c_long * 2)(0, PATIENCE_NS)

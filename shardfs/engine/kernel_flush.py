@@ -18,59 +18,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
-import sys
 from typing import Final
 
 import trio
 
+from shardfs.engine.kernel_requests import IOCB_FLAG_RESFD, Request, Requests
+
 # linux/aio_abi.h
 _IOCB_CMD_FDSYNC: Final = 3
-IOCB_FLAG_RESFD: Final = 1
-NUMBERS: Final = {
-    "x86_64": (206, 207, 208, 209),
-    "aarch64": (0, 1, 4, 2),
-    "riscv64": (0, 1, 4, 2),
-}.get(platform.machine() if sys.maxsize > 2**32 else "")
-"""Of io_setup, io_destroy, io_getevents and io_submit; None: a machine we know none of."""
-_CALL: Final = ctypes.PyDLL(None, use_errno=True).syscall
-"""With Python's lock held: none of these calls waits for a device."""
-
-
-class Request(ctypes.Structure):
-    """struct iocb."""
-
-    _fields_ = (
-        ("data", ctypes.c_uint64),
-        ("key", ctypes.c_uint32),
-        ("rw_flags", ctypes.c_int32),
-        ("opcode", ctypes.c_uint16),
-        ("priority", ctypes.c_int16),
-        ("descriptor", ctypes.c_uint32),
-        ("buffer", ctypes.c_uint64),
-        ("length", ctypes.c_uint64),
-        ("offset", ctypes.c_int64),
-        ("reserved", ctypes.c_uint64),
-        ("flags", ctypes.c_uint32),
-        ("event_descriptor", ctypes.c_uint32),
-    )
-
-
-class Event(ctypes.Structure):
-    """struct io_event."""
-
-    _fields_ = (
-        ("data", ctypes.c_uint64),
-        ("request", ctypes.c_uint64),
-        ("result", ctypes.c_int64),
-        ("result_2", ctypes.c_int64),
-    )
-
-
-def _checked(answer: int, name: str) -> int:
-    if answer < 0:
-        raise OSError(ctypes.get_errno(), name)
-    return answer
 
 
 class KernelFlush:
@@ -84,13 +39,7 @@ class KernelFlush:
     """
 
     def __init__(self, descriptor: int) -> None:
-        if NUMBERS is None:
-            raise OSError(errno.ENOSYS, "io_setup")
-        setup, self._destroy, self._get_events, self._submit = map(ctypes.c_long, NUMBERS)
-        self._process = os.getpid()
-        """The kernel's part does not follow into a child."""
-        self._context = ctypes.c_ulong(0)
-        _checked(_CALL(setup, ctypes.c_int(1), ctypes.byref(self._context)), "io_setup")
+        self._kernel = Requests(1)
         self._done = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._request = Request(
             opcode=_IOCB_CMD_FDSYNC,
@@ -98,10 +47,8 @@ class KernelFlush:
             flags=IOCB_FLAG_RESFD,
             event_descriptor=self._done,
         )
-        self._requests = (ctypes.POINTER(Request) * 1)(ctypes.pointer(self._request))
-        self._event = Event()
-        self._event_at = ctypes.byref(self._event)
-        self._one = ctypes.c_long(1)
+        self._pointers = (ctypes.c_void_p * 1)(ctypes.addressof(self._request))
+        self._pointers_at = ctypes.addressof(self._pointers)
         self.is_busy = False
         """A flush is under way (I3)."""
 
@@ -112,9 +59,9 @@ class KernelFlush:
             OSError: it does not take this; a thread has to do it.
         """
         assert not self.is_busy
-        if self._process != os.getpid():
+        if not self._kernel.is_ours:
             raise OSError(errno.EINVAL, "io_submit")
-        _checked(_CALL(self._submit, self._context, self._one, self._requests), "io_submit")
+        self._kernel.submit(self._pointers_at)
         self.is_busy = True
 
     async def end(self) -> None:
@@ -130,16 +77,12 @@ class KernelFlush:
                 await trio.lowlevel.wait_readable(self._done)
         os.eventfd_read(self._done)
         self.is_busy = False
-        one = self._one
-        _checked(
-            _CALL(self._get_events, self._context, one, one, self._event_at, None), "io_getevents"
-        )
-        if self._event.result < 0:
-            raise OSError(-self._event.result, "fdatasync")
+        (event,) = self._kernel.ended()
+        if event.result < 0:
+            raise OSError(-event.result, "fdatasync")
 
     def close(self) -> None:
         """Requires: not busy."""
         assert not self.is_busy
-        if self._process == os.getpid():
-            _CALL(self._destroy, self._context)
+        self._kernel.close()
         os.close(self._done)

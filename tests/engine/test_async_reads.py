@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from shardfs.engine import async_reads
+from shardfs.engine import async_reads, kernel_requests
 from shardfs.engine.async_reads import READ_BYTES_MAX
 from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.neighbours import AHEAD_BYTES_MAX, WINDOW_BYTES, Neighbours, Span
@@ -141,7 +141,7 @@ async def test_what_was_just_written_is_read(device: BlockDevice) -> None:
 async def test_without_such_calls_a_thread_reads(
     device: BlockDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(async_reads, "NUMBERS", None)
+    monkeypatch.setattr(kernel_requests, "NUMBERS", None)
     for offset in far_apart(5):
         assert await device.read(offset, 4 * KIB) == CONTENT[offset : offset + 4 * KIB]
 

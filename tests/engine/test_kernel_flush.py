@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from shardfs.engine import kernel_flush
+from shardfs.engine import kernel_requests
 from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.images import create_image
 from shardfs.engine.kernel_flush import KernelFlush
@@ -88,19 +88,19 @@ async def test_where_the_kernel_refuses_a_thread_does_it(
     device: BlockDevice, monkeypatch: pytest.MonkeyPatch, refuses: str
 ) -> None:
     if refuses == "setup":
-        monkeypatch.setattr(kernel_flush, "NUMBERS", None)
+        monkeypatch.setattr(kernel_requests, "NUMBERS", None)
     else:
         await device.flush()
         kernel = device._kernel_flush
         assert kernel is not None
-        kernel._process += 1  # as in a child of the process that has set it up
+        kernel._kernel._process += 1  # as in a child of the process that has set it up
     for _ in range(2):
         await device.write(0, [BLOCK])
         await device.flush()
     assert not device._flushes_in_kernel
     if refuses == "submit":
         assert kernel is not None
-        kernel._process -= 1
+        kernel._kernel._process -= 1
 
 
 async def test_a_cancelled_flush_runs_to_its_end(device: BlockDevice) -> None:
