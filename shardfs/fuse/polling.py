@@ -52,6 +52,8 @@ YIELD_REQUESTS: Final = 8
 """Requests served before other tasks have their turn, if no handler waits anyway."""
 LOOKS: Final = 64
 """Looks at the device between two turns of other tasks."""
+REQUEST_LOOKS: Final = 4
+"""Looks at the device alone between two that ask whether another task can run."""
 OTHERS_PASSES: Final = 3
 """Passes of trio's loop from a thread's word that it has finished to the answer of the request that
 has waited for it: the callback's, the waiting task's, and that of whom this one has woken."""
@@ -171,7 +173,8 @@ class Polling:
         self._sleep = sleep
         self._now_ns = now_ns
         self._is_flushing = is_flushing
-        self._poll: select.poll | None = None
+        self._request: select.poll | None = None
+        self._events: select.poll | None = None
         self._asleep_at: int | None = None
         """The descriptor that a task sleeps for."""
         self._turn: Turn | None = None
@@ -246,25 +249,24 @@ class Polling:
         """Look for a request until the window ends; whether one has come. One look, and a pass of
         the loop, at a time while others can run (I5)."""
         runner = trio_run.GLOBAL_RUN_CONTEXT.runner
-        if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(descriptor, select.POLLIN)
-            self._poll.register(runner.io_manager._epoll, select.POLLIN)
-        look = self._poll.poll
+        if self._request is None or self._events is None:
+            self._request, self._events = select.poll(), select.poll()
+            self._request.register(descriptor, select.POLLIN)
+            self._events.register(runner.io_manager._epoll, select.POLLIN)
+        has_request, has_events = self._request.poll, self._events.poll
         others = 0
         while not self._is_closing:
             before_ns = self._now_ns()
-            found = look(0)
-            others_can_run = len(runner.runq) > self._turn_is_called()
-            if not found and not others and not others_can_run:
-                for _ in range(LOOKS - 1):
-                    found = look(0)
-                    if found:
-                        break
-            if found or others_can_run:
-                if any(number == descriptor for number, _ in found):
-                    return True
-                others = OTHERS_PASSES + 1
+            if has_request(0):
+                return True
+            for _ in range(LOOKS // REQUEST_LOOKS):
+                if len(runner.runq) > self._turn_is_called() or has_events(0):
+                    others = OTHERS_PASSES + 1
+                if others:
+                    break
+                for _ in range(REQUEST_LOOKS):
+                    if has_request(0):
+                        return True
             after_ns = self._now_ns()
             if after_ns - before_ns >= LOST_NS:
                 self.window.lost_core(after_ns)
