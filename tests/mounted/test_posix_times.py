@@ -77,6 +77,7 @@ OF_FILES: dict[str, tuple[Call, str, str]] = {
     "chown": (lambda path: os.chown(path, os.geteuid(), os.getegid()), "c", ""),
     "chown of nobody": (lambda path: os.chown(path, -1, -1), "c", ""),
     "setxattr": (lambda path: os.setxattr(path, "user.a", b"1"), "c", ""),
+    "setxattr to the same": (lambda path: os.setxattr(path, "user.there", b"x"), "", ""),
     "removexattr": (lambda path: os.removexattr(path, "user.there"), "c", ""),
     "getxattr": (lambda path: os.getxattr(path, "user.there"), "", ""),
     "link": (lambda path: os.link(path, path.parent / "twin"), "c", "mc"),
