@@ -18,11 +18,12 @@ command's.
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shardfs.library.disk import Disk
+
+    __version__: str
 
 __all__ = ["__version__", "open"]
 
@@ -31,10 +32,17 @@ if not __debug__:
         "shardfs needs its assertions: start Python without -O and unset PYTHONOPTIMIZE"
     )
 
-try:
-    __version__ = version("shardfs")
-except PackageNotFoundError:  # a source tree on sys.path that was never installed
-    __version__ = "0+uninstalled"
+
+def __getattr__(name: str) -> str:
+    """The version: what looks it up takes long to load, and few ask."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("shardfs")
+    except PackageNotFoundError:  # a source tree on sys.path that was never installed
+        return "0+uninstalled"
 
 
 def open(device: str | os.PathLike[str], *, writable: bool = False, shared: bool = False) -> Disk:

@@ -109,3 +109,16 @@ class FileError(ShardfsError):
     def __init__(self, errno: int, message: str = "") -> None:
         self.errno = errno
         super().__init__(message or os.strerror(errno))
+
+
+class RemoteError(ShardfsError):
+    """The mount has answered with an error.
+
+    Args:
+        message: its one line.
+        kind: the name of the exception there.
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        self.kind = kind
+        super().__init__(message)

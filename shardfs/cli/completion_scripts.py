@@ -12,11 +12,10 @@ from typing import Final
 import click
 from click.shell_completion import ShellComplete, get_completion_class
 
+from shardfs.cli.commands import VARIABLE
 from shardfs.cli.manual import MARK
 
 SHELLS: Final = ("bash", "zsh", "fish")
-VARIABLE: Final = "_SHARDFS_COMPLETE"
-"""In the environment of a shardfs that a shell asks."""
 
 
 def completion_script(group: click.Command, shell: str) -> str:

@@ -22,8 +22,7 @@ from typing import Any, Final
 
 from shardfs import limits
 from shardfs.cli.pages import rest_of
-from shardfs.errors import CorruptionError, DeviceError, UsageError
-from shardfs.fuse.control import RemoteError
+from shardfs.errors import CorruptionError, DeviceError, RemoteError, UsageError
 from shardfs.fuse.shard_requests import READ_BYTES_MAX
 from shardfs.fuse.targets import Questions
 

@@ -29,10 +29,10 @@ from shardfs.errors import (
     LimitError,
     NotShardfsError,
     ReadOnlyError,
+    RemoteError,
     ShardfsError,
     UsageError,
 )
-from shardfs.fuse.control import RemoteError
 
 SUCCESS: Final = 0
 FINDING: Final = 1

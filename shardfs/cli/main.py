@@ -14,45 +14,12 @@ import sys
 from collections.abc import Sequence
 
 import click
-from click.shell_completion import shell_complete
 
-from shardfs import __version__
-from shardfs.cli.check import check
-from shardfs.cli.completion import completion
-from shardfs.cli.completion_scripts import VARIABLE
-from shardfs.cli.cp_out import cp_out
-from shardfs.cli.df import df
-from shardfs.cli.doctor import doctor
+from shardfs.cli.commands import VARIABLE, LazyGroup
 from shardfs.cli.errors import SUCCESS, report, root_cause
 from shardfs.cli.examples import examples
-from shardfs.cli.extents import extents
-from shardfs.cli.fsck import fsck
-from shardfs.cli.gc import gc
-from shardfs.cli.grow import grow
-from shardfs.cli.info import info
-from shardfs.cli.inspect import inspect
-from shardfs.cli.install import install
 from shardfs.cli.logs import LEVELS, level_number, log_to_standard_error
-from shardfs.cli.lsm import lsm
-from shardfs.cli.map import map_file
-from shardfs.cli.mkfs import mkfs
-from shardfs.cli.mount import mount
-from shardfs.cli.mount_helper import is_helper_call, mount_device, run_helper
-from shardfs.cli.pending import pending
-from shardfs.cli.salvage import salvage
-from shardfs.cli.scrub import scrub
-from shardfs.cli.shards import shards
-from shardfs.cli.shrink import shrink
-from shardfs.cli.stat import stat
-from shardfs.cli.sync import sync
-from shardfs.cli.top import top
-from shardfs.cli.trace import trace
-from shardfs.cli.tree import tree
-from shardfs.cli.trim import trim
-from shardfs.cli.umount import umount
-from shardfs.cli.undelete import undelete
-from shardfs.cli.whereis import whereis
-from shardfs.cli.why import why
+from shardfs.cli.versions import version_option
 
 _VERBOSE = (logging.INFO, logging.DEBUG)
 
@@ -64,11 +31,14 @@ _VERBOSE = (logging.INFO, logging.DEBUG)
         "shardfs umount mnt": "everything is safe on the disk",
     }
 )
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option("-v", "--verbose", count=True, help="Say more; twice for everything.")
 @click.option("-q", "--quiet", is_flag=True, help="Log errors only.")
 @click.option("--log-level", type=click.Choice(LEVELS), help="Log from this level on.")
-@click.version_option(__version__, message="shardfs %(version)s")
+@version_option("--version")
 @click.pass_context
 def group(context: click.Context, verbose: int, quiet: bool, log_level: str | None) -> None:
     """A disk as a directory: files kept as shards in a crash-consistent store.
@@ -86,22 +56,23 @@ def group(context: click.Context, verbose: int, quiet: bool, log_level: str | No
     log_to_standard_error(logging.WARNING if level is None else level)
 
 
-for command in (
-    *(mkfs, mount, umount, info, df, gc, why, shards, fsck, sync, stat, top, trace, doctor),
-    *(grow, shrink, trim, check, install, completion, salvage, undelete, scrub),
-    *(extents, map_file, whereis, lsm, inspect, tree, cp_out, pending),
-):
-    group.add_command(command)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run one command line and exit."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if instruction := os.environ.get(VARIABLE):
+        from click.shell_completion import shell_complete
+
         sys.exit(shell_complete(group, {}, "shardfs", VARIABLE, instruction))
     if is_helper_call(arguments):
+        from shardfs.cli.mount_helper import mount_device, run_helper
+
         sys.exit(run_helper(mount_device, "shardfs", arguments))
     sys.exit(run(arguments))
+
+
+def is_helper_call(arguments: Sequence[str]) -> bool:
+    """Called as /sbin/mount.fuse3 does: with a device's path, not a command."""
+    return len(arguments) >= 2 and "/" in arguments[0] and not arguments[0].startswith("-")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -2,8 +2,8 @@
 
 Role: the command lines and exit statuses that those two document for their helpers, around the
 same code as `shardfs mount` and `shardfs umount`. /sbin/mount.fuse3, which serves `mount -t
-fuse.shardfs` and lines of that type in fstab, calls the shardfs command itself as a helper;
-`is_helper_call` tells that from a command.
+fuse.shardfs` and lines of that type in fstab, calls the shardfs command itself as a helper
+(`is_helper_call` of cli/main.py tells that from a command).
 
 Invariants:
     I1. 0 success; 1 wrong call or no permission; 2 the system lacks something; 4 a bug;
@@ -26,13 +26,13 @@ from typing import Any, Final, TypeVar
 import click
 import trio
 
-from shardfs import __version__
 from shardfs.cli.errors import INTERRUPTED, SUCCESS, describe, exit_status, is_expected, root_cause
 from shardfs.cli.logs import JOURNAL, is_begun_by_systemd, log_to_standard_error
 from shardfs.cli.mount_preparation import chosen_log, prepare
 from shardfs.cli.options import PATH
 from shardfs.cli.serving import run_in_background
 from shardfs.cli.unmounting import unmount_and_wait
+from shardfs.cli.versions import version_option
 from shardfs.errors import UsageError
 from shardfs.fuse.mount_options import Wishes, read_options
 from shardfs.fuse.mounts import unmount
@@ -68,7 +68,7 @@ _KIND: Final = _without_effect("-t", "kind")
 @_without_effect("-n", "without_table", is_flag=True)
 @_KIND
 @_NAMESPACE
-@click.version_option(__version__, "-V", "--version", message="shardfs %(version)s")
+@version_option("-V", "--version")
 def mount_device(
     device: str,
     mountpoint: str,
@@ -131,11 +131,6 @@ def unmount_mountpoint(mountpoint: str, lazily: bool, namespace: str | None) -> 
     else:
         unmount_and_wait(entry)
     return SUCCESS
-
-
-def is_helper_call(arguments: Sequence[str]) -> bool:
-    """The shardfs command was called as mount.fuse3 does: with a device's path, not a command."""
-    return len(arguments) >= 2 and "/" in arguments[0] and not arguments[0].startswith("-")
 
 
 def main_mount() -> None:

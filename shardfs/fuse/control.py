@@ -33,7 +33,7 @@ from typing import Any, Final, NoReturn, Protocol
 import trio
 
 from shardfs import limits
-from shardfs.errors import ShardfsError, UsageError
+from shardfs.errors import RemoteError, ShardfsError, UsageError
 from shardfs.fuse.mounts import MountEntry, find_mount
 from shardfs.fuse.runtime import (
     ending_name,
@@ -56,19 +56,6 @@ _PEER_CREDENTIALS_BYTES: Final = 12
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
-
-
-class RemoteError(ShardfsError):
-    """The mount has answered with an error.
-
-    Args:
-        message: its one line.
-        kind: the name of the exception there.
-    """
-
-    def __init__(self, message: str, kind: str) -> None:
-        self.kind = kind
-        super().__init__(message)
 
 
 class Conversation(Protocol):

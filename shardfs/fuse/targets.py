@@ -9,7 +9,7 @@ Invariants:
         is written to it, not even by recovery.
     I2. A device that is mounted as shardfs is not opened at all: its mount is asked.
 
-Not here: the requests (inspection.py), the socket (control.py).
+Not here: the requests (inspection.py), the socket (control.py), opening a device (disk_targets.py).
 """
 
 from __future__ import annotations
@@ -22,15 +22,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import trio
-
-from shardfs.engine.block_device import open_device
-from shardfs.engine.options import StoreOptions
-from shardfs.engine.recovery import read_superblock
-from shardfs.engine.store import Store
 from shardfs.errors import UsageError
 from shardfs.fuse.control import connect
-from shardfs.fuse.inspection import Inspection
 from shardfs.fuse.mounts import (
     MountEntry,
     find_mount,
@@ -132,26 +125,11 @@ async def open_target(
         async with connect(entry) as client:
             yield Target(name, inner_path, entry, client)
         return
-    path = await trio.Path(name).resolve()
-    device = open_device(path, read_only=not change)
-    try:
-        record = (await read_superblock(device)).record
-        clean = record.clean or record.incarnation == 0
-        options = StoreOptions(read_only=not change, background=False, tolerant=tolerant)
-        async with Store.open(device, options=options) as store:
-            facts = {
-                "clean": clean,
-                "health": "damaged" if store.damage else "healthy",
-                "reason": store.damage,
-            }
-            inspection = Inspection(store, device.path, facts=facts)
-            try:
-                yield Target(name, "", None, inspection, store.notes)
-            finally:
-                with trio.move_on_after(1, shield=True):
-                    await inspection.aclose()
-    finally:
-        device.close()
+    # All of the file system, which those who ask a mount need not load.
+    from shardfs.fuse.disk_targets import open_disk
+
+    async with open_disk(name, change=change, tolerant=tolerant) as (inspection, notes):
+        yield Target(name, "", None, inspection, notes)
 
 
 def find_target(name: str) -> tuple[MountEntry | None, str]:

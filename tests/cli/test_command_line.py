@@ -27,9 +27,10 @@ from shardfs.errors import (
     DeviceBusyError,
     DeviceError,
     NotShardfsError,
+    RemoteError,
     UsageError,
 )
-from shardfs.fuse.control import RemoteError, answer_line
+from shardfs.fuse.control import answer_line
 from shardfs.fuse.shard_requests import parse_shard_id
 
 

@@ -82,7 +82,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
 CLI_SHARED = frozenset(
     f"shardfs.cli.{name}"
     for name in (
-        *("completion_scripts", "copying_out", "errors", "examples", "extent_kinds"),
+        *("commands", "completion_scripts", "copying_out", "errors", "examples", "extent_kinds"),
         *(
             "extent_map",
             "extent_svg",
@@ -95,6 +95,7 @@ CLI_SHARED = frozenset(
         ),
         *("mount_helper", "mount_preparation", "options", "output", "pages", "progress"),
         *("serving", "systemd", "top_figures", "top_view", "unmounted", "unmounting"),
+        "versions",
     )
 )
 
