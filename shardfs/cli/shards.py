@@ -69,25 +69,34 @@ def shards() -> None:
 @click.argument("path", type=PATH, required=False)
 @click.option("--path", "path_option", type=PATH, help="The same as PATH.")
 @json_option
-def list_shards(target: str, path: str | None, path_option: str | None, as_json: bool) -> None:
+def list_shards(target: str, path: str | None, path_option: str | None, as_json: bool) -> int:
     """List the shards of the file or directory PATH; without it, all of them.
 
-    With --json, each shard is one line.
+    Exit status 1 if some cannot be listed: the tree is damaged. With --json, each shard is one
+    line.
     """
-    trio.run(partial(_list, target, path if path is not None else path_option, as_json))
+    return trio.run(partial(_list, target, path if path is not None else path_option, as_json))
 
 
-async def _list(name: str, path: str | None, as_json: bool) -> None:
+async def _list(name: str, path: str | None, as_json: bool) -> int:
+    status = SUCCESS
     async with look_at(name) as target:
         if not as_json:
             print_row(("SHARD", "BYTES", "PIECES", "STATE", "PATH"), _LIST_WIDTHS)
         async for shard in _shards_below(target, target.file_of(path)):
+            if "lost" in shard:
+                status = FINDING
             if as_json:
                 print_json_line(shard)
                 continue
             where = "(no name)" if shard["path"] is None else "/" + printable(shard["path"])
+            if "lost" in shard:
+                where += f": {printable(shard['lost'])}"
+                print_row(("-", "-", "-", "lost", where), _LIST_WIDTHS)
+                continue
             cells = (shard["id"], str(shard["bytes"]), str(shard["pieces"]), _state(shard), where)
             print_row(cells, _LIST_WIDTHS)
+    return status
 
 
 @examples(
@@ -100,20 +109,27 @@ async def _list(name: str, path: str | None, as_json: bool) -> None:
 @click.argument("target", type=PATH)
 @click.argument("shard", metavar="[SHARD_ID|PATH]", required=False)
 @json_option
-def show_shard(target: str, shard: str | None, as_json: bool) -> None:
+def show_shard(target: str, shard: str | None, as_json: bool) -> int:
     """Say where the pieces of a shard lie on the device; of each shard, if a file is named.
 
     ADDRESS is the byte of the device where a piece begins; FRAME is the place of its chunk's frame,
     EXTENT:OFFSET, as `shardfs inspect chunk` takes it; SKIP the first byte of the chunk that is
     taken; CHECKSUMS the first granule's and how many more there are. A wide terminal shows more.
+
+    Exit status 1 if some of the file's shards cannot be told.
     """
-    trio.run(partial(_show, target, shard, as_json))
+    return trio.run(partial(_show, target, shard, as_json))
 
 
-async def _show(name: str, what: str | None, as_json: bool) -> None:
+async def _show(name: str, what: str | None, as_json: bool) -> int:
+    status = SUCCESS
     async with look_at(name) as target:
         found = []
-        async for ino, index in _named_shards(target, what):
+        async for ino, index, lost in _named_shards(target, what):
+            if lost:
+                status = FINDING
+                click.echo(f"shardfs: {printable(lost)}", err=True)
+                continue
             request = {"request": "shard", "ino": ino, "index": index}
             shard = await target.conversation.answer(request)
             if as_json:
@@ -122,6 +138,7 @@ async def _show(name: str, what: str | None, as_json: bool) -> None:
                 _print_shard(shard)
         if as_json:
             print_json(found)
+    return status
 
 
 def _print_shard(shard: dict[str, Any]) -> None:
@@ -205,16 +222,24 @@ def verify_shard(target: str, shard: str | None, as_json: bool) -> int:
     """Read the data of a shard, of a file, or of all files below a directory, and check it.
 
     What does not match its checksum, or cannot be read, is printed as bytes of the file; exit
-    status 1 then. Without SHARD_ID or PATH: everything. With --json, each shard is one line.
+    status 1 then, and if the tree is damaged so that not all shards are known. Without SHARD_ID or
+    PATH: everything. With --json, each shard is one line.
     """
     return trio.run(partial(_verify, target, shard, as_json))
 
 
 async def _verify(name: str, what: str | None, as_json: bool) -> int:
-    count = size = damaged_bytes = 0
+    count = size = damaged_bytes = lost_count = 0
     async with look_at(name) as target:
         with progress("verifying") as bar:
-            async for ino, index, path in _shards_to_verify(target, what):
+            async for ino, index, path, lost in _shards_to_verify(target, what):
+                if lost:
+                    lost_count += 1
+                    if as_json:
+                        print_json_line({"path": path, "lost": lost})
+                    else:
+                        click.echo(f"/{printable(path or '')}: {printable(lost)}")
+                    continue
                 bar.show(size, None, f"verifying: {count} shards, {size_text(size)}")
                 request = {"request": "verify", "ino": ino, "index": index}
                 shard = await target.conversation.answer(request) | {"path": path}
@@ -229,20 +254,22 @@ async def _verify(name: str, what: str | None, as_json: bool) -> int:
                     click.echo(f"{where} bytes {each['start']} to {last}: {each['error']}")
     if not as_json:
         verdict = f"{size_text(damaged_bytes)} damaged" if damaged_bytes else "all right"
+        verdict += "; the tree is damaged, so there may be more shards" if lost_count else ""
         click.echo(f"{count} shards, {size_text(size)}: {verdict}")
-    return FINDING if damaged_bytes else SUCCESS
+    return FINDING if damaged_bytes or lost_count else SUCCESS
 
 
 async def _shards_to_verify(
     target: Target, what: str | None
-) -> AsyncIterator[tuple[int, int, str | None]]:
-    """(inode, index, path) of the shards that the user named."""
+) -> AsyncIterator[tuple[int, int, str | None, str]]:
+    """(inode, index, path, "") of the shards that the user named; (0, 0, path, trouble) for what
+    cannot be read of the tree."""
     shard_id = parse_shard_id(what) if what is not None else None
     if shard_id is not None:
-        yield *shard_id, None
+        yield *shard_id, None, ""
         return
     async for shard in _shards_below(target, target.file_of(what)):
-        yield shard["ino"], shard["index"], shard["path"]
+        yield shard.get("ino", 0), shard.get("index", 0), shard["path"], shard.get("lost", "")
 
 
 def _state(shard: dict[str, Any]) -> str:
@@ -255,16 +282,17 @@ def _shard_id(target: Target, what: str | None) -> tuple[int, int] | None:
     return parse_shard_id(what) if what is not None else None
 
 
-async def _named_shards(target: Target, what: str | None) -> AsyncIterator[tuple[int, int]]:
-    """(inode, index) of the one shard, or of the shards of the file, that the user named."""
+async def _named_shards(target: Target, what: str | None) -> AsyncIterator[tuple[int, int, str]]:
+    """(inode, index, "") of the one shard, or of the shards of the file, that the user named;
+    (0, 0, trouble) for what cannot be read of the tree."""
     shard_id = _shard_id(target, what)
     if shard_id is not None:
-        yield shard_id
+        yield *shard_id, ""
         return
     file = target.file_of(what)
     await target.conversation.answer({"request": "file"} | file)
     async for shard in _shards_below(target, file):
-        yield shard["ino"], shard["index"]
+        yield shard.get("ino", 0), shard.get("index", 0), shard.get("lost", "")
 
 
 def _shards_below(target: Target, file: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from shardfs.cli.output import print_json, print_row, printable, size_text
 from shardfs.cli.progress import progress
 from shardfs.cli.unmounted import unmounted_device
 from shardfs.engine.block_device import BlockDevice, open_device
+from shardfs.engine.careful_scan import LostRange
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.salvage import scan_device
 from shardfs.engine.store import Store
@@ -54,18 +55,21 @@ def undelete(device: str, path: str | None, dest: str | None, is_list: bool, as_
     mount has nothing else to do. DEVICE must not be mounted, and is not changed. DEST is a new
     file; by default, one with the same name in the current directory.
 
-    Exit status 1 if the file is not whole any more.
+    Exit status 1 if the file is not whole any more, or if the tree is damaged: a file of which it
+    cannot be read whether it is deleted is not listed.
     """
     if is_list and path is not None:
         raise UsageError("--list takes no PATH")
     real = unmounted_device(device)
-    files = trio.run(partial(_with_index, real, _listed))
+    files, lost = trio.run(partial(_with_index, real, _listed))
+    for each in lost:
+        click.echo(f"shardfs: what the tree says of some files is lost: {each}", err=True)
     if path is None:
         if as_json:
             print_json([asdict(each) for each in files])
         else:
             _print(files)
-        return SUCCESS
+        return FINDING if lost else SUCCESS
     file = _chosen(files, path)
     target = dest if dest is not None else os.path.basename(file.path or f"inode-{file.ino}")
     missing = trio.run(partial(_with_index, real, partial(_written, file, target)))
@@ -82,7 +86,7 @@ async def _with_index(
 ) -> T:
     device = open_device(path, read_only=True)
     try:
-        options = StoreOptions(read_only=True, background=False)
+        options = StoreOptions(read_only=True, background=False, tolerant=True)
         async with Store.open(device, options=options) as store:
             with FrameIndex() as index, progress("looking for frames") as bar:
                 async for found in scan_device(device, bar.show):
@@ -93,8 +97,13 @@ async def _with_index(
         device.close()
 
 
-async def _listed(_device: BlockDevice, store: Store, index: FrameIndex) -> list[DeletedFile]:
-    return [file async for file in deleted_files(store, index)]
+async def _listed(
+    _device: BlockDevice, store: Store, index: FrameIndex
+) -> tuple[list[DeletedFile], list[str]]:
+    """The deleted files, and what of the tree cannot be read."""
+    lost: list[LostRange] = []
+    files = [file async for file in deleted_files(store, index, lost)]
+    return files, list(dict.fromkeys(each.trouble for each in lost))
 
 
 async def _written(

@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 import trio
 
+from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
 from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
@@ -42,46 +43,52 @@ _REMOVED: Final = {
 @click.argument("target", type=PATH)
 @click.argument("what", metavar="[EXTENT|PATH]", type=PATH, required=False)
 @json_option
-def why(target: str, what: str | None, as_json: bool) -> None:
+def why(target: str, what: str | None, as_json: bool) -> int:
     """Say why an extent is not free and which files are in it, or where the bytes of a file are.
 
     TARGET is a device or image file, a mount point, or a path in a mount. EXTENT is a number; a
     file whose name is a number is named like ./17, and one without a name by inode:12. For a
-    directory, all files below it are added up.
+    directory, all files below it are added up. Exit status 1 if the tree is damaged, so that files
+    may be missing.
     """
-    trio.run(partial(_explain, target, what, as_json))
+    return trio.run(partial(_explain, target, what, as_json))
 
 
-async def _explain(name: str, what: str | None, as_json: bool) -> None:
+async def _explain(name: str, what: str | None, as_json: bool) -> int:
     async with look_at(name) as target:
         if what is None and not target.inner_path:
             raise UsageError(f"say what of {target.name}: the number of an extent, or a path")
         if what is not None and what.isascii() and what.isdecimal():
-            await _explain_extent(target, int(what), as_json)
-            return
+            return await _explain_extent(target, int(what), as_json)
         answer = await target.conversation.answer({"request": "path"} | target.file_of(what))
         if as_json:
             print_json(answer)
         else:
             _print_path(answer)
+        return FINDING if answer["lost"] else SUCCESS
 
 
 # --- an extent ----------------------------------------------------------------------------------
 
 
-async def _explain_extent(target: Target, number: int, as_json: bool) -> None:
+async def _explain_extent(target: Target, number: int, as_json: bool) -> int:
     extent = await target.conversation.answer({"request": "extent", "extent": number})
     if as_json:
         extent["files"] = [file async for file in _files_in(target, number)]
         print_json(extent)
-        return
+        return FINDING if any("lost" in each for each in extent["files"]) else SUCCESS
     _print_extent(extent)
-    has_files = False
+    has_files, status = False, SUCCESS
     async for file in _files_in(target, number):
+        if "lost" in file:
+            status = FINDING
+            _print_lost(file["lost"])
+            continue
         if not has_files:
             print_row(("BYTES", "RANGES", "OF THE FILE", "PATH"), _FILE_WIDTHS)
         has_files = True
         _print_file(file)
+    return status
 
 
 async def _files_in(target: Target, number: int) -> AsyncIterator[dict[str, Any]]:
@@ -160,6 +167,8 @@ def _print_path(answer: dict[str, Any]) -> None:
         ),
     ]
     print_facts(facts)
+    for each in answer["lost"]:
+        _print_lost(each)
     if not answer["extents"]:
         return
     header = ("EXTENT", "STATE", "STREAM", "OF IT", "LIVE", "GARBAGE", "NOT FREE")
@@ -170,6 +179,10 @@ def _print_path(answer: dict[str, Any]) -> None:
         print_row((*cells, ", ".join(extent["holds"])), _EXTENT_WIDTHS)
     if answer["extent_count"] > _EXTENTS_SHOWN:
         click.echo(f"and {answer['extent_count'] - _EXTENTS_SHOWN} more; see --json")
+
+
+def _print_lost(trouble: str) -> None:
+    print_line(f"there may be more; what the tree says cannot be read: {printable(trouble)}")
 
 
 def _removed_text(answer: dict[str, Any]) -> str:

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
 from shardfs.engine.pieces import Entry
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError
+
+UNREADABLE: Final = (CorruptionError, DeviceError)
 
 
 @dataclass(frozen=True, order=True)
@@ -46,7 +49,7 @@ async def lost_ranges(store: Store, start: bytes, end: bytes) -> list[LostRange]
                 await trio.lowlevel.checkpoint()
                 try:
                     await segment.block(number)
-                except (CorruptionError, DeviceError) as error:
+                except UNREADABLE as error:
                     lost.append(LostRange(max(first, start), min(keys[number], end), str(error)))
     return sorted(lost)
 
@@ -63,6 +66,24 @@ async def careful_scan(
     lost += found
     for first, stop in _rest(found, start, end):
         async for entry in store.scan(first, stop):
+            yield entry
+
+
+async def scan_around(
+    store: Store, start: bytes, end: bytes, lost: list[LostRange]
+) -> AsyncGenerator[Entry, None]:
+    """The same, for those who expect no damage: blocks are looked at only once one is met.
+
+    Args:
+        lost: the ranges are added before the first entry behind the first of them comes.
+    """
+    at = start
+    try:
+        async for entry in store.scan(start, end):
+            at = entry[0] + b"\0"
+            yield entry
+    except UNREADABLE:
+        async for entry in careful_scan(store, at, end, lost):
             yield entry
 
 

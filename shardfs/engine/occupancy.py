@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 from shardfs import limits
+from shardfs.engine.careful_scan import UNREADABLE, LostRange, scan_around
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.extent import Extent
 from shardfs.engine.layout import ExtentState, Stream
@@ -150,14 +151,16 @@ def tree_contents(store: Store, number: int) -> list[tuple[str, int]]:
     return found
 
 
-async def references(store: Store, number: int) -> AsyncIterator[tuple[bytes, list[Piece], int]]:
+async def references(
+    store: Store, number: int, lost: list[LostRange]
+) -> AsyncIterator[tuple[bytes, list[Piece], int]]:
     """Keys with pieces in an extent: the key, those pieces, and the bytes of their frames.
 
     The extent's frames say which keys they were written for. If frames that cannot be read hide
     some, all keys of the store are looked through.
 
-    Raises:
-        DeviceError, CorruptionError: the tree cannot be read.
+    Args:
+        lost: what of the tree cannot be read is added, and gone round.
     """
     extent = store._extents.all[number]
     seen: set[bytes] = set()
@@ -165,12 +168,16 @@ async def references(store: Store, number: int) -> AsyncIterator[tuple[bytes, li
     with store._extents.pinned(number):
         for key in await store._evacuator.owners(extent):
             seen.add(key)
-            found = _lying_in(await store._load(key), extent)
+            try:
+                found = _lying_in(await store._load(key), extent)
+            except UNREADABLE as error:
+                lost.append(LostRange(key, key + b"\0", str(error)))
+                continue
             if found:
                 missing -= found[1]
                 yield key, *found
     if missing > 0:
-        async for key, value in store.scan(b"", _KEY_END):
+        async for key, value in scan_around(store, b"", _KEY_END, lost):
             found = _lying_in(value, extent) if key not in seen else None
             if found:
                 yield key, *found

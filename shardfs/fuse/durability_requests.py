@@ -24,6 +24,7 @@ from pathlib import PurePosixPath
 
 import trio
 
+from shardfs.engine.careful_scan import LostRange
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, UsageError
 from shardfs.fuse.paths import find_paths
@@ -84,12 +85,14 @@ class DurabilityRequests:
                 yield self._describe(ino, [f"/{path}"], reasons)
             return
         candidates = {each: reasons for each in self._changed() if (reasons := self._reasons(each))}
-        paths = await find_paths(self._store, candidates.keys())
+        lost: list[LostRange] = []
+        paths = await find_paths(self._store, candidates.keys(), lost=lost)
         above = "/" if not path else f"/{path}/"
         for each, reasons in sorted(candidates.items()):
             await trio.lowlevel.checkpoint()
             names = paths.get(each, [])
-            if not path or any(f"{name}/".startswith(above) for name in names):
+            is_unknown = bool(lost) and not names  # its name may be in what cannot be read
+            if not path or is_unknown or any(f"{name}/".startswith(above) for name in names):
                 yield self._describe(each, names, reasons)
 
     def _changed(self) -> set[int]:

@@ -5,6 +5,7 @@ Role: answers the requests "extent", "extent-files" and "path" of inspection.py 
 Invariants:
     I1. Nothing is changed. Answers are bounded: long lists come in pages or are cut at
         EXTENTS_LISTED_MAX, and say so.
+    I3. What of the tree cannot be read is gone round, and said.
     I2. Bytes "on the device" are those of whole frames, so that those of all files in an extent
         add up to its live bytes.
 
@@ -21,6 +22,7 @@ from typing import Final
 import trio
 
 from shardfs import limits
+from shardfs.engine.careful_scan import UNREADABLE, LostRange, scan_around
 from shardfs.engine.liveness import live_bytes
 from shardfs.engine.occupancy import extent_figures, references, tree_contents
 from shardfs.engine.pieces import Piece, Shard, locators
@@ -42,6 +44,7 @@ from shardfs.fuse.records import (
 from shardfs.fuse.requests import Answer
 
 EXTENTS_LISTED_MAX: Final = 1024
+TROUBLES_MAX: Final = 100
 _FILES_NAMED_AT_ONCE: Final = 4096
 
 
@@ -57,6 +60,7 @@ class _Usage:
     device_bytes: int = 0
     overwritten_bytes: int = 0
     extents: dict[int, int] = field(default_factory=dict)
+    lost: list[LostRange] = field(default_factory=list)
 
     def add(self, shard: Shard) -> None:
         """Take in one shard."""
@@ -99,25 +103,29 @@ class Explanations:
 
     async def files_in(self, number: int) -> AsyncGenerator[Answer, None]:
         """The files whose bytes live in an extent, one shard after the other: inode, names, ranges
-        of bytes within the file, and bytes on the device.
-
-        Raises:
-            DeviceError, CorruptionError: the tree cannot be read.
+        of bytes within the file, and bytes on the device. At the end {"lost": "..."} for what of
+        the tree cannot be read.
         """
+        lost: list[LostRange] = []
         waiting: list[tuple[bytes, list[Piece], int]] = []
-        async for found in references(self._store, number):
+        async for found in references(self._store, number, lost):
             await trio.lowlevel.checkpoint()
             waiting.append(found)
             if len(waiting) == _FILES_NAMED_AT_ONCE:
-                async for answer in self._named(waiting):
+                async for answer in self._named(waiting, lost):
                     yield answer
                 waiting = []
-        async for answer in self._named(waiting):
+        async for answer in self._named(waiting, lost):
             yield answer
+        for trouble in _troubles(lost):
+            yield {"lost": trouble}
 
-    async def _named(self, found: list[tuple[bytes, list[Piece], int]]) -> AsyncIterator[Answer]:
+    async def _named(
+        self, found: list[tuple[bytes, list[Piece], int]], lost: list[LostRange]
+    ) -> AsyncIterator[Answer]:
         owners = [_owner(key) for key, _, _ in found]
-        paths = await find_paths(self._store, {owner[0] for owner in owners if owner is not None})
+        wanted = {owner[0] for owner in owners if owner is not None}
+        paths = await find_paths(self._store, wanted, lost=lost)
         for (key, pieces, size), owner in zip(found, owners, strict=True):
             if owner is None:
                 yield {"key": key.hex(), "bytes": size}
@@ -127,24 +135,20 @@ class Explanations:
             yield {
                 "ino": ino,
                 "paths": paths.get(ino, []),
-                "removed": None if ino in paths else await self._removed(ino),
+                "removed": None if ino in paths or lost else await self._removed(ino),
                 "bytes": size,
                 "ranges": _ranges(pieces, start),
             }
 
     async def path(self, ino: int, inode: Inode) -> Answer:
-        """Where a file, or everything below a directory, lies.
-
-        Raises:
-            DeviceError, CorruptionError: the tree cannot be read.
-        """
+        """Where a file, or everything below a directory, lies, as far as the tree can be read."""
         usage = _Usage()
         if inode.is_directory:
             await self._add_directory(ino, usage)
         else:
             await self._add_file(ino, usage)
         needs_names = inode.nlink > 1 or inode.nlink == 0
-        paths = await find_paths(self._store, {ino}) if needs_names else {}
+        paths = await find_paths(self._store, {ino}, lost=usage.lost) if needs_names else {}
         extents = [self._part_of(number, size) for number, size in usage.extents.items()]
         extents.sort(key=lambda each: -each["bytes"])
         return {
@@ -164,6 +168,7 @@ class Explanations:
             "extent_count": len(extents),
             "garbage_held_bytes": sum(each["garbage_bytes"] for each in extents),
             "extents": extents[:EXTENTS_LISTED_MAX],
+            "lost": _troubles(usage.lost),
         }
 
     def _part_of(self, number: int, size: int) -> Answer:
@@ -180,7 +185,8 @@ class Explanations:
 
     async def _add_file(self, ino: int, usage: _Usage) -> None:
         usage.files += 1
-        async for _, value in self._store.scan(shard_key(ino, 0), shards_end(ino)):
+        start, end = shard_key(ino, 0), shards_end(ino)
+        async for _, value in scan_around(self._store, start, end, usage.lost):
             await trio.lowlevel.checkpoint()
             if isinstance(value, Shard):
                 usage.add(value)
@@ -188,19 +194,23 @@ class Explanations:
     async def _add_directory(self, ino: int, usage: _Usage) -> None:
         """Every regular file below, those with several names once."""
         linked: set[int] = set()
+        known = {ino}
         waiting = [ino]
         while waiting:
             directory = waiting.pop()
             start, end = entries_start(directory), entries_start(directory + 1)
-            async for _, value in self._store.scan(start, end):
+            async for key, value in scan_around(self._store, start, end, usage.lost):
                 await trio.lowlevel.checkpoint()
-                if isinstance(value, Shard):
-                    raise CorruptionError(f"directory {directory} has a shard for an entry")
-                entry = decode_entry(value)
-                if entry.is_directory:
+                try:
+                    entry = decode_entry(value if isinstance(value, bytes) else b"")
+                    inode = None if entry.is_directory else await self._inode(entry.ino)
+                except UNREADABLE as error:
+                    usage.lost.append(LostRange(key, key + b"\0", str(error)))
+                    continue
+                if entry.is_directory and entry.ino not in known:
+                    known.add(entry.ino)
                     waiting.append(entry.ino)
                 elif entry.type == stat.S_IFREG >> 12 and entry.ino not in linked:
-                    inode = await self._inode(entry.ino)
                     if inode is not None and inode.nlink > 1:
                         linked.add(entry.ino)
                     await self._add_file(entry.ino, usage)
@@ -209,13 +219,21 @@ class Explanations:
         """What is known of an inode without a name: why it is still there."""
         if self._file_system is not None and self._file_system.orphans.is_held(ino):
             return "open"
-        if await self._store.get_record(orphan_key(ino)) is None:
+        try:
+            if await self._store.get_record(orphan_key(ino)) is None:
+                return None
+        except UNREADABLE:
             return None
         return "being-freed" if self._file_system is not None else "freed-by-next-mount"
 
     async def _inode(self, ino: int) -> Inode | None:
         record = await self._store.get_record(inode_key(ino))
         return None if record is None else decode_inode(record)
+
+
+def _troubles(lost: list[LostRange]) -> list[str]:
+    """What of the tree cannot be read, in words; the same block once."""
+    return list(dict.fromkeys(each.trouble for each in lost))[:TROUBLES_MAX]
 
 
 def _owner(key: bytes) -> tuple[int, int] | None:

@@ -5,7 +5,8 @@ Role: a part of what inspection.py answers, with these requests:
     map-begin      path | ino     starts a list of where the bytes of a file lie; {"ino", "size",
                                   "paths"}
     map-more                      the next page of it: {"ranges": [...], "end": bool}; holes are
-                                  not in it
+                                  not in it; {"start", "length", "lost": "..."} stands for what
+                                  cannot be read
     whereis        offset         what the byte of the device is: {"start", "end", "kind", ...},
                                   the place around it, and of which file
 
@@ -24,6 +25,7 @@ from collections.abc import AsyncGenerator
 import trio
 
 from shardfs import limits
+from shardfs.engine.careful_scan import LostRange, careful_scan
 from shardfs.engine.chunks import payload_offset
 from shardfs.engine.pieces import Shard
 from shardfs.engine.places import Place, PlaceKind, Places
@@ -34,6 +36,7 @@ from shardfs.fuse.paths import find_paths
 from shardfs.fuse.records import NAME_PAGE_PREFIX, decode_file_key, shard_key, shards_end
 from shardfs.fuse.requests import Answer, Handlers, Pages, number_of
 from shardfs.fuse.resolving import MountedFiles, Resolver
+from shardfs.fuse.tree_requests import lost_piece
 
 
 class MapRequests:
@@ -81,7 +84,10 @@ class MapRequests:
 
     async def _ranges(self, ino: int) -> AsyncGenerator[Answer, None]:
         identity = self._store.identity
-        async for key, value in self._store.scan(shard_key(ino, 0), shards_end(ino)):
+        lost: list[LostRange] = []
+        async for key, value in careful_scan(self._store, shard_key(ino, 0), shards_end(ino), lost):
+            while lost and lost[0].start < key:
+                yield lost_piece(lost.pop(0))
             index = decode_file_key(key).shard
             if not isinstance(value, Shard) or index is None:
                 raise CorruptionError("a record stands where a shard should", f"key {key.hex()}")
@@ -99,6 +105,8 @@ class MapRequests:
                     "sequence": locator.sequence,
                 }
             await trio.lowlevel.checkpoint()
+        for each in lost:
+            yield lost_piece(each)
 
     async def _whereis(self, request: Answer) -> Answer:
         offset = number_of(request, "offset")

@@ -13,12 +13,14 @@ Not here: what is done with the paths (fsck.py, explanations.py).
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
-from typing import Final
+from collections.abc import AsyncIterator, Collection
+from typing import Final, Protocol
 
 import trio
 
+from shardfs.engine.careful_scan import UNREADABLE, LostRange, scan_around
 from shardfs.engine.pieces import Shard
+from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.records import (
@@ -39,29 +41,69 @@ _DEPTH_MAX: Final = 4096
 _ENTRIES_END: Final = bytes([ENTRY_PREFIX[0] + 1])
 
 
-async def find_paths(store: StoreDoor, wanted: Collection[int]) -> dict[int, list[str]]:
+async def find_paths(
+    store: StoreDoor, wanted: Collection[int], *, lost: list[LostRange] | None = None
+) -> dict[int, list[str]]:
     """Paths of the wanted inodes, such as "/folder/file"; none for those without a name.
 
     Entries that cannot be decoded are passed over.
 
+    Args:
+        lost: what of the tree cannot be read is added, and gone round; some names may be missing
+            then. Requires: a Store.
+
     Raises:
-        DeviceError, CorruptionError: the tree cannot be read.
+        DeviceError, CorruptionError: the tree cannot be read, and `lost` is None.
     """
+    readable: _Readable = store
+    if lost is not None:
+        assert isinstance(store, Store), "damage is gone round by looking at the tree's blocks"
+        readable = _Patient(store, lost)
     found: dict[int, list[tuple[int, bytes]]] = {}
     missing = set(wanted) - {ROOT_INO}
     if missing:
-        found = await _find_names(store, ENTRY_PREFIX, _ENTRIES_END, missing)
+        found = await _find_names(readable, ENTRY_PREFIX, _ENTRIES_END, missing)
     directories: dict[int, str | None] = {ROOT_INO: ""}
     paths = {ROOT_INO: ["/"]} if ROOT_INO in wanted else {}
     for ino, names in found.items():
         for parent, name in names:
-            above = await _directory_path(store, parent, directories)
+            above = await _directory_path(readable, parent, directories)
             if above is not None:
                 paths.setdefault(ino, []).append(f"{above}/{os.fsdecode(name)}")
     return paths
 
 
-async def _directory_path(store: StoreDoor, ino: int, known: dict[int, str | None]) -> str | None:
+class _Readable(Protocol):
+    """What is needed of a store, or of what is left of one."""
+
+    def scan(self, start: bytes, end: bytes) -> AsyncIterator[tuple[bytes, bytes | Shard]]:
+        """What lies in [start, end), ascending."""
+
+    async def get_record(self, key: bytes) -> bytes | None:
+        """The record at `key`."""
+
+
+class _Patient:
+    """A store whose damaged parts are gone round."""
+
+    def __init__(self, store: Store, lost: list[LostRange]) -> None:
+        self._store = store
+        self._lost = lost
+
+    def scan(self, start: bytes, end: bytes) -> AsyncIterator[tuple[bytes, bytes | Shard]]:
+        """What can be read of [start, end)."""
+        return scan_around(self._store, start, end, self._lost)
+
+    async def get_record(self, key: bytes) -> bytes | None:
+        """A record; None as well if it cannot be read."""
+        try:
+            return await self._store.get_record(key)
+        except UNREADABLE as error:
+            self._lost.append(LostRange(key, key + b"\0", str(error)))
+            return None
+
+
+async def _directory_path(store: _Readable, ino: int, known: dict[int, str | None]) -> str | None:
     """The path of a directory; None if it does not lead to the root."""
     chain: list[tuple[int, bytes]] = []
     at = ino
@@ -80,7 +122,7 @@ async def _directory_path(store: StoreDoor, ino: int, known: dict[int, str | Non
     return path
 
 
-async def _parent(store: StoreDoor, ino: int) -> int:
+async def _parent(store: _Readable, ino: int) -> int:
     """The directory that a directory is in; 0 if its inode does not say."""
     record = await store.get_record(inode_key(ino))
     try:
@@ -90,7 +132,7 @@ async def _parent(store: StoreDoor, ino: int) -> int:
 
 
 async def _find_names(
-    store: StoreDoor, start: bytes, end: bytes, wanted: set[int]
+    store: _Readable, start: bytes, end: bytes, wanted: set[int]
 ) -> dict[int, list[tuple[int, bytes]]]:
     """(directory, name) of the wanted inodes' entries in a range of keys."""
     found: dict[int, list[tuple[int, bytes]]] = {}

@@ -10,9 +10,12 @@ Role: a part of what inspection.py answers, with these requests:
     read           ino, index, start, length   bytes of a shard, base64, at most READ_BYTES_MAX
     verify         ino, index     what of a shard does not match its checksums
 
+Items {"path": ..., "lost": "..."} of a list stand for what cannot be read.
+
 Invariants:
     I1. What a mount has buffered is handed to the store first, so that answers speak of the newest
         content.
+    I2. A list goes on behind what is damaged, says what it is, and ends on any tree of names.
 
 Not here: how requests travel (control.py).
 """
@@ -29,13 +32,15 @@ from typing import Final
 import trio
 
 from shardfs import limits
+from shardfs.engine.careful_scan import UNREADABLE, LostRange, scan_around
 from shardfs.engine.chunks import payload_offset
 from shardfs.engine.pieces import DIGEST_BYTES, Piece, Shard, granule_bytes
 from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError, DeviceError, UsageError
+from shardfs.errors import CorruptionError, UsageError
 from shardfs.fuse.records import (
     ORPHAN_PREFIX,
     ROOT_INO,
+    Entry,
     Inode,
     decode_entry,
     decode_entry_key,
@@ -49,7 +54,6 @@ from shardfs.fuse.requests import Answer, Handlers, Pages, number_of, text_of
 from shardfs.fuse.resolving import Resolver, clean_path
 
 READ_BYTES_MAX: Final = 512 * limits.KIB
-_UNREADABLE: Final = (CorruptionError, DeviceError)
 _SHARD_ID: Final = re.compile(r"(\d{1,19})\.(\d{1,19})")
 
 
@@ -95,42 +99,78 @@ class ShardRequests:
 
     async def _list(self, ino: int, inode: Inode, path: str | None) -> AsyncGenerator[Answer, None]:
         """The shards of an inode and, for a directory, of all below it, then nameless files."""
-        linked: set[int] = set()
         if not inode.is_directory:
             async for shard in self._shards_of(ino, path):
                 yield shard
             return
+        linked: set[int] = set()
+        known = {ino}
         waiting = [(ino, path or "")]
         while waiting:
             directory, above = waiting.pop()
-            start, end = entries_start(directory), entries_start(directory + 1)
-            async for key, value in self._store.scan(start, end):
-                await trio.lowlevel.checkpoint()
-                name = os.fsdecode(decode_entry_key(key)[2])
-                entry = decode_entry(_record(value, key))
-                below = f"{above}/{name}" if above else name
-                if entry.is_directory:
+            async for below, entry in self._entries(directory, above):
+                if isinstance(entry, str):
+                    yield {"path": below, "lost": entry}
+                elif entry.is_directory and entry.ino in known:
+                    yield {"path": below, "lost": "a directory that has another name"}
+                elif entry.is_directory:
+                    known.add(entry.ino)
                     waiting.append((entry.ino, below))
                 elif entry.type == stat.S_IFREG >> 12 and entry.ino not in linked:
                     async for shard in self._shards_of(entry.ino, below, linked):
                         yield shard
-        if ino == ROOT_INO:
-            async for key, _ in self._store.scan(ORPHAN_PREFIX, _behind(ORPHAN_PREFIX)):
-                async for shard in self._shards_of(decode_marker_key(key), None):
-                    yield shard
+        if ino != ROOT_INO:
+            return
+        lost: list[LostRange] = []
+        async for key, _ in scan_around(self._store, ORPHAN_PREFIX, _behind(ORPHAN_PREFIX), lost):
+            async for shard in self._shards_of(decode_marker_key(key), None):
+                yield shard
+        for each in lost:
+            yield {"path": None, "lost": f"some removed files cannot be listed: {each.trouble}"}
+
+    async def _entries(
+        self, directory: int, above: str
+    ) -> AsyncGenerator[tuple[str, Entry | str], None]:
+        """Paths in a directory, each with its entry or why that cannot be read (I2)."""
+        lost: list[LostRange] = []
+        start, end = entries_start(directory), entries_start(directory + 1)
+        async for key, value in scan_around(self._store, start, end, lost):
+            await trio.lowlevel.checkpoint()
+            below = above
+            try:
+                name = os.fsdecode(decode_entry_key(key)[2])
+                below = f"{above}/{name}" if above else name
+                entry = decode_entry(_record(value, key))
+            except CorruptionError as error:
+                yield below, str(error)
+                continue
+            yield below, entry
+        for each in lost:
+            yield above, f"some names in it cannot be read: {each.trouble}"
 
     async def _shards_of(
         self, ino: int, path: str | None, linked: set[int] | None = None
     ) -> AsyncGenerator[Answer, None]:
         if linked is not None:
-            inode = await self._resolver.inode(ino)
-            if inode is not None and inode.nlink > 1:
+            try:
+                inode = await self._resolver.inode(ino)
+                is_linked = inode is not None and inode.nlink > 1
+            except UNREADABLE as error:
+                yield {"path": path, "lost": f"inode {ino} cannot be read: {error}"}
+                is_linked = True
+            if is_linked:
                 linked.add(ino)
-        async for key, value in self._store.scan(shard_key(ino, 0), shards_end(ino)):
+        lost: list[LostRange] = []
+        async for key, value in scan_around(self._store, shard_key(ino, 0), shards_end(ino), lost):
             await trio.lowlevel.checkpoint()
             index = decode_file_key(key).shard
             if isinstance(value, Shard) and index is not None:
                 yield self._describe(key, ino, index, value) | {"path": path}
+        for each in lost:
+            yield {
+                "path": path,
+                "lost": f"some shards of inode {ino} cannot be read: {each.trouble}",
+            }
 
     def _describe(self, key: bytes, ino: int, index: int, shard: Shard) -> Answer:
         return {
@@ -223,7 +263,7 @@ class ShardRequests:
         try:
             await self._store.read_chunk(piece.locator, piece.skip, piece.length)
             return []
-        except _UNREADABLE:
+        except UNREADABLE:
             damaged = []
         granule = granule_bytes(piece.locator.length)
         at, end = piece.skip, piece.skip + piece.length
@@ -231,7 +271,7 @@ class ShardRequests:
             stop = min(end, at - at % granule + granule)
             try:
                 await self._store.read_chunk(piece.locator, at, stop - at)
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 start = base + piece.start + at - piece.skip
                 damaged.append({"start": start, "length": stop - at, "error": str(error)})
             at = stop

@@ -150,7 +150,13 @@ class TreeRequests:
         if held is not None:
             yield {"start": held[0], "length": held[1] - held[0]}
         for each in lost:
-            yield _lost_piece(_index_of(each.start), _index_of(each.end, up=True), each.trouble)
+            yield lost_piece(each)
+
+
+def lost_piece(lost: LostRange) -> Answer:
+    """The bytes of a file whose place cannot be read; it may end behind the file."""
+    first, end = _index_of(lost.start), _index_of(lost.end, up=True)
+    return _lost_piece(first, end, lost.trouble)
 
 
 def _index_of(key: bytes, *, up: bool = False) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import trio
 
 from shardfs import limits
+from shardfs.engine.careful_scan import UNREADABLE, LostRange
 from shardfs.engine.device import Device
 from shardfs.engine.store import Store
 from shardfs.fuse.frame_index import DataFrame, FrameIndex
@@ -45,15 +46,22 @@ class DeletedFile:
     extents: tuple[int, ...]
 
 
-async def deleted_files(store: Store, index: FrameIndex) -> AsyncIterator[DeletedFile]:
+async def deleted_files(
+    store: Store, index: FrameIndex, lost: list[LostRange]
+) -> AsyncIterator[DeletedFile]:
     """The deleted files of a store, by inode number.
 
-    Raises:
-        DeviceError, CorruptionError: the tree cannot be read.
+    Args:
+        lost: what of the tree cannot be read is added; an inode in it is not called deleted.
     """
     for ino in index.inos_with_data():
         await trio.lowlevel.checkpoint()
-        if await store.get_record(inode_key(ino)) is not None:
+        key = inode_key(ino)
+        try:
+            if await store.get_record(key) is not None:
+                continue
+        except UNREADABLE as error:
+            lost.append(LostRange(key, key + b"\0", str(error)))
             continue
         known = index.former(ino)
         size = store.identity.extent_bytes
@@ -63,7 +71,7 @@ async def deleted_files(store: Store, index: FrameIndex) -> AsyncIterator[Delete
         is_whole = inode is not None and found >= inode.used
         yield DeletedFile(
             ino,
-            await _path(store, known),
+            await _path(store, known, lost),
             inode.size if inode is not None else None,
             found,
             is_whole,
@@ -89,11 +97,11 @@ def _file_start(frame: DataFrame) -> int:
     return frame.shard * limits.SHARD_BYTES + frame.start
 
 
-async def _path(store: Store, known: NamedInode | None) -> str | None:
+async def _path(store: Store, known: NamedInode | None, lost: list[LostRange]) -> str | None:
     if known is None or not known.names:
         return None
     parent, name = known.names[0]
-    paths = await find_paths(store, {parent})
+    paths = await find_paths(store, {parent}, lost=lost)
     above = paths[parent][0].rstrip("/") if parent in paths else "…"
     return f"{above}/{os.fsdecode(name)}"
 

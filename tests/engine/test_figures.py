@@ -136,7 +136,7 @@ async def test_references_name_the_keys_that_hold_an_extent() -> None:
         named: set[bytes] = set()
         for extent in store._extents.all:
             size = 0
-            async for key, pieces, frame_bytes in references(store, extent.index):
+            async for key, pieces, frame_bytes in references(store, extent.index, []):
                 assert pieces and all(each.locator.extent == extent.index for each in pieces)
                 named.add(key)
                 size += frame_bytes
@@ -155,7 +155,7 @@ async def test_references_behind_an_unreadable_head_are_found_all_the_same() -> 
         assert shard is not None
         at = shard.pieces[0].locator
         device.rot(store.identity.extent_offset(at.extent) + at.offset + 8, 1)
-        found = [key async for key, _, _ in references(store, at.extent)]
+        found = [key async for key, _, _ in references(store, at.extent, [])]
         assert sorted(found) == [b"%03d" % number for number in range(6)]
 
 

@@ -74,8 +74,9 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("maintenance", "memory", "raw_store"),
     ("figures",),
     ("store",),
+    ("careful_scan",),
     ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy", "places", "resizing"),
-    ("careful_scan", "damage", "inventory", "rebuilding"),
+    ("damage", "inventory", "rebuilding"),
 )
 
 # What cli commands share. Commands themselves are imported by cli.main alone.
