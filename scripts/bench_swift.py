@@ -2,8 +2,9 @@
 
 Usage: scripts/bench_swift [--rounds N] [--folder DIR] [--json FILE]
 
-Two clusters run side by side, and take turns: in each round every row is measured on one, then on
-the other, the first of the two changing from round to round. One client, one call at a time.
+Three clusters run side by side, and take turns: in each round every row is measured on one after
+the other, the first of them changing from round to round. One client, one call at a time. In the
+third cluster the objects lie on shardfs and the account and container databases on XFS.
 
 At the end a disk of each is replaced by an empty one and refilled by Swift's replicators, and a
 shardfs disk is scrubbed as fast as it goes: two inputs of scripts/simulate_durability.
@@ -38,7 +39,13 @@ MIB = 1 << 20
 REFILL_LARGE_COUNT = 40
 REFILL_SMALL_COUNT = 100
 SCRUB_S_MAX = 300
-SYSTEMS = ("shardfs", "xfs")
+CLUSTERS: dict[str, tuple[str, str | None]] = {
+    "shardfs": ("shardfs", None),
+    "objects on shardfs": ("shardfs", "xfs"),
+    "XFS": ("xfs", None),
+}
+"""Column of the table -> file systems of the disks, and of databases that lie elsewhere."""
+BASE = "XFS"
 Rates = dict[str, list[float]]
 
 
@@ -133,19 +140,22 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, Rates], float]:
     clusters: dict[str, Cluster] = {}
     with ExitStack() as stack:
         buckets = {}
-        for system in SYSTEMS:
-            cluster = stack.enter_context(Cluster(folder / system, file_system=system))
+        for number, (system, (disks, databases)) in enumerate(CLUSTERS.items()):
+            cluster = stack.enter_context(
+                Cluster(folder / str(number), file_system=disks, database_file_system=databases)
+            )
             clusters[system] = cluster
             buckets[system] = Bucket(cluster.layout.endpoint, "bench")
             buckets[system].create()
             Round(buckets[system], -1).rows()["PUT 16 KiB (/s)"]()  # connections, first folders
         for number in range(rounds):
-            turn = SYSTEMS if number % 2 == 0 else SYSTEMS[::-1]
-            for row in Round(buckets["xfs"], 0).rows():
-                for system in turn:
+            first = number % len(CLUSTERS)
+            turns = [*CLUSTERS][first:] + [*CLUSTERS][:first]
+            for row in Round(buckets[BASE], 0).rows():
+                for system in turns:
                     rate = Round(buckets[system], number).rows()[row]()
                     rates.setdefault(row, {}).setdefault(system, []).append(rate)
-        for system in SYSTEMS:
+        for system in CLUSTERS:
             rate = refill(clusters[system], buckets[system])
             rates.setdefault("refilling a lost disk (MiB/s)", {})[system] = [rate]
         return rates, scrub(next(iter(clusters["shardfs"].disks.values())))
@@ -153,14 +163,17 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, Rates], float]:
 
 def table(rates: dict[str, Rates]) -> str:
     """The rates as a table in Markdown."""
-    lines = ["| row | shardfs | XFS | shardfs / XFS |", "|---|---|---|---:|"]
+    others = [system for system in CLUSTERS if system != BASE]
+    heads = ["row", *CLUSTERS, *(f"{system} / {BASE}" for system in others)]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * (1 + len(CLUSTERS))}{'---:|' * len(others)}"]
     for row, by_system in rates.items():
-        cells, medians = [], []
-        for system in SYSTEMS:
-            values = by_system[system]
-            medians.append(statistics.median(values))
-            cells.append(f"{medians[-1]:.1f} ({min(values):.1f} to {max(values):.1f})")
-        lines.append(f"| {row} | {' | '.join(cells)} | {medians[0] / medians[1]:.2f} |")
+        medians = {system: statistics.median(values) for system, values in by_system.items()}
+        cells = [
+            f"{medians[system]:.1f} ({min(by_system[system]):.1f} to {max(by_system[system]):.1f})"
+            for system in CLUSTERS
+        ]
+        cells += [f"{medians[system] / medians[BASE]:.2f}" for system in others]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -176,8 +189,8 @@ def main() -> None:
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {chosen.rounds} rounds", flush=True
     )
     with tempfile.TemporaryDirectory(prefix="shardfs-swift-", dir=chosen.folder) as folder:
-        for system in SYSTEMS:
-            (Path(folder) / system).mkdir()
+        for number in range(len(CLUSTERS)):
+            (Path(folder) / str(number)).mkdir()
         rates, scrub_mib_s = measure(Path(folder), chosen.rounds)
     print(table(rates))
     print(f"\nA scrub of a shardfs disk, as fast as it goes: {scrub_mib_s:.0f} MiB/s.")

@@ -41,6 +41,8 @@ class Cluster:
     Args:
         folder: empty; everything is below it.
         file_system: of the disks, "shardfs" or "xfs".
+        database_file_system: of a partition beside each disk that holds the account and container
+            databases; None: they lie on the disk, as everything else.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class Cluster:
         folder: Path,
         *,
         file_system: str = "shardfs",
+        database_file_system: str | None = None,
         disk_count: int = 4,
         size_mib: int = 1024,
     ) -> None:
-        self.layout = Layout(folder, disk_count)
+        self.layout = Layout(folder, disk_count, database_file_system is not None)
         self.disks: dict[str, Disk] = {}
         self._file_system = file_system
+        self._database_file_system = database_file_system
         self._size_mib = size_mib
         self._servers: dict[str, Process] = {}
         self._stack = ExitStack()
@@ -79,10 +83,9 @@ class Cluster:
         configuration.write_all(layout)
         self.rings = Rings(layout)
         for name in layout.disks:
-            disk = Disk(layout, name, self._file_system, self._size_mib)
-            self._stack.callback(disk.close)
-            disk.mount()
-            self.disks[name] = disk
+            self.disks[name] = self._attach(name, self._file_system, layout.nodes)
+            if self._database_file_system:
+                self._attach(name, self._database_file_system, layout.databases)
         ports = layout.ports
         self._serve(
             "memcached", "memcached", "-u", "root", "-l", ADDRESS, "-p", str(ports["memcached"])
@@ -97,6 +100,12 @@ class Cluster:
         self._serve_swift("proxy", "swift.proxy.server", "proxy-server.conf")
         for name, process in self._servers.items():
             wait_until(partial(self._answers, name, process), f"{name} answers")
+
+    def _attach(self, name: str, file_system: str, devices: Path) -> Disk:
+        disk = Disk(self.layout, name, file_system, self._size_mib, devices)
+        self._stack.callback(disk.close)
+        disk.mount()
+        return disk
 
     def _answers(self, name: str, process: Process) -> bool:
         if not process.is_running:

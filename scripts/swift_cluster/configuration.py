@@ -73,8 +73,9 @@ def server_conf(layout: Layout, kind: str, disk: str) -> str:
     """One disk's account, container or object server, and the daemons beside it."""
     parts = [
         f"[DEFAULT]\nbind_ip = {ADDRESS}\nbind_port = {layout.ports[f'{kind}-{disk}']}\n"
-        f"user = root\nworkers = 0\nswift_dir = {layout.settings}\ndevices = {layout.nodes}\n"
-        f"mount_check = true\nrecon_cache_path = {layout.cache}\n",
+        f"user = root\nworkers = 0\nswift_dir = {layout.settings}\n"
+        f"devices = {layout.devices(kind)}\nmount_check = true\n"
+        f"recon_cache_path = {layout.cache}\n",
         f"[pipeline:main]\npipeline = {kind}-server\n",
         f"[app:{kind}-server]\nuse = egg:swift#{kind}\nnode_timeout = {_SERVER_PATIENCE_S}\n"
         "conn_timeout = 1\n",
@@ -107,7 +108,7 @@ def rsyncd_conf(layout: Layout) -> str:
         f"log file = {layout.logs / 'rsyncd.log'}\n"
     )
     modules = [
-        f"[{kind}]\npath = {layout.nodes}\nread only = false\nmax connections = 25\n"
+        f"[{kind}]\npath = {layout.devices(kind)}\nread only = false\nmax connections = 25\n"
         f"lock file = {layout.cache / kind}.lock\n"
         for kind in KINDS
     ]

@@ -36,13 +36,22 @@ class Disk:
         name: as in the rings.
         file_system: "shardfs" or "xfs".
         size_mib: of its image.
+        devices: folder of its mount point; layout.nodes if None.
     """
 
-    def __init__(self, layout: Layout, name: str, file_system: str, size_mib: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        name: str,
+        file_system: str,
+        size_mib: int,
+        devices: Path | None = None,
+    ) -> None:
         self.name = name
-        self.path = layout.nodes / name
-        self._image = layout.images / f"{name}.img"
-        self._log = layout.logs / f"{name}.log"
+        self.path = (devices or layout.nodes) / name
+        own_name = f"{self.path.parent.name}-{name}"
+        self._image = layout.images / f"{own_name}.img"
+        self._log = layout.logs / f"{own_name}.log"
         self._file_system = file_system
         self._size_bytes = size_mib << 20
         self._loop: Path | None = None

@@ -36,17 +36,20 @@ class Layout:
 
     folder: everything is below it.
     disk_count: how many disks.
+    are_databases_apart: account and container databases lie on partitions of their own.
     """
 
     folder: Path
     disk_count: int
+    are_databases_apart: bool = False
     ports: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = ["proxy", "memcached", "rsync"]
         names += [f"{kind}-{disk}" for kind in KINDS for disk in self.disks]
         self.ports.update(zip(names, free_ports(len(names)), strict=True))
-        for folder in (self.nodes, self.settings, self.logs, self.images, self.cache):
+        folders = (self.nodes, self.databases, self.settings, self.logs, self.images, self.cache)
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -58,6 +61,15 @@ class Layout:
     def nodes(self) -> Path:
         """Mount points; /srv/node of a real machine."""
         return self.folder / "node"
+
+    @property
+    def databases(self) -> Path:
+        """Mount points of what holds the account and container databases."""
+        return self.folder / "databases" if self.are_databases_apart else self.nodes
+
+    def devices(self, kind: str) -> Path:
+        """Mount points of what a kind of server keeps; `devices` in its configuration."""
+        return self.nodes if kind == "object" else self.databases
 
     @property
     def settings(self) -> Path:
