@@ -15,11 +15,11 @@ Invariants:
         extent for it.
     I4. A copy that is not whole for another reason than damage says so. On a device without zones
         the first sector of a log is persistently LOG_GIVEN_UP before anything is written over
-        it, unless the other log begins with the newest record; a zone is reset.
+        it; a zone is reset.
 
 Ordering: a record counts once it is whole in either copy; `next_record` is persistent once it
 is flushed in both. A log that is given up: its first sector -> flush -> its new first record ->
-flush -> the other copy.
+flush -> the other copy, likewise.
 
 Not here: what a record says (superblock_record.py), choosing what to record (commit.py), opening a
 damaged device (recovery.py).
@@ -240,9 +240,10 @@ class Superblock:
         both.on_settled(lambda: done.fail(both.failure) if both.failure else done.resolve())
 
     async def _start_logs(self, first: int) -> None:
-        if self._number:  # else there is none yet
-            await self._give_up(first)
+        is_first_ever = not self._number
         for copy in (first, 1 - first):
+            if not is_first_ever:
+                await self._give_up(copy)
             offset = self.identity.extent_offset(copy)
             await self._device.reset(offset, self.identity.extent_bytes)
             self._ends[copy] = 0

@@ -65,13 +65,11 @@ async def check_superblock(device: Device, identity: Identity, report: Report) -
 async def _was_being_written(copy: CopyState, newest: Record, device: Device) -> bool:
     """Whether a crash explains that a copy is not whole: its log was being started afresh.
 
-    Then it says so (superblock.I4), or the other begins with the newest record, or its own first
-    record, of which the head may be torn, is the next one. A log that begins with a number older
-    than what the other ends with has not been touched: it is damaged.
+    Then it says so (superblock.I4), or its own first record, of which the head may be torn, is the
+    next one. A log that begins with a number older than what the other ends with has not been
+    touched: it is damaged.
     """
     if copy.given_up or device.write_pointer(copy.start) == 0:
-        return True
-    if newest.snapshot:
         return True
     try:
         data = await device.read(copy.start, limits.BLOCK_BYTES)

@@ -24,6 +24,7 @@ from shardfs.engine.superblock_record import extent_count_max
 from tests.engine.stores import content, formatted, opened, tidy_up
 
 EXTENT = 64 * limits.KIB
+NEW_END = 72
 Content = dict[bytes, bytes]
 
 
@@ -254,12 +255,20 @@ async def test_the_store_is_used_while_it_shrinks() -> None:
     device = await formatted(8, extent_bytes=EXTENT, checkpoints_max=3)
     device.is_image = True
     async with opened(device, StoreOptions(commit_interval_s=0.05)) as store:
-        expected = await fill(store, 600, keep_every=2)
+        # Half of it lies behind the new end, and the room before that is more than enough: where
+        # it is little, writers rightly wait for most of the shrink.
+        expected = await fill(store, 900)
+        for key in list(expected)[:600]:
+            del expected[key]
+            await store.delete(key)
+        await store.sync()
         done = trio.Event()
+        used_count = 0
 
         async def use() -> None:
-            number = 0
+            nonlocal used_count
             while not done.is_set():
+                number = used_count
                 key, value = b"key %06d" % (number * 7 % 900), value_of(90_000 + number)
                 if number % 3:
                     await store.put(key, value)
@@ -267,22 +276,25 @@ async def test_the_store_is_used_while_it_shrinks() -> None:
                 else:
                     await store.delete(key)
                     expected.pop(key, None)
-                number += 1
+                used_count += 1
                 if number % 5 == 0:
                     assert await store.get(key) == expected.get(key)
                     await store.sync()
-            assert number >= 5
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(use)
-            shrinking = Shrinking(store, 80 * EXTENT)
-            spared = sum(each.index >= 80 for each in store._extents.free)
-            unused = {each.index for each in store._extents.all[80:] if not each.live_bytes}
+            shrinking = Shrinking(store, NEW_END * EXTENT)
+            spared = sum(each.index >= NEW_END for each in store._extents.free)
+            unused = {each.index for each in store._extents.all[NEW_END:] if not each.live_bytes}
+            steps = 0
             while (await shrinking.step()).result is None:
-                used = {each.index for each in store._extents.all[80:] if each.live_bytes}
+                steps += 1
+                used = {each.index for each in store._extents.all[NEW_END:] if each.live_bytes}
                 assert len(used & unused) <= spared, "written behind the new end"
             done.set()
-        assert store.identity.extent_count == 80
+        assert steps > 5
+        assert used_count > steps, "writers were held up"
+        assert store.identity.extent_count == NEW_END
         assert await content(store) == expected
     async with opened(device) as store:
         await require_sound(store, expected)

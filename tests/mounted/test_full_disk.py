@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def run_cycles(path: Path, mix: str, cycles: int) -> None:
     fresh = free_bytes(path)
     accepted = []
     for number in range(cycles):
+        started = time.monotonic()
         filling = fill(folder, mix, number)
         accepted.append(filling.accepted_bytes)
         step = f"cycle {number}: {accepted}"
@@ -37,7 +39,15 @@ def run_cycles(path: Path, mix: str, cycles: int) -> None:
         assert free_bytes(path) <= FREE_SHARE_WHEN_FULL_MAX * fresh, step
         every = 1 + len(filling.sizes) // FILES_READ
         assert differences(folder, filling, every=every) == [], step
+        taken_s = time.monotonic() - started
         empty(folder)
+        # Seen with pytest -s: a long run that is ended early has still shown so many cycles.
+        print(
+            f"cycle {number + 1} of {cycles}: {accepted[-1]} bytes in {len(filling.sizes)} files, "
+            f"{accepted[-1] / accepted[0]:.4f} of the first; filled and read in {taken_s:.0f} s, "
+            f"emptied in {time.monotonic() - started - taken_s:.0f} s",
+            flush=True,
+        )
     wanted = int(FREE_SHARE_WHEN_EMPTY_MIN * fresh)
     assert wait_for_free(path, wanted) >= wanted, "what was deleted has not come back"
 

@@ -17,6 +17,7 @@ from shardfs.engine.fsck import check_store
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.store import Store
+from shardfs.engine.superblock import read_copy
 from tests.crash.harness import (
     EXTENT_BYTES,
     History,
@@ -79,6 +80,27 @@ def test_a_copy_that_rotted_is_damage(copy: int, sector: int) -> None:
     device.rot(copy * EXTENT_BYTES + sector * SECTOR_BYTES + 200)
     found, _ = run_in_order(findings, device)
     assert [each for each in found if each.startswith("E1")] != []
+
+
+def test_rot_is_damage_also_while_the_newest_record_is_a_snapshot() -> None:
+    """Both logs begin with one, and a cut may come before anything follows. What rots is the older
+    one: the newest record of all, damaged, looks as if a cut had torn it."""
+    device = empty_device()
+    run_in_order(write_a_little, device)
+    recorder = Recorder(device, History())
+    run_in_order(open_and_close, device)
+    rotten = 0
+    for moment in recorder.moments:
+        crashed = device.after_power_cut(moment.point, ())
+        copies = [run_in_order(read_copy, crashed, start) for start in (0, EXTENT_BYTES)]
+        if not all(each.last is not None and each.last.snapshot for each in copies):
+            continue  # one is not whole, or something follows
+        assert run_in_order(findings, crashed) == ([], [])
+        crashed.rot(200)
+        found, notes = run_in_order(findings, crashed)
+        assert any(each.startswith("E1") for each in found), notes
+        rotten += 1
+    assert rotten > 0
 
 
 def test_a_log_that_is_full_is_given_up_too() -> None:
