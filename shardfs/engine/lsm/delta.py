@@ -80,8 +80,9 @@ def cut_parts(
     """
     fixed = DELTA_HEADER.size + 64
     wanted = min(payload_bytes_max, limits.DELTA_PART_BYTES) - fixed
-    size = sum(map(len, entries)) + sum(map(len, entries.values()))
-    size += len(tails) * TAIL.size + len(riders) * RIDER.size + len(entries) * ENTRY_FIXED_BYTES
+    size = len(tails) * TAIL.size + len(riders) * RIDER.size + len(entries) * ENTRY_FIXED_BYTES
+    if size <= wanted:  # else there may be tens of thousands, too many to add up in one slice
+        size += sum(map(len, entries)) + sum(map(len, entries.values()))
     if size <= wanted:
         yield PartContent(tails, riders, list(entries.items()))
         return
