@@ -21,8 +21,8 @@ from shardfs import limits
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.lsm.compaction import GARBAGE_SHARE_MAX
 from shardfs.engine.lsm.entry import TOMBSTONE
+from shardfs.engine.lsm.filter import Filter
 from shardfs.engine.lsm.merge import load_page
-from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.store import Store
 from tests.engine.stores import MANUAL, content, formatted, opened, tidy_up
 
@@ -407,10 +407,10 @@ async def test_the_tombstone_of_something_old_asks_one_filter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is in the oldest run, and there may be a dozen of newer ones."""
-    real = Segment.may_contain
+    real = Filter.may_contain
     asked = 0
 
-    def may_contain(self: Segment, key: bytes) -> bool:
+    def may_contain(self: Filter, key: bytes) -> bool:
         nonlocal asked
         asked += 1
         return real(self, key)
@@ -422,7 +422,7 @@ async def test_the_tombstone_of_something_old_asks_one_filter(
             await store.checkpoint()
         for number in range(200):
             await store.delete(b"key %08d 0" % number)
-        monkeypatch.setattr(Segment, "may_contain", may_contain)
+        monkeypatch.setattr(Filter, "may_contain", may_contain)
         await store.checkpoint()
         assert len(store._tree.runs) == 4
         assert 200 <= asked <= 210

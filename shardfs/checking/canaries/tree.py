@@ -64,7 +64,7 @@ RUNS: Final = (
     Canary(
         "older-run-wins-a-get",
         "A get asks the oldest run first.",
-        (Edit(merge.overlapping, "for run in reversed(runs):", "for run in runs:"),),
+        (Edit(merge.candidates, "for run in reversed(runs):", "for run in runs:"),),
         ("store",),
     ),
     Canary(

@@ -32,7 +32,7 @@ import trio
 from shardfs import limits
 from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, TOMBSTONE, Block
 from shardfs.engine.lsm.memtable import Memtable
-from shardfs.engine.lsm.merge import Run, overlapping
+from shardfs.engine.lsm.merge import Run, candidates
 from shardfs.engine.lsm.segment import Segment, SegmentWriter
 from shardfs.engine.pacing import Slices, share_between
 from shardfs.errors import CorruptionError
@@ -111,10 +111,9 @@ async def hidden_bytes(
     """
     hidden = 0.0
     for key in keys:
-        for segment in overlapping(older, key):
-            if segment.may_contain(key):
-                hidden += segment.meta.total_bytes / segment.meta.entry_count
-                break
+        segment = next(candidates(older, key), None)
+        if segment is not None:
+            hidden += segment.meta.total_bytes / segment.meta.entry_count
         await slices.spend(_SAMPLE_COST * len(older))
     return hidden * count / max(1, len(keys))
 
@@ -136,7 +135,7 @@ def is_held_below(key: bytes, older: Sequence[Run]) -> bool:
     """
     for run in older:
         segment = run.segment_of(key)
-        if segment is not None and segment.may_contain(key):
+        if segment is not None and segment.index.filter.may_contain(key):
             return True
     return False
 

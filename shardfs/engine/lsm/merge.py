@@ -12,8 +12,8 @@ Not here: memtables (tree.py), dropping tombstones for good (compaction.py).
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from shardfs.engine.lsm.segment import Segment
@@ -21,6 +21,7 @@ from shardfs.engine.pacing import Slices
 
 _PART_COST = 16
 _DECODING_COST = 48
+_SEGMENTS_FEW = 4
 
 
 class Run(NamedTuple):
@@ -51,9 +52,12 @@ class Run(NamedTuple):
 
     def segment_of(self, key: bytes) -> Segment | None:
         """The segment whose key range holds `key`."""
-        number = bisect_right(self.segments, key, key=lambda segment: segment.meta.first_key) - 1
-        if number >= 0 and key <= self.segments[number].meta.last_key:
-            return self.segments[number]
+        segments = self.segments
+        if len(segments) > _SEGMENTS_FEW:
+            segments = segments[self.segment_number(key) :][:1]
+        for segment in segments:  # most runs have one: this is asked for each run by each look-up
+            if key <= segment.meta.last_key:
+                return segment if segment.meta.first_key <= key else None
         return None
 
 
@@ -123,15 +127,13 @@ async def _run_part(
     return entries, True
 
 
-def overlapping(runs: Sequence[Run], key: bytes) -> list[Segment]:
-    """The segments, newest run first, whose key range holds `key`.
+def candidates(runs: Sequence[Run], key: bytes) -> Iterator[Segment]:
+    """The segments, newest run first, that may hold `key`, as key ranges and filters say.
 
     Args:
         runs: oldest first.
     """
-    found = []
     for run in reversed(runs):
         segment = run.segment_of(key)
-        if segment is not None:
-            found.append(segment)
-    return found
+        if segment is not None and segment.index.filter.may_contain(key):
+            yield segment

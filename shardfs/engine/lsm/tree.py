@@ -21,7 +21,7 @@ from typing import Final
 
 from shardfs.engine.lsm.entry import RECORD, TOMBSTONE, decode_value, encode_shard
 from shardfs.engine.lsm.memtable import Memtable
-from shardfs.engine.lsm.merge import Page, Run, load_page, merge_parts, overlapping
+from shardfs.engine.lsm.merge import Page, Run, candidates, load_page, merge_parts
 from shardfs.engine.pieces import Shard
 from shardfs.errors import CorruptionError
 
@@ -82,21 +82,19 @@ class Tree:
         value = self.in_memory(key)
         if value is not None:
             return value
-        for segment in overlapping(self.runs, key):
-            if segment.may_contain(key):
-                block = segment.cached_block(key)
-                if block is None:
-                    return None
-                at = bisect_left(block.keys, key)
-                if at < len(block.keys) and block.keys[at] == key:
-                    value = block.values[at]
-                    break
-                value = TOMBSTONE  # unless an older run has it
-        else:
-            if value is None:
-                return TOMBSTONE  # as the filters alone say
-        if value == TOMBSTONE:
+        if self._absent.get(key) == self.generation:
+            return TOMBSTONE
+        for segment in candidates(self.runs, key):
+            block = segment.cached_block(key)
+            if block is None:
+                return None
+            at = bisect_left(block.keys, key)
+            if at < len(block.keys) and block.keys[at] == key:
+                value = block.values[at]
+                break
+        if value is None or value == TOMBSTONE:
             self._note_absent(key)
+            return TOMBSTONE
         return value
 
     async def get(self, key: bytes) -> bytes | None:
@@ -113,7 +111,7 @@ class Tree:
                 return None if value == TOMBSTONE else value
             generation = self.generation
             try:
-                for segment in overlapping(self.runs, key):
+                for segment in candidates(self.runs, key):
                     value = await segment.get(key)
                     if value is not None:
                         break
@@ -143,7 +141,7 @@ class Tree:
     def _is_absent_from_runs(self, key: bytes) -> bool:
         if self._absent.get(key) == self.generation:
             return True
-        return not any(segment.may_contain(key) for segment in overlapping(self.runs, key))
+        return next(candidates(self.runs, key), None) is None
 
     def _note_absent(self, key: bytes) -> None:
         self._absent.pop(key, None)
