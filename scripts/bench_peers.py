@@ -22,20 +22,19 @@ from typing import Any
 
 import bench_noise
 import bench_tables
+from bench_file_systems import ALL, shardfs_system
 from bench_noise import Canary
 from bench_rows import QUICK, Rows, Sizes, make_archive, make_tree, time_row
 from bench_systems import (
-    ALL,
     MIB,
     BenchError,
     Counts,
     Place,
     System,
+    alive,
     as_nice_as_this,
     loop_device,
-    mounted,
     say,
-    shardfs_system,
     stop_in_order,
 )
 from bench_tables import DOCS
@@ -49,6 +48,7 @@ NEEDED = {
     "rename": "unlink",
     "seq write+fsync": "seq read cold, rand overwrite 4K+fsync, rand read 4K cold",
     "cp -r tree": "du + grep tree cold, tar c tree, git status, rm -rf tree",
+    "untar small files": "ls -l new mount, read 4K new mount",
 }
 """Row -> rows that work on what it has left."""
 COUNTED = ("rates", "flushes", "read_bytes", "written_bytes", "server_us")
@@ -84,9 +84,12 @@ def measure_round(
         found = results.setdefault(row.name, {"unit": row.unit, "systems": {}})
         found["systems"].setdefault(system.name, dict(EMPTY_CELL) | {each: [] for each in COUNTED})
     try:
-        with mounted(system, place) as mount:
+        with alive(system, place) as life:
             for row in plan:
-                cell = results[row.name]["systems"][system.name]
+                if row.anew:
+                    life.mount_anew()
+                cell, mount = results[row.name]["systems"][system.name], life.mount
+                mount.forget_peak()
                 before = mount.counts()
                 try:
                     count, seconds = time_row(row)
@@ -109,7 +112,7 @@ def note(
     cell["read_bytes"].append((after.read_bytes - before.read_bytes) / count)
     cell["written_bytes"].append((after.written_bytes - before.written_bytes) / count)
     cell["server_us"].append(1e6 * (after.server_s - before.server_s) / count)
-    cell["resident_bytes"] = max(cell["resident_bytes"], after.resident_bytes)
+    cell["resident_bytes"] = max(cell["resident_bytes"], after.peak_bytes)
     cell["fsyncs"] = {"each": count, "one": 1}.get(FSYNCS.get(row, ""), 0) / count
 
 
@@ -170,10 +173,25 @@ def report(figures: Mapping[str, Any]) -> str:
     parts += [
         "What an fsync costs and whether it reaches the disk, counted by the device:",
         bench_tables.promises_table(rows, kinds),
+        "Bytes read from the disk for each thing done, where the kernel's caches had been dropped; "
+        "what is not read is remembered by the server, or not yet given up by the kernel:",
+        bench_tables.reads_table(rows, kinds),
+        f"The most that shardfs' server has taken of the machine's memory: {most(rows)}.",
         "Median (lowest to highest) of the rounds:",
         bench_tables.spreads_table(rows, kinds),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def most(rows: Mapping[str, Any]) -> str:
+    """The row in which shardfs' server was largest, and how large it was."""
+    sizes = {
+        row: found["systems"]["shardfs"]["resident_bytes"]
+        for row, found in rows.items()
+        if "shardfs" in found["systems"]
+    }
+    row = max(sizes, key=sizes.__getitem__, default="")
+    return f"{sizes[row] / MIB:.0f} MiB ({row})" if row else "not measured"
 
 
 def write_docs(figures: Mapping[str, Any]) -> None:
@@ -181,9 +199,11 @@ def write_docs(figures: Mapping[str, Any]) -> None:
     import bench_plots
 
     text = f"{report(figures)}\n![ratios of each row](bench-peers.svg)\n"
+    text += "\n![memory of the server in each row](bench-memory.svg)\n"
     bench_tables.write_part(DOCS / "performance.md", "bench-peers", text)
     (DOCS / "bench-peers.json").write_text(json.dumps(figures, indent=1) + "\n")
     bench_plots.plot_peers(figures, DOCS / "bench-peers.svg")
+    bench_plots.plot_memory(figures, DOCS / "bench-memory.svg")
 
 
 def chosen_systems(names: str, also: Sequence[str]) -> tuple[list[System], dict[str, str]]:

@@ -46,6 +46,27 @@ def plot_peers(figures: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_memory(figures: Mapping[str, Any], path: Path) -> None:
+    """The most memory that each server had in each row, and the bound of shardfs."""
+    rows = list(figures["rows"])
+    servers = [name for name, kind in figures["kinds"].items() if kind in ("shardfs", "fuse")]
+    figure, axes = pyplot.subplots(figsize=(9, 4))
+    for name in servers:
+        cells = [figures["rows"][row]["systems"].get(name) for row in rows]
+        sizes = [cell["resident_bytes"] / 2**20 if cell else None for cell in cells]
+        is_own = figures["kinds"][name] == "shardfs"
+        axes.plot(
+            range(len(rows)), sizes, "o-", label=name, linewidth=2 if is_own else 0.8, markersize=4
+        )
+    axes.axhline(512, color="black", linestyle="--", linewidth=0.8, label="bound (-o cache)")
+    axes.set_yscale("log")
+    axes.set_ylabel("most resident in the row, MiB")
+    axes.set_xticks(range(len(rows)), rows, rotation=60, ha="right", fontsize="small")
+    axes.grid(color="0.9", zorder=0)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    _save(figure, path)
+
+
 def plot_scale(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Cost a call, memory, time to open and bytes written, over the number of files."""
     figure, ((calls, memory), (opening, written)) = pyplot.subplots(2, 2, figsize=(10, 7))

@@ -27,6 +27,8 @@ FILE_BYTES = 4096
 MIB = 1024 * 1024
 PROCESSES = 4
 COPIES = 3
+ARCHIVED = "small"
+"""The directory in the archive."""
 STAMP_BYTES = 16
 ROW_TIMEOUT_S = 180
 
@@ -52,12 +54,17 @@ QUICK = Sizes(files=1500, durable=100, large_mib=256, blocks=2000)
 
 @dataclass(frozen=True)
 class Row:
-    """One row: `work` does it and returns how many; the caches are dropped first if cold."""
+    """One row: `work` does it and returns how many.
+
+    cold: the kernel's caches are dropped first; what a server remembers is not.
+    anew: the file system is mounted anew before that: nothing is remembered anywhere.
+    """
 
     name: str
     unit: str
     work: Callable[[], int]
     cold: bool = False
+    anew: bool = False
 
 
 class Rows:
@@ -101,6 +108,8 @@ class Rows:
             Row("git status", "/s", self.git_status),
             Row("rm -rf tree", "/s", self.remove_tree),
             Row("untar small files", "files/s", self.unpack),
+            Row("ls -l new mount", "/s", self.list_unpacked, cold=True, anew=True),
+            Row("read 4K new mount", "/s", self.read_unpacked, cold=True, anew=True),
         ]
 
     # --- many small files
@@ -130,17 +139,13 @@ class Rows:
 
     def list_all(self) -> int:
         """scandir with stat of each."""
-        with os.scandir(self.root / "many") as entries:
-            count = sum(entry.stat().st_size == FILE_BYTES for entry in entries)
-        return _as_expected(count, len(self.paths), "files")
+        return _list(self.root / "many", len(self.paths))
 
     def read(self) -> int:
         """Open, read, close, in random order."""
         for path in self.shuffled:
-            handle = os.open(path, os.O_RDONLY)
-            if os.read(handle, FILE_BYTES + 1) != self.data:
+            if _contents(path) != self.data:
                 raise BenchError(f"{path} reads as something else than was written")
-            os.close(handle)
         return len(self.paths)
 
     def rename(self) -> int:
@@ -296,8 +301,39 @@ class Rows:
         _command("tar", "xf", str(self.archive), "-C", str(folder))
         return self.sizes.files // 4
 
+    # --- what was unpacked, when nobody remembers it
+
+    def list_unpacked(self) -> int:
+        """scandir with stat of each."""
+        return _list(self._unpacked, self.sizes.files // 4)
+
+    def read_unpacked(self) -> int:
+        """Open, read, close, in random order."""
+        count = self.sizes.files // 4
+        for number in random.Random(9).sample(range(count), count):
+            length = len(_contents(f"{self._unpacked}/file-{number}"))
+            _as_expected(length, FILE_BYTES, "bytes")
+        return count
+
+    @property
+    def _unpacked(self) -> Path:
+        return self.root / "unpacked" / ARCHIVED
+
     def _copies(self) -> list[Path]:
         return [self.root / f"tree-{number}" for number in range(COPIES)]
+
+
+def _list(folder: Path, expected: int) -> int:
+    with os.scandir(folder) as entries:
+        count = sum(entry.stat().st_size == FILE_BYTES for entry in entries)
+    return _as_expected(count, expected, "files")
+
+
+def _contents(path: str) -> bytes:
+    handle = os.open(path, os.O_RDONLY)
+    data = os.read(handle, FILE_BYTES + 1)
+    os.close(handle)
+    return data
 
 
 def _create(paths: list[str], data: bytes) -> int:
@@ -387,6 +423,6 @@ def make_archive(folder: Path, files: int) -> Path:
         (source / f"file-{number}").write_bytes(choose.randbytes(FILE_BYTES))
     path = folder / "small.tar"
     with tarfile.open(path, "w") as archive:
-        archive.add(source, arcname="small")
+        archive.add(source, arcname=ARCHIVED)
     shutil.rmtree(source)
     return path

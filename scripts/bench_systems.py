@@ -1,17 +1,14 @@
-"""The file systems that are compared: how each is made on a device, mounted and taken away.
+"""A file system under measurement: made on a device, mounted, counted, taken away.
 
-Role: `ALL` names them. `mounted` gives a fresh one at a mount point for the length of a `with`,
-and takes everything away again whatever happens: mount, server, what is left in the folder.
+Role: `alive` gives a fresh one at a mount point for the length of a `with`, and takes everything
+away again whatever happens: mount, server, what is left in the folder.
 
 Invariants:
     I1. All get the same device: a loop device over one image file whose blocks were all written
         before, and that takes no discards; so none pays for space that another was given.
     I2. Only processes that were started here are ended, by the session that they were started in.
 
-juicefs has no device. It keeps its data and its metadata in a directory of the disk that the image
-file is on.
-
-Not here: what is measured (bench_rows.py).
+Not here: which file systems there are (bench_file_systems.py), what is measured (bench_rows.py).
 """
 
 from __future__ import annotations
@@ -81,7 +78,8 @@ class Place:
 
 
 class Counts(NamedTuple):
-    """Of the device: flushes, reads, bytes. Of the server: processor seconds, resident bytes."""
+    """Of the device: flushes, reads, bytes. Of the server: processor seconds, resident bytes and
+    the most that they have been since `Mounted.forget_peak`."""
 
     flushes: int
     reads: int
@@ -89,6 +87,7 @@ class Counts(NamedTuple):
     written_bytes: int
     server_s: float
     resident_bytes: int
+    peak_bytes: int
 
 
 @dataclass
@@ -107,11 +106,12 @@ class Mounted:
         fields = ["0"] * (FLUSHES_FIELD + 1)
         if self.disk is not None:
             fields = (self.disk / "stat").read_text().split()
-        ticks = pages = 0
+        ticks = pages = peak_kib = 0
         if self.session:
-            for process in _processes(self.session):
+            for pid, process in _processes(self.session):
                 ticks += int(process[11]) + int(process[12])
                 pages += int(process[21])
+                peak_kib += _peak_kib(pid)
         return Counts(
             flushes=int(fields[FLUSHES_FIELD]),
             reads=int(fields[0]),
@@ -119,18 +119,33 @@ class Mounted:
             written_bytes=int(fields[SECTORS_WRITTEN_FIELD]) * SECTOR_BYTES,
             server_s=ticks / os.sysconf("SC_CLK_TCK"),
             resident_bytes=pages * os.sysconf("SC_PAGE_SIZE"),
+            peak_bytes=1024 * peak_kib,
         )
 
+    def forget_peak(self) -> None:
+        """From now on `counts` tells the most that the server takes from now on."""
+        for pid, _ in _processes(self.session) if self.session else ():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
 
-def _processes(session: int) -> Iterator[list[str]]:
-    """/proc/PID/stat behind the name of each living process of a session."""
+
+def _processes(session: int) -> Iterator[tuple[int, list[str]]]:
+    """Number and /proc/PID/stat behind the name of each living process of a session."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has just ended
         if int(fields[3]) == session and fields[0] != "Z":
-            yield fields
+            yield int(path.parent.name), fields
+
+
+def _peak_kib(pid: int) -> int:
+    """The most memory that a process has had since its mark was set back; 0: it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 @dataclass(frozen=True)
@@ -139,13 +154,15 @@ class System:
 
     kind: "shardfs", "kernel", "fuse" (a peer) or "floor".
     needs: programs without which it cannot be had.
-    begin: makes it in a place and mounts it; what takes it away goes on the stack.
+    make: a fresh one in a place.
+    mount: mounts it; what takes the mount away again goes on the stack.
     """
 
     name: str
     kind: str
     needs: tuple[str, ...]
-    begin: Callable[[Place, ExitStack], Mounted]
+    make: Callable[[Place], None]
+    mount: Callable[[Place, ExitStack], Mounted]
 
     def missing(self) -> str:
         """Why it cannot be had here; empty: it can."""
@@ -153,17 +170,41 @@ class System:
         return f"not installed: {', '.join(lacking)}" if lacking else ""
 
 
+class Life:
+    """A file system from its making on.
+
+    Args:
+        stack: takes the mount away.
+    """
+
+    def __init__(self, system: System, place: Place, stack: ExitStack) -> None:
+        self._system, self._place, self._stack = system, place, stack
+        self.mount = system.mount(place, stack)
+
+    def mount_anew(self) -> None:
+        """Unmount and mount it: the server has forgotten everything too. The floor would have
+        nothing any more, and stays.
+
+        Raises:
+            BenchError: it cannot be done.
+        """
+        if self._system.kind != "floor":
+            self._stack.close()
+            self.mount = self._system.mount(self._place, self._stack)
+
+
 @contextmanager
-def mounted(system: System, place: Place) -> Iterator[Mounted]:
-    """A fresh file system of this kind, for the length of a `with`.
+def alive(system: System, place: Place) -> Iterator[Life]:
+    """A fresh file system of this kind, mounted for the length of a `with`.
 
     Raises:
         BenchError: it cannot be made or mounted; or not be taken away.
     """
     run("wipefs", "--all", "--quiet", place.device)
     try:
+        system.make(place)
         with ExitStack() as stack:
-            yield system.begin(place, stack)
+            yield Life(system, place, stack)
     finally:
         for path in place.folder.iterdir():
             shutil.rmtree(path)
@@ -336,97 +377,3 @@ def as_nice_as_this() -> Iterator[None]:
     finally:
         if before:
             path.write_text(before)
-
-
-# --- systems -----------------------------------------------------------------------------------
-
-
-def kernel_system(name: str, *mkfs: str) -> System:
-    """A file system of the kernel."""
-
-    def begin(place: Place, stack: ExitStack) -> Mounted:
-        run(*mkfs, place.device)
-        run("mount", "-t", name, place.device, place.mountpoint)
-        stack.callback(unmount, place.mountpoint)
-        return Mounted(disk_of_device(place.device))
-
-    return System(name, "kernel", (mkfs[0],), begin)
-
-
-def shardfs_system(options: str = "") -> System:
-    """shardfs, with mount options."""
-
-    def begin(place: Place, stack: ExitStack) -> Mounted:
-        run(BIN / "shardfs", "mkfs", "--force", place.device)
-        mount: list[str | Path] = [BIN / "shardfs", "mount", "-f", place.device, place.mountpoint]
-        more = ["-o", options] if options else []
-        return Mounted(disk_of_device(place.device), serve([*mount, *more], place, stack))
-
-    return System(f"shardfs -o {options}" if options else "shardfs", "shardfs", (), begin)
-
-
-def _begin_floor(place: Place, stack: ExitStack) -> Mounted:
-    return Mounted(
-        None, serve([sys.executable, SCRIPTS / "floor.py", place.mountpoint], place, stack)
-    )
-
-
-def _begin_ntfs_3g(place: Place, stack: ExitStack) -> Mounted:
-    run("mkfs.ntfs", "--fast", "--force", "--quiet", place.device)
-    command: list[str | Path] = [
-        "ntfs-3g",
-        place.device,
-        place.mountpoint,
-        "-o",
-        "no_detach,big_writes",
-    ]
-    return Mounted(disk_of_device(place.device), serve(command, place, stack))
-
-
-def _begin_fuse2fs(place: Place, stack: ExitStack) -> Mounted:
-    run("mkfs.ext4", "-q", "-F", place.device)
-    command: list[str | Path] = ["fuse2fs", "-f", place.device, place.mountpoint]
-    return Mounted(disk_of_device(place.device), serve(command, place, stack))
-
-
-def _begin_juicefs(place: Place, stack: ExitStack) -> Mounted:
-    meta, data = f"badger://{place.folder}/meta", f"{place.folder}/data/"
-    program = shutil.which("juicefs") or "juicefs"
-    store = ["--storage", "file", "--bucket", data, "--trash-days", "0"]
-    run(program, "format", *store, meta, "bench")
-    cache: list[str | Path] = [
-        "--cache-dir",
-        place.folder / "cache",
-        "--no-usage-report",
-        "--backup-meta",
-        "0",
-    ]
-    session = serve([program, "mount", *cache, meta, place.mountpoint], place, stack)
-    return Mounted(disk_of_folder(place.folder), session)
-
-
-def _begin_s3ql(place: Place, stack: ExitStack) -> Mounted:
-    data = place.folder / "data"
-    data.mkdir()
-    place_it = ["--cachedir", str(place.folder / "cache"), "--authfile", os.devnull]
-    run("mkfs.s3ql", *place_it, "--plain", f"local://{data}")
-    command: list[str | Path] = [
-        "mount.s3ql",
-        *place_it,
-        "--fg",
-        f"local://{data}",
-        place.mountpoint,
-    ]
-    return Mounted(disk_of_folder(place.folder), serve(command, place, stack))
-
-
-ALL = (
-    shardfs_system(),
-    System("floor", "floor", (), _begin_floor),
-    kernel_system("ext4", "mkfs.ext4", "-q", "-F"),
-    kernel_system("xfs", "mkfs.xfs", "-q", "-f"),
-    System("ntfs-3g", "fuse", ("mkfs.ntfs", "ntfs-3g"), _begin_ntfs_3g),
-    System("fuse2fs", "fuse", ("mkfs.ext4", "fuse2fs"), _begin_fuse2fs),
-    System("juicefs", "fuse", ("juicefs",), _begin_juicefs),
-    System("s3ql", "fuse", ("mkfs.s3ql", "mount.s3ql"), _begin_s3ql),
-)

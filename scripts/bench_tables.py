@@ -30,6 +30,8 @@ METADATA_ROWS = frozenset(
     {"create 4K", "stat hot", "stat missing", "ls -l cold", "rename", "unlink"}
     | {"mixed small calls", "create 4K x4 procs", "rm -rf tree"}
 )
+COLD_WORDS = frozenset({"cold", "new"})
+"""One of these is in the name of a row that begins with dropped caches."""
 PROMISE_KEPT = 0.95
 """Flushes for each fsync; a server may share one among a few, and one more or less is the disk's
 other users."""
@@ -208,6 +210,18 @@ def promises_table(rows: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, st
         ["system", "flushes for each durable put", "bytes written for each", "reaches the disk"],
         lines,
     )
+
+
+def reads_table(rows: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, str]) -> str:
+    """Bytes read from the disk by every system in rows that are meant to be cold."""
+    names = [name for name, kind in kinds.items() if kind != "floor"]
+    lines = []
+    for row, found in rows.items():
+        if COLD_WORDS.isdisjoint(row.split()):
+            continue
+        cells = [found["systems"].get(name, {}).get("read_bytes") for name in names]
+        lines.append([row, *(f"{statistics.median(each):,.0f}" if each else "–" for each in cells)])
+    return table(["row", *names], lines)
 
 
 def failures(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -101,14 +101,33 @@ def test_a_row_without_anything_to_compare(tables: ModuleType) -> None:
 
 
 def test_tables_have_as_many_cells_in_each_line(tables: ModuleType) -> None:
-    rows = {"durable put 4K": {"unit": "/s", "systems": columns(a=cell(1, failed="a|b"))}}
+    rows = {
+        name: {"unit": "/s", "systems": columns(a=cell(1, failed="a|b"))}
+        for name in ("durable put 4K", "ls -l cold", "ls -l new mount")
+    }
     for text in (
         tables.rates_table(rows, KINDS),
         tables.spreads_table(rows, KINDS),
         tables.promises_table(rows, KINDS),
+        tables.reads_table(rows, KINDS),
     ):
         counts = {line.replace("\\|", "").count("|") for line in text.splitlines()}
         assert len(counts) == 1, text
+
+
+def test_what_cold_rows_have_read_is_told(tables: ModuleType) -> None:
+    read = cell(100) | {"read_bytes": [4000.0, 4400.0, 90_000.0]}
+    rows = {
+        "create 4K": {"unit": "/s", "systems": columns(a=read)},
+        "read 4K cold": {"unit": "/s", "systems": columns(a=read)},
+        "read 4K new mount": {"unit": "/s", "systems": columns(a=read)},
+    }
+    lines = tables.reads_table(rows, KINDS).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| read 4K cold", "| read 4K new mount"]
+    names = lines[0].strip("| ").split(" | ")
+    assert "floor" not in names, "it has no disk"
+    assert lines[2].strip("| ").split(" | ")[names.index("a")] == "4,400"
+    assert lines[2].strip("| ").split(" | ")[names.index("b")] == "–", "not counted"
 
 
 def test_generated_parts_are_replaced_and_nothing_else(tables: ModuleType) -> None:
