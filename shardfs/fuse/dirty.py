@@ -108,6 +108,10 @@ class DirtyRanges:
         """Indexes of the shards with dirty bytes, ascending."""
         return sorted(self._shards)
 
+    def count(self, index: int) -> int:
+        """Number of separate ranges of a shard."""
+        return len(self._shards.get(index, ()))
+
     def cost(self, offset: int, length: int) -> int:
         """Upper bound for how much `write` of such a range adds to `bytes`: exact for appends."""
         if offset >= self.end:

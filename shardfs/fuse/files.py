@@ -10,7 +10,9 @@ Invariants:
     I3. inode.used is the sum of the lengths of the file's pieces.
     I4. Memory and batch size do not depend on a file's size; time depends on its existing shards.
     I5. A shard's record stays below RECORD_BYTES_MAX: scattered shards are rewritten (`gather`).
-    I6. What a file takes beside its data is at most a part of the data, however it was written:
+    I6. Separate stretches that `takes_stretches` lets be buffered fit into their shard's record,
+        also where there is no space to fill the holes between them.
+    I7. What a file takes beside its data is at most a part of the data, however it was written:
         limits.SCATTERED_SPACE_SHARE of each shard, or what SCATTERED_PIECES_MIN pieces take.
 
 Ordering: a truncation marks the file in the batch that cuts its size, and the mark goes in the
@@ -53,6 +55,9 @@ from shardfs.fuse.tables import Tables
 SHARD_BYTES: Final = limits.SHARD_BYTES
 _GAP_BYTES_FILLED: Final = 4 * limits.KIB
 _RUN_BYTES_IN_RECORD: Final = 128
+_STRETCHES_FEW_MAX: Final = 64
+_RUNS_PER_STEP_MAX: Final = 32
+_SHARDS_REMEMBERED: Final = 4096
 
 
 class Files:
@@ -65,6 +70,12 @@ class Files:
         """Files with shards above their end (I2)."""
         self._finishing = trio.Lock()
         self._record_bytes_max = record_bytes_max(store.identity.chunk_bytes_max)
+        self.stretches_few = min(
+            _STRETCHES_FEW_MAX, self._record_bytes_max // _RUN_BYTES_IN_RECORD // 4
+        )
+        """So many more fit into any record, however the shard came to be as it is (I6)."""
+        self.stretches_left: dict[tuple[int, int], int] = {}
+        """How many more may be buffered, of shards of which that is known, by inode and index."""
 
     @classmethod
     async def open(cls, store: StoreDoor, tables: Tables) -> Files:
@@ -160,6 +171,8 @@ class Files:
         for run in runs:
             pieces = self._append(key, pieces, run)
         end = index * SHARD_BYTES + runs[-1].start + runs[-1].length
+        if len(pieces) > self.stretches_few or (ino, index) in self.stretches_left:
+            self._remember_stretches_left(ino, index, pieces)
         change.batch.put_shard(key, pieces, base)
         inode = amend(inode)
         change.put_inode(
@@ -172,7 +185,7 @@ class Files:
         return change.commit()
 
     def has_room_for(self, shard: Shard | None, run_count: int) -> bool:
-        """Whether a shard can take that many more runs without `gather` (I5, I6)."""
+        """Whether a shard can take that many more runs without `gather` (I5, I7)."""
         if shard is None or len(shard.pieces) < limits.SCATTERED_PIECES_MIN:
             return True
         return (
@@ -192,6 +205,37 @@ class Files:
         """Whether the record of a shard can take that many more runs, though no more after them."""
         added = _RUN_BYTES_IN_RECORD * run_count
         return shard is None or encoded_bytes(shard.pieces) + added <= self._record_bytes_max
+
+    def takes_stretches(self, ino: int, index: int, count: int) -> bool:
+        """Whether so many separate stretches of a shard may be buffered (I6), as far as is known;
+        if not, `look_for_room` may tell otherwise. Who buffers them tells `note_stretches`."""
+        return count <= self.stretches_left.get((ino, index), self.stretches_few)
+
+    def note_stretches(self, ino: int, index: int, count: int) -> None:
+        """So many separate stretches of a shard are buffered."""
+        if count >= self.stretches_few and (ino, index) not in self.stretches_left:
+            self._remember(ino, index, self.stretches_few)
+
+    async def look_for_room(self, ino: int, index: int) -> None:
+        """Find out how many separate stretches of a shard may be buffered.
+
+        Raises:
+            DeviceError, CorruptionError
+        """
+        shard = await self.store.get_shard(shard_key(ino, index))
+        self._remember_stretches_left(ino, index, shard.pieces if shard is not None else ())
+
+    def _remember_stretches_left(self, ino: int, index: int, pieces: Sequence[Piece]) -> None:
+        # What is not remembered for ever has to fit as well, and so has the last step of a flush.
+        spare = self.stretches_few + _RUNS_PER_STEP_MAX
+        left = (self._record_bytes_max - encoded_bytes(pieces)) // _RUN_BYTES_IN_RECORD - spare
+        self._remember(ino, index, left)
+
+    def _remember(self, ino: int, index: int, left: int) -> None:
+        self.stretches_left.pop((ino, index), None)
+        self.stretches_left[ino, index] = left
+        if len(self.stretches_left) > _SHARDS_REMEMBERED:
+            del self.stretches_left[next(iter(self.stretches_left))]
 
     async def gather(self, ino: int, index: int) -> None:
         """Rewrite a scattered shard in fewer pieces, if that makes many fewer of them.

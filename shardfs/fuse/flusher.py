@@ -286,6 +286,24 @@ class Flusher:
                     raise
             await trio.lowlevel.checkpoint()
 
+    async def make_room_in_record(self, ino: int, index: int) -> None:
+        """Return when one more stretch of a shard may be buffered (files.I6).
+
+        Raises:
+            NoSpaceError: its holes would have to be filled, and there is no space for that.
+            DeviceError, CorruptionError, ReadOnlyError
+        """
+        file = self._dirty.known(ino)
+        async with self._dirty.locked(file):
+            await self._files.look_for_room(ino, index)
+            if self._files.takes_stretches(ino, index, file.ranges.count(index) + 1):
+                return
+            await self.flush_shards(file, [index])
+            await self._files.gather(ino, index)
+            await self._files.look_for_room(ino, index)
+            if not self._files.takes_stretches(ino, index, file.ranges.count(index) + 1):
+                raise _too_many_pieces(ino, index)
+
     async def _gather(self, ino: int, index: int) -> None:
         """Rewrite a scattered shard, if that can be done; the next runs may fit all the same.
 
@@ -299,10 +317,7 @@ class Flusher:
             if not isinstance(error, NoSpaceError):
                 return
         if not self._files.fits(await self._store.get_shard(shard_key(ino, index)), _RUNS_PER_STEP):
-            raise NoSpaceError(  # what is buffered stays so
-                f"shard {index} of inode {ino} is in too many pieces, and there is no room to "
-                "write it anew: remove something"
-            )
+            raise _too_many_pieces(ino, index)  # what is buffered stays so
 
     def _flush_now(self, file: DirtyFile, index: int, start: int, shard: Shard | None) -> int:
         runs = file.ranges.runs(index, start, _RUNS_PER_STEP)
@@ -322,6 +337,13 @@ class Flusher:
         end = runs[-1].start + runs[-1].length
         self._dirty.remove(file, index, runs[0].start, end)
         return end if len(runs) == _RUNS_PER_STEP else SHARD_BYTES  # that was all
+
+
+def _too_many_pieces(ino: int, index: int) -> NoSpaceError:
+    return NoSpaceError(
+        f"shard {index} of inode {ino} is in too many pieces, and there is no room to write it "
+        "anew: remove something"
+    )
 
 
 def _finished_shards(ranges: DirtyRanges) -> list[int]:

@@ -31,6 +31,7 @@ from typing import Final
 from shardfs import limits
 from shardfs.engine.layout import Bytes
 from shardfs.errors import FileError, NoSpaceError, ReadOnlyError
+from shardfs.fuse.dirty import split
 from shardfs.fuse.dirty_files import DirtyFile, DirtyFiles
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.files import SHARD_BYTES, Files
@@ -163,7 +164,8 @@ class Writeback:
 
         Durable when: `fsync` returned, or five seconds have passed.
 
-        Checkpoints: not when the inode is cached and there is room; see `Flusher.admit`.
+        Checkpoints: not when the inode is cached and there is room; see `Flusher.admit`, and
+            `Flusher.make_room_in_record`.
 
         Raises:
             NoSpaceError, ReadOnlyError, FileError: nothing was taken.
@@ -174,11 +176,21 @@ class Writeback:
             await self._flusher.admit(len(data))
         if ino in self._files.truncations:
             await self._files.finish_truncation(ino)
+        if self._files.stretches_left:
+            for index, _, _ in split(offset, len(data)):
+                if not self._takes_one_more(ino, index):
+                    await self._flusher.make_room_in_record(ino, index)
         try:
             self._write_now(ino, offset, data, privileged)
         except (NotLoaded, NoSpaceError):
             operation = partial(self._write_now, ino, offset, data, privileged)
             await self._orphans.with_room(partial(self._tables.run, operation), self.flush_steps)
+
+    def _takes_one_more(self, ino: int, index: int) -> bool:
+        """Whether one more stretch of a shard may be buffered (files.I6)."""
+        file = self._dirty.find(ino)
+        count = file.ranges.count(index) if file is not None else 0
+        return self._files.takes_stretches(ino, index, count + 1)
 
     def _write_now(self, ino: int, offset: int, data: bytes, privileged: bool) -> None:
         self._store.health.require_writable()
@@ -195,6 +207,9 @@ class Writeback:
         before = ranges.memory_bytes
         is_ready = ranges.write(offset, data)
         self._dirty.memory_bytes += ranges.memory_bytes - before
+        if ranges.segments >= self._files.stretches_few:
+            for index, _, _ in split(offset, len(data)):
+                self._files.note_stretches(ino, index, ranges.count(index))
         self._flusher.notice(ino, is_ready=is_ready)
         file.mtime_ns = file.ctime_ns = self._tables.now_ns()
 
