@@ -44,6 +44,7 @@ from shardfs.fuse.records import (
 from shardfs.fuse.scratch import Scratch
 
 _PAGE_MAX: Final = INO_MAX // INODES_PER_NAME_PAGE
+_NUMBER_MAX: Final = (1 << 63) - 1
 _SHARDS_MAX: Final = limits.FILE_BYTES_MAX // limits.SHARD_BYTES
 _TABLES: Final = """
 CREATE TABLE data (store, ino, shard, start, length, sequence, at, payload, epoch, damaged);
@@ -129,7 +130,7 @@ class FrameIndex(Scratch):
         frame, store = found.frame, _signed(found.store_id)
         self._frames[store] = self._frames.get(store, 0) + 1
         end = found.at + frame.total_bytes
-        place = (store, found.at, end, frame.epoch, int(frame.kind), _signed(frame.sequence))
+        place = (store, found.at, end, frame.epoch, int(frame.kind), _bounded(frame.sequence))
         values = (*place, len(found.damaged))
         self._db.execute("INSERT INTO places VALUES (?, ?, ?, ?, ?, ?, ?)", values)
         try:
@@ -150,7 +151,8 @@ class FrameIndex(Scratch):
             page = decode_name_page_key(frame.owner)
             end = frame.owner_offset + frame.payload_bytes
             if not found.damaged and page <= _PAGE_MAX and end <= limits.SHARD_BYTES:
-                row = (store, page, frame.owner_offset, frame.sequence, bytes(found.payload))
+                sequence = _bounded(frame.sequence)
+                row = (store, page, frame.owner_offset, sequence, bytes(found.payload))
                 self._db.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?)", row)
             return
         about = decode_file_key(frame.owner)
@@ -165,7 +167,7 @@ class FrameIndex(Scratch):
                 about.shard,
                 frame.owner_offset,
                 frame.payload_bytes,
-                _signed(frame.sequence),
+                _bounded(frame.sequence),
                 found.at,
                 found.at + frame.payload_offset,
                 frame.epoch,
@@ -188,8 +190,8 @@ class FrameIndex(Scratch):
     def _add_delta(self, found: FoundFrame, store: int) -> None:
         content = bytes(found.payload)
         part = decode_delta(content)
-        numbers = (store, _signed(part.number), part.part, part.parts, _signed(part.durable))
-        values = (*numbers, _signed(found.frame.sequence), found.frame.epoch, found.at, content)
+        numbers = (store, _bounded(part.number), part.part, part.parts, _bounded(part.durable))
+        values = (*numbers, _bounded(found.frame.sequence), found.frame.epoch, found.at, content)
         self._db.execute("INSERT INTO deltas VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
         self._add_entries(part.block, found.frame, store)
 
@@ -201,13 +203,13 @@ class FrameIndex(Scratch):
                 if key[:1] == ENTRY_PREFIX:
                     parent, _, name = decode_entry_key(key)
                     ino = decode_entry(value[1:]).ino
-                    row = (store, ino, parent, name, _signed(frame.sequence))
+                    row = (store, ino, parent, name, _bounded(frame.sequence))
                     self._db.execute("INSERT INTO names VALUES (?, ?, ?, ?, ?)", row)
                     continue
                 about = decode_file_key(key)
                 if about.shard is None and about.xattr is None:
                     ctime = decode_inode(value[1:]).ctime_ns
-                    values = (store, about.ino, _signed(frame.sequence), ctime, value[1:])
+                    values = (store, about.ino, _bounded(frame.sequence), ctime, value[1:])
                     self._db.execute("INSERT INTO inodes VALUES (?, ?, ?, ?, ?)", values)
             except CorruptionError:
                 continue
@@ -363,7 +365,7 @@ class FrameIndex(Scratch):
             "SELECT DISTINCT number FROM deltas WHERE store = ? AND number > ? "
             "ORDER BY number DESC LIMIT 1000000"
         )
-        rows = self._db.execute(query, (self.store_id, above))
+        rows = self._db.execute(query, (self.store_id, _bounded(above)))
         return [number for (number,) in rows]
 
     def delta(self, number: int) -> list[DeltaFrame]:
@@ -381,7 +383,7 @@ class FrameIndex(Scratch):
     def has_whole(self, sequence: int) -> bool:
         """The frame with this sequence number is there, and undamaged."""
         query = "SELECT damaged FROM places WHERE store = ? AND sequence = ?"
-        row = self._db.execute(query, (self.store_id, _signed(sequence))).fetchone()
+        row = self._db.execute(query, (self.store_id, _bounded(sequence))).fetchone()
         return row is not None and row[0] == 0
 
     def places(self) -> Iterator[tuple[int, int, int, int]]:
@@ -403,5 +405,11 @@ class FrameIndex(Scratch):
 
 
 def _signed(number: int) -> int:
-    """A number of 64 bits as SQLite keeps it."""
+    """The identity of a store, any 64 bits, as SQLite keeps it."""
     return number - (1 << 64) if number >> 63 else number
+
+
+def _bounded(number: int) -> int:
+    """A number that counts something. No store gets as far as SQLite's highest; one that is beyond
+    was made up, and stays the highest."""
+    return min(number, _NUMBER_MAX)

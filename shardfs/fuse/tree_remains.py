@@ -122,16 +122,23 @@ class TreeRemains(Scratch):
         last = durable
         while last + 1 in whole and _counts(whole[last + 1], record, index):
             last += 1
-        for number in range(last, checkpoint, -1):
-            if number not in whole:
-                self._lose(_EVERYTHING, f"delta {number} is not there")
-                if not any(each < number for each in whole):
-                    return  # nothing of it is left further down either
-                continue
+        missing = last
+        for number in sorted((each for each in whole if checkpoint < each <= last), reverse=True):
+            self._lose_deltas(number + 1, missing)
+            missing = number - 1
             for each in whole[number]:
                 block = each.part.block
                 for key, value in zip(block.keys, block.values, strict=True):
                     self._add(key, value)
+        self._lose_deltas(checkpoint + 1, missing)
+
+    def _lose_deltas(self, first: int, last: int) -> None:
+        """What is older than these may have been changed by them. There may be very many: a damaged
+        number is as good as any."""
+        if first == last:
+            self._lose(_EVERYTHING, f"delta {first} is not there")
+        elif first < last:
+            self._lose(_EVERYTHING, f"deltas {first} to {last} are not there")
 
     def _add(self, key: bytes, value: bytes) -> None:
         values = (key, value, self._is_in_lost(key))
