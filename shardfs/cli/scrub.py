@@ -16,7 +16,7 @@ import trio
 from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
 from shardfs.cli.options import PATH, SIZE, json_option
-from shardfs.cli.output import print_facts, print_json, printable, size_text, time_text
+from shardfs.cli.output import print_facts, print_json, print_line, printable, size_text, time_text
 from shardfs.fuse.control import connect
 from shardfs.fuse.targets import default_target, require_mount
 
@@ -24,7 +24,7 @@ from shardfs.fuse.targets import default_target, require_mount
 @examples({"shardfs scrub start /srv/data": "verify all data", "shardfs scrub status": "how far"})
 @click.group(short_help="Verify the data of a mount in the background.")
 def scrub() -> None:
-    """Verify all data of a mount in the background, and name what has rotted.
+    """Verify all of a mount, data and tree, in the background, and name what has rotted.
 
     It is slow on purpose, gives way to whoever uses the mount, and goes on after a remount.
     """
@@ -76,7 +76,10 @@ def _ask(mountpoint: str | None, request: dict[str, Any]) -> dict[str, Any]:
 def _say(status: dict[str, Any], as_json: bool) -> int:
     if as_json:
         print_json(status)
-        return FINDING if status["damaged_bytes"] else SUCCESS
+        return _status(status)
+    for each in status["tree_found"]:
+        place = f"{each['what']} at extent {each['extent']} byte {each['offset']}"
+        print_line(printable(f"{place} is damaged: {each['files']}; {each['error']}"))
     for each in status["found"]:
         name = each["path"] or f"inode {each['ino']}"
         last = each["start"] + each["length"] - 1
@@ -85,6 +88,7 @@ def _say(status: dict[str, Any], as_json: bool) -> int:
     lines = [
         ("state", status["state"]),
         ("verified", f"{size_text(status['verified_bytes'])} ({share} %)"),
+        ("tree", f"{size_text(status['tree_bytes'])}, {status['tree_damaged']} parts damaged"),
         ("damaged", size_text(status["damaged_bytes"])),
         ("rate", f"at most {size_text(status['rate'])}/s"),
     ]
@@ -95,4 +99,8 @@ def _say(status: dict[str, Any], as_json: bool) -> int:
     if status["left_s"] is not None:
         lines.append(("left", f"{status['left_s']:.0f} s at least"))
     print_facts(lines)
-    return FINDING if status["damaged_bytes"] else SUCCESS
+    return _status(status)
+
+
+def _status(answer: dict[str, Any]) -> int:
+    return FINDING if answer["damaged_bytes"] or answer["tree_damaged"] else SUCCESS

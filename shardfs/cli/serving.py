@@ -163,24 +163,27 @@ class Server:
                 scrub = Scrub(store, lambda: mount.polling.waits)
                 tracer = Tracer(mount)
 
+                def inspection() -> Inspection:
+                    return Inspection(
+                        store,
+                        device.path,
+                        mount=mount,
+                        more=scrub.handlers,
+                        scrub=scrub.figures,
+                    )
+
                 def begin() -> TraceConversation:
-                    inspection = Inspection(store, device.path, mount=mount, more=scrub.handlers)
-                    return TraceConversation(tracer, mount, MountConversation(mount, inspection))
+                    return TraceConversation(tracer, mount, MountConversation(mount, inspection()))
 
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(scrub.run)
+                    if mount.options.metrics is not None:
+                        from shardfs.fuse.exporter import serve_metrics
+
+                        nursery.start_soon(serve_metrics, mount.options.metrics, inspection)
                     await control.serve(mount.mountpoint, begin)
 
-            async def export_metrics(mount: Mount) -> None:
-                if mount.options.metrics is not None:
-                    from shardfs.fuse.exporter import serve_metrics
-
-                    await serve_metrics(
-                        mount.options.metrics,
-                        lambda: Inspection(store, device.path, mount=mount),
-                    )
-
-            services = (answer_requests, export_metrics, _tell_systemd, _show_read_only)
+            services = (answer_requests, _tell_systemd, _show_read_only)
             await serve_store(
                 store,
                 device.path,

@@ -23,7 +23,7 @@ from shardfs.cli.output import printable, size_text
 
 _WIDE_COLUMNS: Final = 130
 """From this width on everything stands side by side."""
-_FIXED_ROWS: Final = 16
+_FIXED_ROWS: Final = 17
 """Lines of a narrow view that are not requests."""
 _ROWS_MIN: Final = 3
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
@@ -153,12 +153,14 @@ def _facts(figures: Figures) -> list[tuple[str, RenderableType]]:
         (
             "cache",
             ("no look-ups" if share is None else f"{100 * share:.1f} % hits")
-            + f", {size_text(figures['cache_bytes'])}",
+            + f", {size_text(figures['caches_bytes'])}"
+            + f" of {size_text(figures['caches_bound_bytes'])}",
         ),
         (
             "server",
             f"{100 * figures['processor_share']:.0f} % of a core, "
-            f"{size_text(figures['resident_bytes'])} of memory",
+            f"{size_text(figures['resident_bytes'])} of memory "
+            f"(bound {size_text(figures['memory_bound_bytes'])})",
         ),
     ]
     remarks = {
@@ -177,7 +179,24 @@ def _facts(figures: Figures) -> list[tuple[str, RenderableType]]:
     facts.append(("space", line))
     if figures["removed_files_waiting"]:
         facts.append(("removed", f"{figures['removed_files_waiting']:,} files not yet freed"))
+    if (scrub := _scrub_text(figures["scrub"])) is not None:
+        facts.append(("scrub", scrub))
     return facts
+
+
+def _scrub_text(scrub: Figures) -> Text | None:
+    """How far a scrub is, while there is something to say of it."""
+    is_clean = not scrub["damaged_bytes"] and not scrub["tree_damaged"]
+    if is_clean and scrub["state"] in ("idle", "done"):
+        return None
+    share = scrub["verified_bytes"] / max(1, scrub["total_bytes"])
+    text = _bar(share, "blue")
+    text.append(f" {100 * share:3.0f} %  {scrub['state']}")
+    if not is_clean:
+        found = [size_text(scrub["damaged_bytes"])] if scrub["damaged_bytes"] else []
+        found += [f"{scrub['tree_damaged']} parts of the tree"] if scrub["tree_damaged"] else []
+        text.append(f", damaged: {', '.join(found)}", style="red")
+    return text
 
 
 def _fact_table(facts: Sequence[tuple[str, RenderableType]]) -> Table:

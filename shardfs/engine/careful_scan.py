@@ -13,6 +13,7 @@ Not here: verifying (fsck.py), opening a store that is incomplete (StoreOptions.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -65,8 +66,9 @@ async def careful_scan(
     found = await lost_ranges(store, start, end)
     lost += found
     for first, stop in _rest(found, start, end):
-        async for entry in store.scan(first, stop):
-            yield entry
+        async with aclosing(store.scan(first, stop)) as entries:
+            async for entry in entries:
+                yield entry
 
 
 async def scan_around(
@@ -79,12 +81,14 @@ async def scan_around(
     """
     at = start
     try:
-        async for entry in store.scan(start, end):
-            at = entry[0] + b"\0"
-            yield entry
+        async with aclosing(store.scan(start, end)) as entries:
+            async for entry in entries:
+                at = entry[0] + b"\0"
+                yield entry
     except UNREADABLE:
-        async for entry in careful_scan(store, at, end, lost):
-            yield entry
+        async with aclosing(careful_scan(store, at, end, lost)) as entries:
+            async for entry in entries:
+                yield entry
 
 
 def _rest(lost: list[LostRange], start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:

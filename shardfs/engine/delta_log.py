@@ -26,7 +26,7 @@ from shardfs.engine.extents import Extents
 from shardfs.engine.framing import Frame, decode_frame, decode_head, is_cut_short
 from shardfs.engine.layout import FRAME_MAGIC, INCARNATION_SHIFT, ExtentState, Kind, Stream
 from shardfs.engine.lsm.delta import DeltaPart, decode_delta
-from shardfs.engine.superblock_record import Record
+from shardfs.engine.superblock_record import Record, Root
 from shardfs.errors import CorruptionError
 
 _READ_STEP_BYTES = 64 * limits.KIB
@@ -53,20 +53,54 @@ class FoundLog:
     deltas: list[LoggedDelta] = field(default_factory=list)
 
 
-def log_chain(record: Record, extents: Extents) -> list[Extent]:
+def log_chain(root: Root, extents: Extents) -> list[Extent]:
     """The extents of the delta log in the order written, from where reading starts."""
     chain = sorted(
         (each for each in extents.all if each.stream is Stream.META), key=lambda each: each.order
     )
-    start = next(
-        (index for index, each in enumerate(chain) if each.index == record.root.log_extent), 0
-    )
+    start = next((index for index, each in enumerate(chain) if each.index == root.log_extent), 0)
     return chain[start:]
 
 
-def log_start(record: Record, extent: Extent) -> int:
+def log_start(root: Root, extent: Extent) -> int:
     """The byte of an extent of the log where reading starts."""
-    return record.root.log_offset if extent.index == record.root.log_extent else 0
+    return root.log_offset if extent.index == root.log_extent else 0
+
+
+def log_bytes(root: Root, extents: Extents) -> int:
+    """Bytes of the log from where reading starts."""
+    chain = log_chain(root, extents)
+    return sum(each.write_pointer - log_start(root, each) for each in chain)
+
+
+async def first_unreadable_delta(
+    root: Root, extents: Extents, durable: int
+) -> tuple[int, int, int] | None:
+    """(number, extent, byte of the extent) of the first delta behind the checkpoint, up to
+    `durable`, that cannot be read whole; None: all can.
+
+    Raises:
+        DeviceError: the log cannot be read.
+    """
+    number, parts = root.checkpoint + 1, 0
+    place, is_read_to_its_end = (root.log_extent, root.log_offset), True
+    for extent in log_chain(root, extents):
+        if number > durable:
+            return None
+        reader = _LogReader(extents, extent, log_start(root, extent), extent.write_pointer)
+        before = (number, parts)
+        with extents.pinned(extent.index):
+            while number <= durable and (taken := await reader.next()) is not None:
+                part = taken[1]
+                if (part.number, part.part) != (number, parts):
+                    break
+                parts += 1
+                if parts == part.parts:
+                    number, parts = number + 1, 0
+        if is_read_to_its_end or (number, parts) != before:
+            place = (extent.index, reader.offset)
+            is_read_to_its_end = reader.offset >= extent.write_pointer
+    return None if number > durable else (number, *place)
 
 
 async def read_log(record: Record, extents: Extents, chain: list[Extent]) -> FoundLog:
@@ -82,7 +116,7 @@ async def read_log(record: Record, extents: Extents, chain: list[Extent]) -> Fou
     readers = []
     for extent in chain:
         limit = extent.write_pointer if extent.state is ExtentState.SEALED else None
-        reader = _LogReader(extents, extent, log_start(record, extent), limit)
+        reader = _LogReader(extents, extent, log_start(record.root, extent), limit)
         readers.append(reader)
         while (taken := await reader.next()) is not None:
             frame, part = taken

@@ -192,7 +192,7 @@ async def replay_log(record: Record, chunks: ChunkStore, extents: Extents, tree:
     Raises:
         DeviceError: the log cannot be read.
     """
-    chain = log_chain(record, extents)
+    chain = log_chain(record.root, extents)
     log = await read_log(record, extents, chain)
     result = Replayed(record.root.checkpoint)
     accepted = []
@@ -256,7 +256,7 @@ def _end_log(
     front of the deltas to come: the next recovery would end at it.
     """
     for extent in chain:
-        extent.write_pointer = log_start(record, extent)
+        extent.write_pointer = log_start(record.root, extent)
     last = chain[0] if chain else None
     for delta in accepted:
         for index, end in delta.ends.items():

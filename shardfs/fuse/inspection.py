@@ -26,6 +26,7 @@ Not here: how requests travel (control.py), verifying (fsck.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 import trio
@@ -53,6 +54,7 @@ class Inspection:
         mount: the mount that serves it, if one does.
         facts: more to say in `info`.
         more: what answers further requests.
+        scrub: tells how far the mount's scrub is.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class Inspection:
         mount: MountedFiles | None = None,
         facts: Answer | None = None,
         more: Handlers | None = None,
+        scrub: Callable[[], Answer] | None = None,
     ) -> None:
         self._store = store
         self._device = device
         self._mount = mount
         self._facts = facts or {}
+        self._scrub = scrub
         self._pages = Pages()
         self._resolver = Resolver(store, mount)
         self._explanations = Explanations(store, mount.file_system if mount is not None else None)
@@ -151,8 +155,12 @@ class Inspection:
             memory = self._mount.file_system.memory
             answer["memory_bound_bytes"] = memory.bytes_max
             answer["memory_use_bytes"] = memory.use()
+            answer["caches_bytes"] = memory.caches_bytes
+            answer["caches_bound_bytes"] = memory.caches_bytes_max
             answer["removed_files_waiting"] = self._mount.file_system.orphans.queue_length
             answer |= self._mount.request_figures()
+        if self._scrub is not None:
+            answer["scrub"] = self._scrub()
         return answer
 
     async def _sync(self, _request: Answer) -> Answer:

@@ -86,15 +86,14 @@ async def name_lost(device: Device, report: Report, *, data: bool) -> None:
         report: with its lost_keys.
         data: look through the whole device for names.
     """
-    ranges = [part for each in report.lost_keys for part in _of_files(*each)]
+    ranges = [part for each in report.lost_keys for part in files_of_keys(*each)]
     if not ranges:
         return
     with FrameIndex() as index:
         if data:
             await _read_names(device, index)
         for prefix, first, last in sorted(set(ranges)):
-            what = "files with inode numbers" if prefix == INODE_PREFIX else "names in directories"
-            where = f"{what} {first} to {last}" if last < INO_MAX else f"{what} from {first} on"
+            where = range_text(prefix, first, last)
             inos = [each for each in index.inos() if first <= each <= last]
             if prefix == ENTRY_PREFIX:
                 inos = _children(index, first, last)
@@ -106,7 +105,7 @@ async def name_lost(device: Device, report: Report, *, data: bool) -> None:
             report.add(Finding("E3", "what the tree says of them cannot be read", where))
 
 
-def _of_files(start: bytes, end: bytes) -> Iterable[tuple[bytes, int, int]]:
+def files_of_keys(start: bytes, end: bytes) -> Iterable[tuple[bytes, int, int]]:
     """(prefix, first, last) of the inodes, and the directories, that a range of keys is about."""
     for prefix in (ENTRY_PREFIX, INODE_PREFIX):
         first, last = 0, INO_MAX
@@ -116,6 +115,12 @@ def _of_files(start: bytes, end: bytes) -> Iterable[tuple[bytes, int, int]]:
             last = number - (end == inode_key(number))  # nothing of that one is before its record
         if start < prefix + b"\xff" * 16 and end > prefix and first <= last:
             yield prefix, first, last
+
+
+def range_text(prefix: bytes, first: int, last: int) -> str:
+    """What `files_of_keys` gives, in words."""
+    what = "files with inode numbers" if prefix == INODE_PREFIX else "names in directories"
+    return f"{what} {first} to {last}" if last < INO_MAX else f"{what} from {first} on"
 
 
 def _number_in(key: bytes) -> int | None:

@@ -32,6 +32,8 @@ from shardfs.fuse.handles import Handles
 from shardfs.fuse.tables import Tables
 from shardfs.fuse.writeback import Writeback
 
+CACHES: Final = ("blocks", "decoded", "inodes", "entries")
+"""What of `use` shrinks when the memory is wanted for something else."""
 _SHARED_OUT_EVERY_S: Final = 1.0
 _STORE_SHARE: Final = 0.5
 _INODES_SHARE: Final = 0.25
@@ -63,6 +65,8 @@ class Memory:
         self._writeback = writeback
         self._handles = handles
         self._dirty_bytes_max = dirty_bytes_max
+        self.caches_bytes_max = limits.CACHES_BYTES_MIN
+        """What the caches may hold now."""
         self.program_bytes = 0
         """What the process takes besides what is counted, as `run` begins."""
 
@@ -77,12 +81,18 @@ class Memory:
             "known_to_kernel": self._handles.memory_bytes,
         }
 
+    @property
+    def caches_bytes(self) -> int:
+        """What the caches hold now."""
+        use = self.use()
+        return sum(use[name] for name in CACHES)
+
     def share_out(self) -> None:
         """Let the caches have what the rest leaves."""
-        caches = ("blocks", "decoded", "dirty", "inodes", "entries")
-        fixed = sum(held for name, held in self.use().items() if name not in caches)
+        flexible = (*CACHES, "dirty")
+        fixed = sum(held for name, held in self.use().items() if name not in flexible)
         room = self.bytes_max - fixed - self._dirty_bytes_max - limits.REQUEST_MEMORY_BYTES
-        room = max(room, limits.CACHES_BYTES_MIN)
+        self.caches_bytes_max = room = max(room, limits.CACHES_BYTES_MIN)
         self._store.limit_caches(int(room * _STORE_SHARE))
         self._tables.limit(int(room * _INODES_SHARE), int(room * _ENTRIES_SHARE))
 

@@ -54,6 +54,9 @@ GAUGES: Final = {
     "extents_total": ("shardfs_extents", "Extents of the device"),
     "scattered_shards": ("shardfs_scattered_shards", "Shards in many small pieces"),
     "resident_bytes": ("shardfs_resident_memory_bytes", "Memory of the server"),
+    "memory_bound_bytes": ("shardfs_memory_bound_bytes", "What it may take: -o cache="),
+    "caches_bytes": ("shardfs_caches_bytes", "Memory of all caches together"),
+    "caches_bound_bytes": ("shardfs_caches_bound_bytes", "What the caches may take now"),
 }
 """Figures of `stat` that rise and fall."""
 
@@ -126,9 +129,36 @@ def _metrics(figures: Figures) -> Iterator[Metric]:
     yield _labelled(GaugeMetricFamily, names, "work", stat["debts"])
     names = ("shardfs_stream_written_bytes", "Bytes written to the device, by what they are")
     yield _labelled(CounterMetricFamily, names, "stream", stat["stream_bytes"])
+    names = ("shardfs_memory_bytes", "Memory that is counted, by what for")
+    yield _labelled(GaugeMetricFamily, names, "part", stat["memory_use_bytes"])
+    yield from _scrub(stat["scrub"])
     names = ("shardfs_request_errors", "Requests answered with an error")
     yield _labelled(CounterMetricFamily, names, "errno", stat["errors"])
     yield _durations(stat["latencies"])
+
+
+def _scrub(figures: Mapping[str, Any]) -> Iterator[Metric]:
+    """How far the scrub of the mount is, and what it has found."""
+    from prometheus_client.metrics_core import GaugeMetricFamily
+
+    texts = {
+        "shardfs_scrub_running": ("1 while a scrub runs", figures["state"] == "running"),
+        "shardfs_scrub_verified_bytes": (
+            "Bytes of data that this scrub, or the last, has verified",
+            figures["verified_bytes"],
+        ),
+        "shardfs_scrub_size_bytes": ("Bytes of data there are to verify", figures["total_bytes"]),
+        "shardfs_scrub_damaged_bytes": (
+            "Bytes of files it found damaged",
+            figures["damaged_bytes"],
+        ),
+        "shardfs_scrub_damaged_tree_parts": (
+            "Parts of the tree and its log it found damaged",
+            figures["tree_damaged"],
+        ),
+    }
+    for name, (text, value) in texts.items():
+        yield GaugeMetricFamily(name, text, value=value)
 
 
 def _labelled(kind: Any, names: tuple[str, str], label: str, values: Mapping[str, Any]) -> Metric:

@@ -1,7 +1,7 @@
-"""Reads all data of a mounted store again and again, as its user wishes, and names what has rotted.
+"""Reads all of a mounted store again and again, as its user wishes, and names what has rotted.
 
-Role: a task of the mount. Goes through the shards in key order, verifies each chunk, no faster than
-its rate, and hardly at all while the mount is busy. Requests:
+Role: a task of the mount. Goes through the tree and its log, then through the shards in key order,
+verifies each chunk, no faster than its rate, and hardly at all while the mount is busy. Requests:
 
     scrub-start    rate           begin a pass, or go on with one that is paused; bytes/s or null
     scrub-pause                   stop for now; the pass goes on when it is started again
@@ -13,10 +13,12 @@ Invariants:
     I2. Nothing is changed but that; what is damaged is for `shardfs fsck --repair`.
     I3. A busy mount is given way to: at most one chunk a second is read.
     I4. What is found is bounded; the rest is counted.
+    I5. A pass that is stopped in the tree begins with the tree again, of which it had found nothing
+        then.
 
 The operating system's cache may answer in the place of the device, for what was read lately.
 
-Not here: unmounted devices (`shardfs fsck --data`), the tree (verified whenever it is read).
+Not here: unmounted devices (`shardfs fsck --data`), the superblock (read at the next mount).
 """
 
 from __future__ import annotations
@@ -24,17 +26,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import trio
 
 from shardfs import clock, limits
+from shardfs.engine.careful_scan import LostRange, scan_around
 from shardfs.engine.health import HealthState
 from shardfs.engine.pieces import Locator, Shard, granule_bytes, locators
 from shardfs.engine.store import Store
+from shardfs.engine.tree_scrub import verify_tree
 from shardfs.errors import CorruptionError, DeviceError, ShardfsError, UsageError
-from shardfs.fuse.door import scan_some
+from shardfs.fuse.lost_names import files_of_keys, range_text
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.records import INODE_PREFIX, SCRUB_KEY, decode_file_key
 from shardfs.fuse.requests import Answer, Handlers, number_of
@@ -44,8 +49,8 @@ _log = logging.getLogger(__name__)
 RATE_DEFAULT: Final = 64 * limits.MIB
 SAVED_EVERY_S: Final = 10.0
 FOUND_MAX: Final = 200
+_TEXT_MAX: Final = 300
 _BUSY_PAUSE_S: Final = 1.0
-_ENTRIES_AT_ONCE: Final = 32
 _KEY_BYTES_MAX: Final = 18
 _END: Final = bytes([INODE_PREFIX[0] + 1])
 _UNREADABLE: Final = (CorruptionError, DeviceError)
@@ -59,6 +64,9 @@ class ScrubState:
     rate: bytes/s.
     cursor: the last key that was verified, hexadecimal.
     found: [inode, first byte, length] of damaged ranges of files, the first FOUND_MAX.
+    tree_verified: the tree and its log have been read, `tree_bytes` of them.
+    tree_damaged: parts of them that have rotted.
+    tree_found: [what, extent, byte of the extent, whose, error] of these, the first FOUND_MAX.
     """
 
     state: str = "idle"
@@ -69,6 +77,15 @@ class ScrubState:
     verified_bytes: int = 0
     damaged_bytes: int = 0
     found: list[list[int]] = field(default_factory=list)
+    tree_verified: bool = False
+    tree_bytes: int = 0
+    tree_damaged: int = 0
+    tree_found: list[list[Any]] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        """Nothing has been found so far."""
+        return not self.damaged_bytes and not self.tree_damaged
 
 
 class Scrub:
@@ -122,16 +139,32 @@ class Scrub:
         await self._load()
         state = self._state
         paths = await find_paths(self._store, {ino for ino, _, _ in state.found})
-        total = self._store.space_parts().live_bytes
-        answer: dict[str, Any] = asdict(state) | {"total_bytes": max(total, state.verified_bytes)}
-        del answer["cursor"]
-        left = max(0, total - state.verified_bytes)
+        answer: dict[str, Any] = asdict(state) | self.figures()
+        del answer["cursor"], answer["tree_verified"]
+        left = answer["total_bytes"] - state.verified_bytes
         answer["left_s"] = round(left / state.rate, 1) if state.state == "running" else None
+        answer["tree_found"] = [
+            dict(zip(("what", "extent", "offset", "files", "error"), each, strict=True))
+            for each in state.tree_found
+        ]
         answer["found"] = [
             {"ino": ino, "path": paths.get(ino, [None])[0], "start": start, "length": length}
             for ino, start, length in state.found
         ]
         return answer
+
+    def figures(self) -> Answer:
+        """How far it is, in numbers; idle until what the store keeps of it has been read."""
+        state = self._state
+        total = self._store.space_parts().live_bytes
+        return {
+            "state": state.state,
+            "verified_bytes": state.verified_bytes,
+            "total_bytes": max(total, state.verified_bytes),
+            "damaged_bytes": state.damaged_bytes,
+            "tree_bytes": state.tree_bytes,
+            "tree_damaged": state.tree_damaged,
+        }
 
     # --- the task
 
@@ -151,26 +184,64 @@ class Scrub:
 
     async def _pass(self) -> None:
         """Go on from where it stopped, to the end or until somebody stops it."""
+        lost: list[LostRange] = []
         try:
-            while self._state.state == "running":
-                last = bytes.fromhex(self._state.cursor)
-                start = last + b"\0" if last else INODE_PREFIX
-                items = await scan_some(self._store, start, _END, _ENTRIES_AT_ONCE)
-                for key, value in items:
+            if not self._state.tree_verified:
+                await self._tree()
+            if self._state.state != "running":
+                return
+            last = bytes.fromhex(self._state.cursor)
+            start = last + b"\0" if last else INODE_PREFIX
+            async with aclosing(scan_around(self._store, start, _END, lost)) as items:
+                async for key, value in items:
                     if isinstance(value, Shard):
                         await self._shard(key, locators(value.pieces))
                     if self._state.state != "running":
                         return
                     self._state.cursor = key.hex()
-                if len(items) < _ENTRIES_AT_ONCE:
-                    break
         except _UNREADABLE as error:
             _log.error("scrubbing ends early: %s; see: shardfs fsck", error)
             self._state.damaged_bytes += 1
+        # The tree has named them, unless they have rotted since.
+        self._state.tree_damaged = max(self._state.tree_damaged, len(lost))
         self._state.state = "done"
         self._state.ended_ns = clock.now_ns()
         self._save()
-        _log.info("scrubbed %d bytes", self._state.verified_bytes)
+        _log.info(
+            "scrubbed %d bytes of data, %d of the tree",
+            self._state.verified_bytes,
+            self._state.tree_bytes,
+        )
+
+    async def _tree(self) -> None:
+        """The tree and its log (I5)."""
+        state = self._state
+        state.tree_bytes, state.tree_damaged, state.tree_found = 0, 0, []
+
+        async def paced(length: int) -> bool:
+            await self._give_way(length)
+            if self._state is not state or state.state != "running":
+                return False
+            state.tree_bytes += length
+            return True
+
+        async for each in verify_tree(self._store, paced):
+            files = "; ".join(range_text(*part) for part in files_of_keys(each.start, each.end))
+            files = files if each.end else "not known"
+            _log.error(
+                "scrub: %s at extent %d byte %d is damaged (%s): %s", *each[:3], files, each[5]
+            )
+            state.tree_damaged += 1
+            if len(state.tree_found) < FOUND_MAX:
+                row = [
+                    each.what,
+                    each.extent,
+                    each.offset,
+                    files[:_TEXT_MAX],
+                    each.trouble[:_TEXT_MAX],
+                ]
+                state.tree_found.append(row)
+        state.tree_verified = self._state is state and state.state == "running"
 
     async def _shard(self, key: bytes, chunks: dict[int, Locator]) -> None:
         for number, locator in chunks.items():
@@ -249,7 +320,9 @@ def state_of(record: bytes) -> ScrubState:
         values = json.loads(record)
         state = ScrubState(**values)
         times = (state.started_ns, state.ended_ns)
-        numbers = (state.rate, *times, state.verified_bytes, state.damaged_bytes)
+        sizes = (state.verified_bytes, state.damaged_bytes, state.tree_bytes, state.tree_damaged)
+        numbers = (state.rate, *times, *sizes)
+        kinds = (str, int, int, str, str)
         is_good = (
             state.state in ("idle", "running", "paused", "done")
             and all(isinstance(each, int) and each >= 0 for each in numbers)
@@ -257,6 +330,9 @@ def state_of(record: bytes) -> ScrubState:
             and len(bytes.fromhex(state.cursor)) <= _KEY_BYTES_MAX
             and len(state.found) <= FOUND_MAX
             and all(len(each) == 3 and all(type(n) is int for n in each) for each in state.found)
+            and type(state.tree_verified) is bool
+            and len(state.tree_found) <= FOUND_MAX
+            and all(tuple(map(type, each)) == kinds for each in state.tree_found)
         )
     except (ValueError, TypeError, RecursionError):
         return ScrubState()

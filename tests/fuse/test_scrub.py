@@ -7,13 +7,16 @@ import logging
 import pytest
 import trio
 
+from shardfs.checking.image_device import ImageDevice
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.store import Store
+from shardfs.engine.tree_scrub import verify_tree
 from shardfs.errors import UsageError
 from shardfs.fuse.fsck import check_files
+from shardfs.fuse.records import SCRUB_KEY
 from shardfs.fuse.scrub import Scrub, ScrubState, state_of
 from tests.engine.stores import MANUAL
-from tests.fuse.damage import make_sample
+from tests.fuse.damage import EXTENT_BYTES, make_sample, places_of
 
 
 async def scrubbed(store: Store, *, rate: int | None, seconds: float) -> dict[str, object]:
@@ -96,3 +99,62 @@ async def test_a_busy_mount_is_given_way_to() -> None:
 )
 def test_what_is_no_state_is_a_fresh_one(record: bytes) -> None:
     assert state_of(record) == ScrubState()
+
+
+@pytest.mark.parametrize("kind", ["manifest", "run index", "run block", "delta"])
+async def test_rot_in_the_tree_is_named_and_gone_round(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "shardfs")
+    sample = await make_sample(40 if kind == "run block" else 24)
+    device = ImageDevice(bytearray(sample.image))
+    start, length = min(sample.places[kind], key=lambda place: place[1])
+    if kind == "run block":
+        device.image[start + length - 40] ^= 1  # before the cache has it
+    async with Store.open(device, options=MANUAL) as store:
+        if kind == "delta":
+            before = {*(await places_of(store))[0][kind]}
+            batch = store.batch()
+            batch.put(SCRUB_KEY, b"x" * 500)
+            await store.sync(store.apply(batch))
+            ((start, length),) = {*(await places_of(store))[0][kind]} - before
+        if kind != "run block":
+            device.image[start + length - 40] ^= 1
+        found = await scrubbed(store, rate=1 << 40, seconds=2.0)
+    assert found["state"] == "done" and int(str(found["tree_bytes"])) > 3 * 4096
+    parts = found["tree_found"]
+    assert isinstance(parts, list) and found["tree_damaged"] == len(parts) == 1
+    assert parts[0]["what"] == ("delta log" if kind == "delta" else kind)
+    extent, offset = divmod(start, EXTENT_BYTES)
+    assert (parts[0]["extent"], parts[0]["offset"]) == (extent, offset)
+    assert ("inode numbers" in parts[0]["files"]) == kind.startswith("run")
+    whole = await scrub_of(sample.image)
+    share = int(str(found["verified_bytes"])) / int(str(whole["verified_bytes"]))
+    assert share < 1 if kind == "run block" else share == 1
+
+
+async def scrub_of(image: bytes) -> dict[str, object]:
+    """A scrub of an undamaged store finds nothing."""
+    async with Store.open(ImageDevice(bytearray(image)), options=MANUAL) as store:
+        found = await scrubbed(store, rate=1 << 40, seconds=2.0)
+        assert found["tree_damaged"] == found["damaged_bytes"] == 0
+        return found
+
+
+async def test_what_is_merged_or_written_meanwhile_is_no_damage() -> None:
+    sample = await make_sample()
+    async with Store.open(ImageDevice(bytearray(sample.image)), options=MANUAL) as store:
+        looks = 0
+
+        async def paced(_length: int) -> bool:
+            nonlocal looks
+            looks += 1
+            batch = store.batch()
+            batch.put(SCRUB_KEY, b"%d" % looks)
+            await store.sync(store.apply(batch))
+            await store.checkpoint()
+            await store.reclaim()
+            return True
+
+        assert [each async for each in verify_tree(store, paced)] == []
+        assert looks > 3

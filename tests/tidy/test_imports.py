@@ -75,7 +75,17 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("figures",),
     ("store",),
     ("careful_scan",),
-    ("fsck", "mkfs", "salvage", "invariants", "collection", "occupancy", "places", "resizing"),
+    (
+        "fsck",
+        "mkfs",
+        "salvage",
+        "invariants",
+        "collection",
+        "occupancy",
+        "places",
+        "resizing",
+        "tree_scrub",
+    ),
     ("damage", "inventory", "rebuilding"),
 )
 
