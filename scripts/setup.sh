@@ -56,8 +56,8 @@ missing_packages() {
 # Prints the Debian packages of programs that only tests run on a mount.
 missing_test_packages() {
     local pair
-    for pair in ccache:ccache fio:fio make:make rclone:rclone rsync:rsync setpriv:util-linux \
-        stress-ng:stress-ng tmux:tmux unzip:unzip zip:zip; do
+    for pair in ccache:ccache fio:fio fish:fish make:make rclone:rclone rsync:rsync setpriv:util-linux \
+        stress-ng:stress-ng tmux:tmux unzip:unzip zip:zip zsh:zsh; do
         command -v "${pair%:*}" >/dev/null || echo "${pair#*:}"
     done
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || echo postgresql

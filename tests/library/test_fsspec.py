@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
+import dask.dataframe
 import fsspec
 import pandas
 import pyarrow.dataset
@@ -80,6 +82,33 @@ def test_pyarrow(reading: ShardfsFileSystem, table: Any) -> None:
     assert dataset.count_rows(filter=pyarrow.dataset.field("n") >= 4990) == 10
     infos = arrow.get_file_info(pyarrow.fs.FileSelector("/tables"))
     assert sorted(info.base_name for info in infos) == ["day.csv", "day.parquet"]
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
+def test_dask(written: Path, table: Any, scheduler: str) -> None:
+    """Lazily, in several partitions, which threads or other processes read at the same time."""
+    options = {"device": str(written), "shared": True}
+    lines = dask.dataframe.read_csv(
+        "shardfs://tables/day.csv", blocksize=20_000, storage_options=options
+    )
+    assert lines.npartitions > 2
+    pages = dask.dataframe.read_parquet("shardfs://tables/day.parquet", storage_options=options)
+    for found in (lines, pages):
+        read = found.compute(scheduler=scheduler).reset_index(drop=True)
+        assert read["n"].tolist() == table["n"].tolist()
+        assert read["text"].tolist() == table["text"].tolist()
+        assert found["n"].sum().compute(scheduler=scheduler) == table["n"].sum()
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword:DeprecationWarning")  # dask's own
+def test_dask_writes(image: Path, table: Any) -> None:
+    options = {"device": str(image), "writable": True}
+    whole = dask.dataframe.from_pandas(table, npartitions=3)
+    with dask.config.set(scheduler="synchronous"):
+        whole.to_parquet("shardfs://days", storage_options=options)
+    fsspec.filesystem("shardfs", **options).close()
+    read = pandas.read_parquet("shardfs://days", storage_options={"device": str(image)})
+    assert read["n"].tolist() == table["n"].tolist()
 
 
 def test_parts_of_files(reading: ShardfsFileSystem) -> None:
