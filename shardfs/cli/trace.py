@@ -1,9 +1,11 @@
 """The `shardfs trace` command: every request of a mount as it is answered.
 
-Role: listens, prints a line for each call, until ^C, a number of calls, or the end of the mount.
+Role: listens, prints a line for each call, until ^C or SIGTERM, a number of calls, or the end of
+the mount.
 
 Invariants:
-    I1. Calls that were lost because they came too fast are counted, on standard error, and in the
+    I1. Every line is written out before the next call is waited for.
+    I2. Calls that were lost because they came too fast are counted, on standard error, and in the
         JSON as lines of their own.
 
 Not here: how calls are watched (fuse/tracing.py).
@@ -12,6 +14,7 @@ Not here: how calls are watched (fuse/tracing.py).
 from __future__ import annotations
 
 import datetime
+import signal
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from functools import partial
@@ -62,9 +65,10 @@ def trace(
     Without an argument: the mount that the current directory is in, or the only one there is.
     """
     name = mountpoint if mountpoint is not None else default_target()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         trio.run(partial(_trace, name, list(calls), slower, below, count, as_json))
-    except BaseException as error:  # ^C is how it ends
+    except BaseException as error:  # ^C, and SIGTERM like it, is how it ends
         if not isinstance(root_cause(error), KeyboardInterrupt):
             raise
 
@@ -97,7 +101,7 @@ async def _trace(
 
 
 async def _calls(client: ControlClient, as_json: bool) -> AsyncGenerator[dict[str, Any], None]:
-    """Calls as they come; says when some were lost (I1)."""
+    """Calls as they come; says when some were lost (I2)."""
     while True:
         answer = await client.answer({"request": "trace-more"})
         if answer["dropped"] and as_json:

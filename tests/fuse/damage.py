@@ -19,7 +19,7 @@ from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Locator, Shard, locators
 from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError, DeviceError, FileError
+from shardfs.errors import CorruptionError, ShardfsError
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.records import (
     NAME_PAGE_PREFIX,
@@ -27,12 +27,16 @@ from shardfs.fuse.records import (
     decode_entry_key,
     entries_start,
 )
-from shardfs.limits import KIB, SHARD_BYTES
+from shardfs.limits import KIB, MIB
 from tests.fuse.harness import DIRECTORY_MODE, FILE_MODE, Caller
 
 EXTENT_BYTES = 128 * KIB
 EXTENT_COUNT = 44
 SIZE_BYTES = EXTENT_COUNT * EXTENT_BYTES
+NODES_MAX = 1000
+PATH_LENGTH_MAX = 200
+READ_BYTES_MAX = MIB
+"""Bounds of `read_tree`."""
 LOOKING = StoreOptions(read_only=True, background=False)
 Tree = dict[str, bytes | None]
 """Content by path; None for a directory."""
@@ -202,35 +206,37 @@ def fields_of(kind: str, start: int, length: int) -> Iterator[tuple[str, int, in
 
 
 async def read_tree(store: Store) -> tuple[Tree, set[str]]:
-    """What can be read of a file system, and the paths of what cannot."""
+    """What can be read of a file system (for a symbolic link, its target), and the paths of what
+    cannot. Ends on any tree: what is found is bounded, and what is read of a file."""
     tree: Tree = {}
     unreadable: set[str] = set()
     file_system = await FileSystem.open(store)
     waiting = [("", ROOT_INO)]
-    while waiting:
+    while waiting and len(tree) < NODES_MAX:
         path, ino = waiting.pop()
-        names = []
+        names: list[bytes] = []
         try:
             async for key, _ in store.scan(entries_start(ino), entries_start(ino + 1)):
                 names.append(decode_entry_key(key)[2])
-        except (CorruptionError, DeviceError):
+        except ShardfsError:
             unreadable.add(path)
-        for name in names:
-            below = f"{path}/{name.decode()}".lstrip("/")
+        for name in names[:NODES_MAX]:
+            below = f"{path}/{name.decode('utf-8', 'backslashreplace')}".lstrip("/")
             try:
                 found = await file_system.namespace.lookup(ino, name)
                 if found is None:
                     continue
-                if found.inode.is_directory:
+                inode = found.inode
+                if inode.is_directory:
                     tree[below] = None
-                    if len(below) < 200:
+                    if len(below) < PATH_LENGTH_MAX:
                         waiting.append((below, found.ino))
-                    continue
-                data = await file_system.writeback.read(
-                    found.ino, 0, min(found.inode.size, SHARD_BYTES)
-                )
-                tree[below] = bytes(data)
-            except (CorruptionError, DeviceError, FileError):
+                elif inode.target:
+                    tree[below] = inode.target
+                else:
+                    size = min(inode.size, READ_BYTES_MAX)
+                    tree[below] = bytes(await file_system.writeback.read(found.ino, 0, size))
+            except ShardfsError:
                 unreadable.add(below)
             await trio.lowlevel.checkpoint()
     return tree, unreadable

@@ -26,14 +26,11 @@ from shardfs.checking.image_device import ImageDevice
 from shardfs.checking.mending import FrameMender
 from shardfs.engine.dissection import dissect_frame
 from shardfs.engine.findings import Report
-from shardfs.engine.options import StoreOptions
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError
-from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.record_dissection import dissection_of
-from shardfs.fuse.records import ROOT_INO, decode_entry_key, entries_start
 from shardfs.fuse.repair import RepairReport, check_device, repair_device
-from tests.fuse.damage import Tree, flip_bit, swap_sectors, zero_sector
+from tests.fuse.damage import LOOKING, Tree, flip_bit, read_tree, swap_sectors, zero_sector
 from tests.fuse.damage_targets import EXTENT_BYTES, LINKS, Field, FramePlace, Ground
 
 MENDED: Final = ", mended"
@@ -46,9 +43,6 @@ SECONDS_PER_CASE_MAX: Final = 300.0
 MEMORY_BYTES_MAX: Final = 128 << 20
 """What one case may add to the memory of the process."""
 _DRAWS_MAX: Final = 16
-_READ_BYTES_MAX: Final = 1 << 20
-_NODES_MAX: Final = 1000
-_LOOKING: Final = StoreOptions(read_only=True, background=False)
 
 
 @dataclass(frozen=True)
@@ -294,39 +288,7 @@ class Seen:
 async def look(device: ImageDevice) -> Seen | None:
     """Read everything; None if the store cannot be opened."""
     try:
-        async with Store.open(device, options=_LOOKING) as store:
-            return await _read(store)
+        async with Store.open(device, options=LOOKING) as store:
+            return Seen(*await read_tree(store))
     except ShardfsError:
         return None
-
-
-async def _read(store: Store) -> Seen:
-    seen = Seen({}, set())
-    file_system = await FileSystem.open(store)
-    waiting = [("", ROOT_INO)]
-    while waiting and len(seen.tree) < _NODES_MAX:
-        path, ino = waiting.pop()
-        names: list[bytes] = []
-        try:
-            async for key, _ in store.scan(entries_start(ino), entries_start(ino + 1)):
-                names.append(decode_entry_key(key)[2])
-        except ShardfsError:
-            seen.unreadable.add(path)
-        for name in names[:_NODES_MAX]:
-            below = f"{path}/{name.decode('utf-8', 'backslashreplace')}".lstrip("/")
-            try:
-                found = await file_system.namespace.lookup(ino, name)
-                if found is None:
-                    continue
-                if found.inode.is_directory:
-                    seen.tree[below] = None
-                    if len(below) < 40:
-                        waiting.append((below, found.ino))
-                elif found.inode.target:
-                    seen.tree[below] = found.inode.target
-                else:
-                    size = min(found.inode.size, _READ_BYTES_MAX)
-                    seen.tree[below] = bytes(await file_system.writeback.read(found.ino, 0, size))
-            except ShardfsError:
-                seen.unreadable.add(below)
-    return seen

@@ -27,7 +27,11 @@ _SIZES = frozenset({"COLUMNS", "LINES"})
 
 
 def trace_of(
-    path: Path, work: Callable[[], None], *arguments: str, begun: str = "begun"
+    path: Path,
+    work: Callable[[], None],
+    *arguments: str,
+    begun: str = "begun",
+    ended_by: signal.Signals = signal.SIGINT,
 ) -> list[dict[str, Any]]:
     """What `shardfs trace --json` says while something is done, after it has heard of `begun`."""
     with subprocess.Popen(
@@ -42,7 +46,7 @@ def trace_of(
             (path / begun).unlink()
         work()
         time.sleep(1.5)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ended_by)
         lines = process.stdout.read().decode().splitlines()
         assert process.wait(SECONDS_MAX) == 0
     return [json.loads(line) for line in lines]
@@ -63,7 +67,7 @@ def test_a_mount_is_traced(mounted_shardfs: MountedShardfs) -> None:
     (renamed,) = (each for each in heard if each["call"] == "rename")
     assert (renamed["target"], renamed["pid"]) == ("/b", os.getpid())
     wanted_only = ("--path", "/a", "--call", "unlink", "--call", "create")
-    some = trace_of(path, work, *wanted_only, begun="a")
+    some = trace_of(path, work, *wanted_only, begun="a", ended_by=signal.SIGTERM)
     assert {(each["call"], each["path"]) for each in some} == {("create", "/a"), ("unlink", "/a")}
 
 
