@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Final
 
 from shardfs import limits
 from shardfs.engine.cache import Cache
@@ -47,6 +48,9 @@ from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
 from shardfs.errors import CorruptionError, DeviceError, NotShardfsError
 
 _log = logging.getLogger(__name__)
+
+LOG_ENDS_EARLY: Final = "the delta log ends"
+"""How the damage begins that is a lost end of the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +217,7 @@ async def replay_log(record: Record, chunks: ChunkStore, extents: Extents, tree:
     _end_log(record, extents, chain, accepted)
     if result.durable < log.durable:
         result.damage = (
-            f"the delta log ends at {result.durable}, but {log.durable} was durable: "
+            f"{LOG_ENDS_EARLY} at {result.durable}, but {log.durable} was durable: "
             "the device has lost or damaged data"
         )
     for extent in extents.all:

@@ -91,7 +91,7 @@ async def name_lost(device: Device, report: Report, *, data: bool) -> None:
         return
     with FrameIndex() as index:
         if data:
-            await _read_names(device, index)
+            await read_names(device, index)
         for prefix, first, last in sorted(set(ranges)):
             where = range_text(prefix, first, last)
             inos = [each for each in index.inos() if first <= each <= last]
@@ -135,7 +135,8 @@ def _number_in(key: bytes) -> int | None:
     return None
 
 
-async def _read_names(device: Device, index: FrameIndex) -> None:
+async def read_names(device: Device, index: FrameIndex) -> None:
+    """Take in every frame on a device."""
     async for found in scan_device(device):
         index.add(found)
     try:
@@ -157,13 +158,14 @@ def _children(index: FrameIndex, first: int, last: int) -> list[int]:
 
 def _paths(index: FrameIndex, inos: list[int]) -> list[str]:
     """Paths of some of the inodes, as far as frames know them; and how many more there are."""
-    names = [name for ino in inos[:FILES_MAX] for name in _paths_of(index, ino)]
+    names = [name for ino in inos[:FILES_MAX] for name in paths_of(index, ino)]
     if len(inos) > FILES_MAX:
         names.append(f"and {len(inos) - FILES_MAX} more")
     return names
 
 
-def _paths_of(index: FrameIndex, ino: int) -> list[str]:
+def paths_of(index: FrameIndex, ino: int) -> list[str]:
+    """Paths of an inode, as far as frames know them."""
     if ino == ROOT_INO:
         return ["/"]
     known = index.former(ino)

@@ -33,7 +33,7 @@ from shardfs.engine.findings import Finding, Report
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.pieces import Shard
 from shardfs.engine.rebuilding import SwitchDevice, sealed_record
-from shardfs.engine.recovery import read_superblock
+from shardfs.engine.recovery import LOG_ENDS_EARLY, read_superblock
 from shardfs.engine.salvage import scan_device
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
@@ -41,7 +41,8 @@ from shardfs.errors import CorruptionError, DeviceError, NotShardfsError, Shardf
 from shardfs.fuse.files_repair import repair_files
 from shardfs.fuse.frame_index import FrameIndex
 from shardfs.fuse.fsck import check_all
-from shardfs.fuse.lost_names import holds_frames, lost_keys, name_lost
+from shardfs.fuse.lost_changes import name_lost_changes
+from shardfs.fuse.lost_names import holds_frames, lost_keys, name_lost, read_names
 from shardfs.fuse.name_pages import NamePages
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.reconstruction import Reconstruction
@@ -156,6 +157,11 @@ async def check_device(device: Device, *, data: bool) -> tuple[Report, tuple[str
     try:
         async with Store.open(device, options=_LOOKING) as store:
             report, notes = await check_all(store, data=data), store.notes
+            if store.damage.startswith(LOG_ENDS_EARLY):
+                with FrameIndex() as index:
+                    if data:
+                        await read_names(device, index)
+                    await name_lost_changes(store, report, index if data else None)
     except CorruptionError as error:
         report.add(Finding("E0", f"it cannot be opened: {error}"))
         report.lost_keys += await lost_keys(device)

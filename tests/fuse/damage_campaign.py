@@ -193,9 +193,13 @@ class Campaign:
             log_is_damaged = any(each.invariant == "E5" for each in before.findings)
             self._require_right(found, self.ground.older if log_is_damaged else {})
             _require(not hit or not before.is_clean, f"fsck does not find damage of {hit}")
-            if log_is_damaged:
-                return  # what the lost entries were about, nobody knows
             paths = (paths - found.tree.keys()) | found.unreadable
+            if log_is_damaged:
+                paths |= {
+                    path
+                    for path, data in self.ground.older.items()
+                    if path in found.tree and found.tree[path] == data
+                }
         findings = " ".join(map(str, before.findings)).replace(",", " ").replace(":", " ") + " "
         unnamed = [
             path

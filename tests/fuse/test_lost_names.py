@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import trio
 
 from shardfs.checking.image_device import ImageDevice
 from shardfs.cli import main
+from shardfs.engine.framing import decode_head
 from shardfs.errors import NotShardfsError
 from shardfs.fuse.repair import check_device
 from tests.fuse.damage_targets import EXTENT_BYTES, LINKS, SIZE_BYTES, Ground, make_ground
@@ -59,3 +61,25 @@ def test_a_lost_superblock_is_a_finding_that_says_what_to_do(
 async def test_what_never_was_a_store_is_none() -> None:
     with pytest.raises(NotShardfsError):
         await check_device(ImageDevice(bytearray(SIZE_BYTES)), data=True)
+
+
+@pytest.mark.parametrize("how", ["bit", "zeroed"])
+@pytest.mark.parametrize("data", [False, True])
+async def test_whose_last_changes_are_lost_with_the_log(
+    ground: Ground, how: str, data: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "shardfs")
+    image = bytearray(ground.image)
+    last = max(ground.frames["delta"], key=lambda each: decode_head(image, each.start).sequence)
+    if how == "bit":
+        image[last.used_end - 1] ^= 1
+    else:
+        image[last.start : last.end] = bytes(last.end - last.start)
+    report, _ = await check_device(ImageDevice(image), data=data)
+    told = [each.message for each in report.findings if each.invariant == "E5"]
+    guessed = [each for each in told if "damaged, changed as far as" in each]
+    assert bool(guessed) == (how == "bit")
+    assert all("/late" in each and "/a/b/renamed" in each for each in guessed)
+    assert ("what else was changed last cannot be known" in told) == (how == "zeroed")
+    written = [each for each in told if "was written last for" in each]
+    assert written == (["data was written last for /a/b/renamed, /late: it may be lost"] * data)
