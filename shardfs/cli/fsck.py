@@ -132,7 +132,7 @@ def _print_verdict(device: str, report: Report, data: bool) -> None:
         looked_at += f", {size_text(counts.get('data_bytes', 0))} of data"
     if counts.get("lost_bytes"):
         looked_at += f"; {size_text(counts['lost_bytes'])} recorded as lost"
-    verdict = "clean" if report.is_clean else f"{report.finding_count} findings"
+    verdict = "clean" if report.is_clean else _findings(report.finding_count)
     print_line(f"{device}: {verdict} ({looked_at})")
 
 
@@ -184,6 +184,10 @@ def _as_json(report: Report) -> dict[str, Any]:
         "notes": report.notes,
         "counts": report.counts,
     }
+
+
+def _findings(count: int) -> str:
+    return "1 finding" if count == 1 else f"{count} findings"
 
 
 def _finding_as_json(finding: Finding) -> dict[str, Any]:

@@ -156,7 +156,8 @@ class Scrub:
     def figures(self) -> Answer:
         """How far it is, in numbers; idle until what the store keeps of it has been read."""
         state = self._state
-        total = self._store.space_parts().live_bytes
+        # Live bytes are those of frames, heads and padding included.
+        total = 0 if state.state == "done" else self._store.space_parts().live_bytes
         return {
             "state": state.state,
             "verified_bytes": state.verified_bytes,
