@@ -32,9 +32,11 @@ from shardfs.engine.health import HealthState
 from shardfs.engine.layout import Bytes
 from shardfs.engine.pieces import Shard
 from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError, StaleError
-from shardfs.fuse.door import BatchDoor, StoreDoor
+from shardfs.fuse.door import BatchDoor, StoreDoor, scan_some
 from shardfs.fuse.records import (
     ENTRY_PREFIX,
+    INO_MAX,
+    INODE_PREFIX,
     INODES_PER_NAME_PAGE,
     NAME_PAGE_PREFIX,
     NAMES_KEY,
@@ -45,9 +47,11 @@ from shardfs.fuse.records import (
     NamedInode,
     decode_entry,
     decode_entry_key,
+    decode_file_key,
     decode_name_page,
     decode_name_page_key,
     encode_name_page,
+    inode_key,
     name_page_key,
 )
 from shardfs.fuse.tables import Tables
@@ -67,6 +71,7 @@ _FREE_SHARE_MIN: Final = 16
 """Pages are written only while more than this part of the device is free."""
 _INODES_PER_SCAN: Final = 64 * limits.KIB
 _ENTRIES_PER_SLICE: Final = 64
+_INODES_END: Final = bytes([INODE_PREFIX[0] + 1])
 
 Name = tuple[int, bytes]
 Changes = dict[int, list[tuple[Name, bool]]]
@@ -307,16 +312,33 @@ class NamePages:
         Raises:
             ShardfsError: they are not complete.
         """
-        last = self._tables.next_ino
-        for first in range(0, last, _INODES_PER_SCAN):
-            names = await self._names_of(range(first, min(last, first + _INODES_PER_SCAN)))
+        first: int | None = 0
+        while first is not None:
+            end = first + _INODES_PER_SCAN
+            names = await self._names_of(range(first, end))
             pages = {ino // INODES_PER_NAME_PAGE for ino in names}
-            pages.update(await self._pages_between(first, first + _INODES_PER_SCAN))
+            pages.update(await self._pages_between(first, end))
             for page in sorted(pages):
                 if not self._has_room():
                     return
                 await self._rewrite_page(page, names)
+            first = await self._next_in_use(end)
         self.is_complete = True
+
+    async def _next_in_use(self, ino: int) -> int | None:
+        """Where to go on from `ino`: at the page of the first inode there is, or at the first page.
+
+        Numbers are never given out again: between those in use there may be any number that are
+        not, more than anybody can count through.
+        """
+        found = []
+        if ino <= INO_MAX:
+            inodes = await scan_some(self._store, inode_key(ino), _INODES_END, 1)
+            found += [decode_file_key(key).ino for key, _ in inodes]
+            page_key = name_page_key(ino // INODES_PER_NAME_PAGE)
+            pages = await scan_some(self._store, page_key, NAME_PAGES_END, 1)
+            found += [decode_name_page_key(key) * INODES_PER_NAME_PAGE for key, _ in pages]
+        return min(found) // INODES_PER_NAME_PAGE * INODES_PER_NAME_PAGE if found else None
 
     async def _names_of(self, inos: range) -> dict[int, list[Name]]:
         found: dict[int, list[Name]] = {}

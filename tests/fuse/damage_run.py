@@ -98,7 +98,7 @@ async def judged(campaign: Campaign, case: Case, standing: Standing | None) -> b
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         if grown * 1024 > MEMORY_BYTES_MAX:
             raise Failure(f"it took {grown} KiB of memory")
-    except (Exception, Hang) as error:
+    except (Exception, Hang, BaseExceptionGroup) as error:
         outcome = "FAILED"
         if standing is None:
             traceback.print_exception(error)

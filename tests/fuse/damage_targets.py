@@ -33,6 +33,8 @@ LINK_MODE = 0o120777
 SIZE_BYTES = EXTENT_COUNT * EXTENT_BYTES
 LINKS = dict.fromkeys(("a/file2", "second"), ("a/file2", "second"))
 """The names of a file that has several; fsck says one of them."""
+FORMER_NAMES = {"a/b/renamed": "a/file0"}
+"""What is left of a file's name when two damages have hit the present one and what repeats it."""
 _NUMBER = re.compile(r"\b\d+ ?|(?<=\w) \d+\b")
 
 
