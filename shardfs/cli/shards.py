@@ -34,7 +34,7 @@ from shardfs.cli.output import (
     printable,
     size_text,
 )
-from shardfs.cli.pages import pages_of
+from shardfs.cli.pages import pages_of, rest_of
 from shardfs.cli.progress import progress
 from shardfs.errors import UsageError
 from shardfs.fuse.shard_requests import READ_BYTES_MAX, parse_shard_id
@@ -81,9 +81,11 @@ def list_shards(target: str, path: str | None, path_option: str | None, as_json:
 async def _list(name: str, path: str | None, as_json: bool) -> int:
     status = SUCCESS
     async with look_at(name) as target:
+        request = {"request": "shards-begin"} | target.file_of(path)
+        await target.conversation.answer(request)
         if not as_json:
             print_row(("SHARD", "BYTES", "PIECES", "STATE", "PATH"), _LIST_WIDTHS)
-        async for shard in _shards_below(target, target.file_of(path)):
+        async for shard in rest_of(target.conversation, "shards-more", "shards"):
             if "lost" in shard:
                 status = FINDING
             if as_json:

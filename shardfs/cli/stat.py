@@ -19,7 +19,7 @@ from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_facts, print_json, print_row, size_text
 from shardfs.fuse.control import connect
 from shardfs.fuse.metrics import Figures, exposition, gather
-from shardfs.fuse.targets import require_mount
+from shardfs.fuse.targets import default_target, require_mount
 
 _LATENCY_WIDTHS: Final = (14, -12, -12, -12, -12)
 _SHOWN_APART: Final = frozenset({"latencies", "requests"})
@@ -33,21 +33,24 @@ _SHOWN_APART: Final = frozenset({"latencies", "requests"})
     }
 )
 @click.command()
-@click.argument("mountpoint", type=PATH)
+@click.argument("mountpoint", metavar="[MOUNTPOINT]", type=PATH, required=False)
 @click.option("--prometheus", is_flag=True, help="Print metrics in Prometheus' text format.")
 @json_option
-def stat(mountpoint: str, prometheus: bool, as_json: bool) -> None:
+def stat(mountpoint: str | None, prometheus: bool, as_json: bool) -> None:
     """Print what the mount at MOUNTPOINT has counted since it was made.
 
     Durations of requests are the server's: from when it begins with a request to when its answer
     is ready. They are counted by powers of two, so a median is right within a factor of two.
+
+    Without an argument: of the mount that the current directory is in, or the only one there is.
     """
     if prometheus and as_json:
         raise click.UsageError("--prometheus and --json exclude each other")
+    name = mountpoint if mountpoint is not None else default_target()
     if prometheus:
-        click.echo(exposition(trio.run(partial(_ask_all, mountpoint))), nl=False)
+        click.echo(exposition(trio.run(partial(_ask_all, name))), nl=False)
         return
-    figures = trio.run(partial(_ask, mountpoint))
+    figures = trio.run(partial(_ask, name))
     if as_json:
         print_json(figures)
         return
@@ -81,9 +84,15 @@ def _latency_rows(latencies: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 def figure_text(name: str, value: Any) -> str:
     """A figure for people: a number, several, or one for each of several things."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {figure_text(name, each)}" for key, each in value.items()) or "-"
+        return ", ".join(_part_text(name, *item) for item in value.items()) or "-"
     if name.endswith("_bytes"):
         return size_text(value)
     if isinstance(value, list | tuple):
         return " ".join(str(each) for each in value) or "-"
     return str(value) or "-"
+
+
+def _part_text(name: str, key: str, value: Any) -> str:
+    """One of several things, whose unit stands in its own name or in that of all."""
+    named = key if key.endswith("_bytes") else name
+    return f"{key.removesuffix('_bytes')} {figure_text(named, value)}"

@@ -24,6 +24,7 @@ from shardfs.cli.looking import look_at
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json_line, printable, size_text, time_text
 from shardfs.cli.pages import pages_of
+from shardfs.errors import UsageError
 from shardfs.fuse.targets import Target
 
 _KINDS: Final = {
@@ -69,6 +70,8 @@ async def _tree(
     async with look_at(name) as target:
         inner = target.path_of(path)
         root = await target.conversation.answer({"request": "inode", "path": inner})
+        if kind_of(root) != "directory":
+            raise UsageError(f"/{printable(inner)} is a {kind_of(root)}; name a directory")
         if not as_json:
             click.echo(f"/{printable(inner)}")
         async for line in _lines(target, root["ino"], inner, depth):
