@@ -1,8 +1,8 @@
 """The raw disk or image file below a store, through the kernel's page cache.
 
 Role: the one place that owns threads and file descriptors, and that does blocking I/O on a device.
-What is cached, or short, is done at once; flushes are the kernel's work (kernel_flush.py), the rest
-is done on a worker thread.
+What is cached, or short, is done at once; flushes (kernel_flush.py) and reads of a block device
+(async_reads.py) are the kernel's work, the rest is done on a worker thread.
 
 Invariants (those of device.py, and):
     I1  A device is opened through claims.claim alone: two exclusive openings never exist at once.
@@ -42,7 +42,7 @@ from shardfs.engine.device_calls import (
     size_of,
     write_all,
 )
-from shardfs.engine.direct_io import FOLIO_BYTES, AlignedRead, Bounce, open_direct
+from shardfs.engine.direct_io import FOLIO_BYTES, AlignedRead, Bounce, HugePages, open_direct
 from shardfs.engine.kernel_flush import KernelFlush
 from shardfs.engine.neighbours import Neighbours
 from shardfs.errors import DeviceError, UsageError
@@ -53,7 +53,7 @@ Result = TypeVar("Result")
 THREADS_MAX: Final = 8
 """Requests of one device that may be with the kernel at once."""
 INLINE_READ_BYTES_MAX: Final = 256 * 1024
-"""Longer reads go to a thread at once: copying them would hold up the trio thread."""
+"""Longer reads are not copied from the page cache by the trio thread, which that would hold up."""
 INLINE_WRITE_BYTES_MAX: Final = 64 * 1024
 """Shorter writes are copied to the page cache on the trio thread: that takes a few microseconds,
 going to a thread and back takes a hundred. Early writing back keeps the kernel from throttling."""
@@ -100,6 +100,7 @@ class BlockDevice:
         self._direct = direct
         self._writes_direct = False
         self._bounces: list[Bounce] = []
+        self._pages = HugePages()
         self._async_reads = AsyncReads(direct, sector_bytes) if direct is not None else None
         self._neighbours = Neighbours()
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
@@ -121,24 +122,23 @@ class BlockDevice:
         self._require_usable("read", offset, length)
         self.counts.reads += 1
         self.counts.read_bytes += length
-        if length > INLINE_READ_BYTES_MAX and self._direct is not None:
-            found = await self._read_direct(self._direct, offset, length)
-            if found is not None:
-                return found
-        buffer = bytearray(length)
-        view = memoryview(buffer)
-        done = 0
+        done, view = 0, memoryview(b"")
         if self._reads_inline and length <= INLINE_READ_BYTES_MAX:
             await trio.lowlevel.checkpoint_if_cancelled()
+            view = memoryview(bytearray(length))
             done = self._read_cached(view, offset)
-        call = partial(read_all, view[done:])
-        if not done and length <= READ_BYTES_MAX and self._direct is not None:
-            around = self._neighbours.missed(offset, length, self.size_bytes)
-            exact = None if around else await self._read_in_kernel(offset, length)
+        around = None
+        if self._direct is not None and not done:
+            if length <= READ_BYTES_MAX:
+                around = self._neighbours.missed(offset, length, self.size_bytes)
+                exact = None if around else await self._read_in_kernel(offset, length)
+            else:
+                exact = await self._read_direct(self._direct, offset, length)
             if exact is not None:
                 return memoryview(exact)
-            call = partial(read_around, around, view)
         if done < length:
+            view = view or memoryview(bytearray(length))
+            call = partial(read_around, around, view[done:])
             await self._in_thread("read", offset, length, call, done)
         return view.toreadonly()
 
@@ -317,9 +317,8 @@ class BlockDevice:
             return 0  # the thread will try again, and report
 
     def _may_be_cached(self, length: int, offset: int) -> bool:
-        """Whether reading with RWF_NOWAIT is worth a try. What is not cached, that call has the
-        kernel begin to read, and it sleeps in there while the device's queue is full of writes:
-        for up to half a second (I3). Kernels before 6.5 do not tell."""
+        """Whether reading with RWF_NOWAIT is worth a try. What is not cached, that call begins to
+        read, and sleeps while the device's queue is full (I3). Kernels before 6.5 do not tell."""
         if not self._tells_cached:
             return True
         try:
@@ -328,20 +327,24 @@ class BlockDevice:
             self._tells_cached = False
             return True
 
-    async def _read_in_kernel(self, offset: int, length: int) -> bytes | None:
-        """A few blocks past the page cache, without a thread; None: that cannot be done."""
+    async def _read_in_kernel(
+        self, offset: int, length: int, memory: memoryview | None = None
+    ) -> Buffer | None:
+        """Bytes past the page cache, without a thread; None: that cannot be done."""
         if self._async_reads is None:
             return None
         self._requests_in_flight += 1
         try:
-            return await self._async_reads.read(offset, length)
+            return await self._async_reads.read(offset, length, memory)
         finally:
             self._requests_in_flight -= 1
             self._close_when_idle()
 
     async def _read_direct(self, direct: int, offset: int, length: int) -> memoryview | None:
         """The bytes, past the page cache; None: that cannot be done here."""
-        memory = AlignedRead(offset, length)
+        memory = AlignedRead(offset, length, self._pages)
+        if await self._read_in_kernel(memory.begin, len(memory.view), memory.view):
+            return memory.wanted
         call = partial(read_all, memory.view)
         try:
             await self._in_thread(

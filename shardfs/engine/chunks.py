@@ -32,7 +32,7 @@ from shardfs.engine.framing import (
     head_bytes,
     verify_granules,
 )
-from shardfs.engine.layout import DAMAGED_EXTENT, Kind, Stream
+from shardfs.engine.layout import DAMAGED_EXTENT, FRAME_HEADER, Kind, Stream
 from shardfs.engine.pieces import Locator, granule_bytes
 from shardfs.errors import CorruptionError
 
@@ -44,7 +44,7 @@ def locator_bytes(locator: Locator) -> int:
 
 def payload_offset(locator: Locator) -> int:
     """Where the chunk's payload starts within its extent, bytes."""
-    return locator.offset + head_bytes(locator.key_bytes, locator.length)
+    return locator.offset + FRAME_HEADER.size + locator.key_bytes + len(locator.checksums)
 
 
 class ChunkStore:

@@ -9,6 +9,7 @@ Invariants:
         writes back what is dirty in the range, and a write drops what is cached of it.
     I2. That works only if nobody dirties a folio that reaches into the range of a write meanwhile.
         So one writes here only in extents, one write at a time each, that are whole FOLIO_BYTES.
+    I3. Memory that was lent for a read is not lent again while anybody can still look at it.
 
 Not here: which requests go this way (block_device.py), loops over short transfers of reads
 (device_calls.py).
@@ -21,7 +22,9 @@ import ctypes
 import errno
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from shardfs import limits
@@ -30,8 +33,11 @@ FOLIO_BYTES: Final = 2 * limits.MIB
 """The page cache keeps a device in naturally aligned pieces of at most this size."""
 _ALIGNMENT_BYTES: Final = limits.BLOCK_BYTES
 """Of places, lengths and memory; no less than any device's logical block."""
-_BOUNCE_BYTES: Final = 2 * limits.MIB
-"""A huge page. What the engine writes at once, 1 MiB and some blocks, is one device request."""
+HUGE_PAGE_BYTES: Final = 2 * limits.MIB
+"""What the engine reads or writes at once, 1 MiB and some blocks, is one device request if its
+memory is one piece; in pages of 4 KiB it is several, because a device takes so many pieces only."""
+_IDLE_PAGES_MAX: Final = 8
+"""Kept for the next reads, as many as are under way at once."""
 _COPIED_ALONE_BYTES_MIN: Final = 64 * limits.KIB
 
 _new_bytearray = ctypes.pythonapi.PyByteArray_FromStringAndSize
@@ -48,21 +54,41 @@ def open_direct(descriptor: int, *, read_only: bool) -> int | None:
         return None  # no /proc, or a device that has no such way
 
 
+class HugePages:
+    """Huge pages that are lent for one read after the other (I3)."""
+
+    def __init__(self) -> None:
+        self._idle: list[mmap.mmap] = []
+        self._lent: dict[int, weakref.ref[ctypes.Array[ctypes.c_char]]] = {}
+
+    def lend(self) -> memoryview:
+        """HUGE_PAGE_BYTES, until nothing refers to a part of them any more."""
+        memory = self._idle.pop() if self._idle else _huge_page()
+        # Every view of it refers to this object, and to nothing else that could be asked.
+        lease = (ctypes.c_char * HUGE_PAGE_BYTES).from_buffer(memory)
+        self._lent[id(memory)] = weakref.ref(lease, partial(self._take_back, memory))
+        return memoryview(lease).cast("B")
+
+    def _take_back(self, memory: mmap.mmap, _: object) -> None:
+        del self._lent[id(memory)]
+        if len(self._idle) < _IDLE_PAGES_MAX:
+            self._idle.append(memory)
+
+
 class AlignedRead:
     """Memory for one read; what is wanted lies somewhere in it.
 
     Args:
         offset, length: bytes of the device that are wanted.
+        pages: where memory is to be had.
     """
 
-    def __init__(self, offset: int, length: int) -> None:
+    def __init__(self, offset: int, length: int, pages: HugePages) -> None:
         self.begin = offset - offset % _ALIGNMENT_BYTES
         """Where the read has to begin, byte of the device."""
         end = offset + length
         end += -end % _ALIGNMENT_BYTES
-        memory = _uninitialised(end - self.begin + _ALIGNMENT_BYTES)
-        skipped = -_address_of(memory) % _ALIGNMENT_BYTES
-        self.view = memoryview(memory)[skipped : skipped + end - self.begin]
+        self.view = _aligned(end - self.begin, pages)
         """What the read has to fill."""
         self.wanted = self.view[offset - self.begin :][:length].toreadonly()
         """What was asked for, once it is filled."""
@@ -84,11 +110,11 @@ class Bounce:
         filled = 0
         for view in views:
             while view:
-                part = view[: _BOUNCE_BYTES - filled]
+                part = view[: HUGE_PAGE_BYTES - filled]
                 self._take(filled, part)
                 filled += len(part)
                 view = view[len(part) :]
-                if filled == _BOUNCE_BYTES:
+                if filled == HUGE_PAGE_BYTES:
                     self._write_out(filled, descriptor, offset)
                     offset += filled
                     filled = 0
@@ -98,7 +124,7 @@ class Bounce:
         """Copy; large parts in a way that lets other threads run, as assigning a slice does not."""
         length = len(part)
         if length >= _COPIED_ALONE_BYTES_MIN:
-            ctypes.memmove(self._address + at, _address_of_view(part), length)
+            ctypes.memmove(self._address + at, address_of_view(part), length)
         else:
             self._memory[at : at + length] = part
 
@@ -113,10 +139,19 @@ class Bounce:
                 done += count
 
 
+def _aligned(length: int, pages: HugePages) -> memoryview:
+    """So many bytes of memory that nobody has spent time on filling with zeros."""
+    if length <= HUGE_PAGE_BYTES:
+        return pages.lend()[:length]
+    memory = _uninitialised(length + _ALIGNMENT_BYTES)
+    skipped = -_address_of(memory) % _ALIGNMENT_BYTES
+    return memoryview(memory)[skipped : skipped + length]
+
+
 def _huge_page() -> mmap.mmap:
     """Memory of which a part in one piece lies in one page, where the kernel can spare one: for a
     direct request it has to find, hold and release each page, 256 small ones for a megabyte."""
-    memory = mmap.mmap(-1, _BOUNCE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
@@ -146,7 +181,7 @@ class _Buffer(ctypes.Structure):
     )
 
 
-def _address_of_view(view: memoryview) -> int:
+def address_of_view(view: memoryview) -> int:
     """Where its bytes are, one behind the other, as long as the view lives."""
     buffer = _Buffer()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(buffer), 0)

@@ -15,7 +15,9 @@ from shardfs.engine.recent_shards import RecentShards
 
 _EXTENT_BYTES: Final = 320
 _BLOCK_REFERENCE_BYTES: Final = 480
-_DECODED_SHARE: Final = 16
+_DECODED_SHARE: Final = 4
+"""Of the caches: a gigabyte that was overwritten at random is 15 MiB of decoded shards, and reading
+it at random with less room decodes a hundred pieces for each read."""
 
 
 class StoreMemory:

@@ -16,7 +16,7 @@ Not here: reading chunks (chunks.py), and which keys are shards of which file (f
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -181,11 +181,18 @@ def decode_pieces(data: Bytes, offset: int = 0) -> tuple[Piece, ...]:
 
 def overlapped(pieces: tuple[Piece, ...], start: int, length: int) -> tuple[Piece, ...]:
     """The pieces with bytes in [start, start+length)."""
-    if not pieces or start >= pieces[-1].end:
-        return ()
-    first = bisect_right(pieces, start, key=lambda piece: piece.end)
-    last = bisect_left(pieces, start + length, key=lambda piece: piece.start)
+    first, last = _touching(pieces, start, start + length)
     return pieces[first:last]
+
+
+def _touching(pieces: tuple[Piece, ...], start: int, end: int) -> tuple[int, int]:
+    """The pieces with bytes in [start, end) are those from the one number to before the other."""
+    # A tuple of one number is less than every piece that starts there or behind it: no functions
+    # written in Python are called for the comparisons.
+    first = bisect_left(pieces, (start,))
+    if first and pieces[first - 1].end > start:
+        first -= 1
+    return first, bisect_left(pieces, (end,), first)
 
 
 def punch(pieces: tuple[Piece, ...], start: int, length: int) -> tuple[Piece, ...]:
@@ -193,8 +200,7 @@ def punch(pieces: tuple[Piece, ...], start: int, length: int) -> tuple[Piece, ..
     end = start + length
     if not pieces or start >= pieces[-1].end:
         return pieces
-    first = bisect_right(pieces, start, key=lambda piece: piece.end)
-    last = bisect_left(pieces, end, key=lambda piece: piece.start)
+    first, last = _touching(pieces, start, end)
     kept = []
     for piece in pieces[first:last]:
         if piece.start < start:
@@ -213,7 +219,7 @@ def splice(
     if not pieces or start >= pieces[-1].end:
         return (*pieces, added)
     holed = punch(pieces, start, length)
-    at = bisect_left(holed, start, key=lambda piece: piece.start)
+    at = bisect_left(holed, (start,))
     return (*holed[:at], added, *holed[at:])
 
 

@@ -95,27 +95,33 @@ class Files:
         Raises:
             DeviceError, CorruptionError
         """
-        parts: list[Bytes] = []
-        for index, start, end in split(offset, length):
-            try:
-                parts += await self._read_shard(shard_key(ino, index), start, end)
-            except CorruptionError as error:
-                at = index * SHARD_BYTES
-                where = f"inode {ino} bytes {at + start} to {at + end - 1}"
-                raise CorruptionError(str(error), where) from error
+        index, start = divmod(offset, SHARD_BYTES)
+        if start + length <= SHARD_BYTES:
+            parts = await self._read_shard(ino, index, start, start + length)
+        else:
+            parts = []
+            for index, start, end in split(offset, length):
+                parts += await self._read_shard(ino, index, start, end)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _read_shard(self, key: bytes, start: int, end: int) -> list[Bytes]:
-        shard = await self.store.get_shard(key)
-        while shard is not None:
-            try:
-                return await self._read_pieces(shard, start, end)
-            except CorruptionError:
-                # Not if the shard was changed, and its chunks dropped, before we could pin them.
-                current = await self.store.get_shard(key)
-                if current == shard:
-                    raise
-                shard = current
+    async def _read_shard(self, ino: int, index: int, start: int, end: int) -> list[Bytes]:
+        key = shard_key(ino, index)
+        try:
+            shard = await self.store.get_shard(key)
+            while shard is not None:
+                try:
+                    return await self._read_pieces(shard, start, end)
+                except CorruptionError:
+                    # Not if the shard was changed, and its chunks dropped, before we could pin
+                    # them.
+                    current = await self.store.get_shard(key)
+                    if current == shard:
+                        raise
+                    shard = current
+        except CorruptionError as error:
+            at = index * SHARD_BYTES
+            where = f"inode {ino} bytes {at + start} to {at + end - 1}"
+            raise CorruptionError(str(error), where) from error
         return [bytes(end - start)]
 
     async def _read_pieces(self, shard: Shard, start: int, end: int) -> list[Bytes]:

@@ -111,17 +111,17 @@ async def test_others_run_while_the_disk_takes_its_time(
 
 
 async def test_a_slow_disk_is_waited_for_on_the_spot_only_now_and_then() -> None:
-    patience = async_reads._Patience()
+    trust = async_reads._Trust()
     waited = 0
     for _ in range(1000):
-        if patience.is_left():
+        if trust.is_left():
             waited += 1
-            patience.learn(in_time=False)
+            trust.learn(was_right=False)
     assert waited <= 5 + 1000 // 64
     for _ in range(64 * 12):
-        if patience.is_left():
-            patience.learn(in_time=True)
-    assert all(patience.is_left() for _ in range(10)), "it has become fast"
+        if trust.is_left():
+            trust.learn(was_right=True)
+    assert all(trust.is_left() for _ in range(10)), "it has become fast"
 
 
 async def test_what_was_just_written_is_read(device: BlockDevice) -> None:

@@ -7,10 +7,13 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from shardfs.engine import async_reads
+from shardfs.engine.async_reads import READ_BYTES_MAX
 from shardfs.engine.block_device import (
     DIRECT_WRITE_BYTES_MIN,
     INLINE_READ_BYTES_MAX,
@@ -159,3 +162,95 @@ async def test_image_files_are_used_through_the_page_cache(
     assert await device.read(0, MIB) == bytes(MIB)
     assert counted.writes == counted.reads == 0
     device.close()
+
+
+def read_requests(device: BlockDevice) -> int:
+    """That the disk has been asked for."""
+    return int(Path("/sys/block", Path(device.path).name, "stat").read_text().split()[0])
+
+
+async def test_a_large_read_is_one_request_of_the_disk(loop: str) -> None:
+    """In pages of 4 KiB it would be several: a device takes so many pieces at a time only."""
+    device = open_device(loop)
+    counts = []
+    for number in range(8):
+        before = read_requests(device)
+        await device.read(number * MIB + 2000, MIB)
+        counts.append(read_requests(device) - before)
+    assert min(counts) == 1, "there is a huge page at times at least"
+    device.close()
+
+
+async def test_memory_of_a_read_is_used_again_when_nobody_looks_at_it(loop: str) -> None:
+    device = open_device(loop)
+    data = random.Random(4).randbytes(8 * MIB)
+    await device.write(0, [data])
+    await device.flush()
+    kept = await device.read(5, MIB)
+    part = memoryview(kept)[1000:2000]
+    del kept
+    for number in range(1, 8):
+        assert await device.read(number * MIB, MIB) == data[number * MIB :][:MIB]
+    assert part == data[1005:2005], "somebody still looked at it"
+    del part
+    assert len(device._pages._idle) == 2 and not device._pages._lent
+    device.close()
+
+
+async def test_large_reads_take_no_thread(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel carries them out, several at a time; what it does not take is left to threads."""
+    device = open_device(loop)
+    device.expect_extents(FOLIO_BYTES)
+    data = random.Random(5).randbytes(SIZE_BYTES)
+    await device.write(0, [data])
+    await device.flush()
+    await device.read(100, MIB)
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.to_thread, "run_sync", no_thread)
+        lengths = (READ_BYTES_MAX + 1, INLINE_READ_BYTES_MAX, INLINE_READ_BYTES_MAX + 1, MIB)
+        async with trio.open_nursery() as nursery:
+            for number, length in enumerate(2 * lengths):
+                nursery.start_soon(read_one, device, data, number * MIB + 4000, length)
+    for begin in range(0, SIZE_BYTES - 4 * MIB, MIB):
+        await read_one(device, data, begin, 4 * MIB - 1)
+    device.close()
+
+
+@pytest.fixture
+def narrow_loop(loop: str) -> Iterator[str]:
+    """A disk that takes 256 KiB at once."""
+    limit = Path("/sys/block", Path(loop).name, "queue", "max_sectors_kb")
+    before = limit.read_text()
+    limit.write_text("256")
+    yield loop
+    limit.write_text(before)
+
+
+async def test_a_device_that_takes_less_at_once_is_read_by_threads(
+    narrow_loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = open_device(narrow_loop)
+    data = random.Random(6).randbytes(SIZE_BYTES)
+    await device.write(0, [data])
+    await device.flush()
+    begun = 0
+    begin_request = async_reads._begin
+
+    def counting(*arguments: Any) -> bool:
+        nonlocal begun
+        begun += 1
+        return begin_request(*arguments)
+
+    monkeypatch.setattr(async_reads, "_begin", counting)
+    for number in range(12):
+        await read_one(device, data, number * MIB + 77, MIB)
+    assert begun <= 4, "in the end it is not tried any more"
+    device.close()
+
+
+async def read_one(device: BlockDevice, data: bytes, begin: int, length: int) -> None:
+    assert await device.read(begin, length) == data[begin : begin + length]
+
+
+async def no_thread(*_: object, **__: object) -> None:
+    raise AssertionError("a thread was used")

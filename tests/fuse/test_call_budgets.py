@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,7 @@ async def work(
     await list_names(operations, calls, monkeypatch)
     await move_and_remove(operations, file_system, calls, names, inos)
     await make_durable(operations, calls)
+    await read_at_random(operations, calls)
 
 
 async def list_names(operations: Operations, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,3 +167,18 @@ async def make_durable(operations: Operations, calls: Calls) -> None:
     with calls.of("fsync of a file of 4 KiB"):
         for handle in handles:
             await operations.fsync(handle, False)
+
+
+async def read_at_random(operations: Operations, calls: Calls) -> None:
+    """Blocks of a file that was overwritten at random."""
+    info, _ = await operations.create(ROOT_INO, b"large", 0o100644, os.O_RDWR, CONTEXT)
+    await operations.write(info.fh, 0, bytes(limits.MIB))
+    choose = random.Random(1)
+    places = [choose.randrange(limits.MIB // limits.BLOCK_BYTES) for _ in range(FILES)]
+    for place in places[::8]:
+        await operations.write(info.fh, place * limits.BLOCK_BYTES, DATA)
+    await operations.fsync(info.fh, False)
+    with calls.of("read of 4 KiB of a file in pieces"):
+        for place in places:
+            await operations.read(info.fh, place * limits.BLOCK_BYTES, limits.BLOCK_BYTES)
+    await operations.release(info.fh)

@@ -11,9 +11,11 @@ import pytest
 
 from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
-from shardfs.engine.lsm.entry import encode_shard
-from shardfs.engine.pieces import Locator, Piece
+from shardfs.engine import recent_shards
+from shardfs.engine.lsm.entry import decode_value, encode_shard
+from shardfs.engine.pieces import Locator, Piece, splice
 from shardfs.engine.recent_shards import RecentShards
+from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.memory import dirty_share, resident_bytes
 from shardfs.fuse.records import ROOT_INO, Entry, Inode
@@ -143,6 +145,41 @@ async def test_caches_get_what_the_rest_leaves(bytes_max: int) -> None:
     assert given == sorted(given, reverse=True)
     assert given[0] > bytes_max // 4
     assert given[-1] > limits.CACHES_BYTES_MIN - 8
+
+
+async def test_a_gigabyte_overwritten_at_random_stays_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the bound that there is by default: else reads at random decode a hundred pieces."""
+    values = {b"%d" % number: overwritten_shard(number) for number in range(256)}
+    known = set(values.values())
+    decoded = 0
+
+    def counting(value: bytes, generation: int = 0) -> object:
+        nonlocal decoded
+        decoded += value in known
+        return decode_value(value, generation)
+
+    monkeypatch.setattr(recent_shards, "decode_value", counting)
+    async with opened_store("engine") as store, serving(store) as file_system:
+        file_system.memory.share_out()
+        assert isinstance(store, Store)
+        for _ in range(3):
+            for key, value in values.items():
+                store._recent.shard_or_record(key, value, 0)
+    assert decoded == len(values)
+
+
+def overwritten_shard(number: int) -> bytes:
+    """The value of a shard of 4 MiB of which 31 blocks were overwritten."""
+    blocks, pieces = limits.CHUNK_BYTES_MAX // limits.BLOCK_BYTES, tuple[Piece, ...]()
+    for at in range(0, limits.SHARD_BYTES, limits.CHUNK_BYTES_MAX):
+        whole = Locator(9, 1, at, limits.CHUNK_BYTES_MAX, number << 20 | at, 17, bytes(8 * blocks))
+        pieces = splice(pieces, at, whole, whole.length)
+    for each in random.Random(number).sample(range(4 * blocks), 31):
+        small = Locator(9, 1, 0, limits.BLOCK_BYTES, number << 20 | each + 1, 17, bytes(8))
+        pieces = splice(pieces, each * limits.BLOCK_BYTES, small, small.length)
+    return encode_shard(pieces)
 
 
 async def test_caches_shrink_at_once_when_they_are_told_to() -> None:
