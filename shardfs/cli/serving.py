@@ -3,14 +3,17 @@
 Role: opens the device, serves it with the services that belong to a mount, tells systemd and
 `shardfs umount` about it. Shared by `shardfs mount` and the helper of mount(8).
 
-The background process has a session of its own, "/" as its directory and no input; what it prints
-goes to its log file, or nowhere when it logs to the journal.
+The background process has "/" as its directory and no input; what it prints goes to its log file,
+or nowhere when it logs to the journal. From when the mount answers it has a session of its own.
 
 Invariants:
     I1. The caller returns when the mount answers, or with one line when it cannot; the line and
         the exit status are the background process's own, sent through a pipe.
     I2. How the mount ended is left for `shardfs umount`, whatever happens.
-    I3. With errors=remount-ro, when the store turns read-only, the kernel's mount follows as soon
+    I3. Until the mount answers, whoever makes it stays in the process group that it was started
+        in. Where the mount point is an automount's, the kernel lets only that group pass; anybody
+        else waits there until the mount has been made.
+    I4. With errors=remount-ro, when the store turns read-only, the kernel's mount follows as soon
         as no file is open for writing, so that who looks at the mount table sees it.
 
 Not here: serving and its end (fuse/session.py), options (fuse/mount_options.py).
@@ -228,7 +231,7 @@ async def _keep_pauses_short(_mount: Mount) -> None:
 
 
 async def _show_read_only(mount: Mount) -> None:
-    """Let the kernel's table follow when the store stops taking changes (I3)."""
+    """Let the kernel's table follow when the store stops taking changes (I4)."""
     health = mount.store.health
     worse = trio.Event()
     health.on_change(worse.set)
@@ -280,12 +283,16 @@ def _be_background(server: Server, log: str, level: int, sending: int) -> NoRetu
     status = FINDING
     relay = _Relay(sending)
     logs = False
+
+    def ready(notes: tuple[str, ...]) -> None:
+        os.setsid()  # not before (I3)
+        relay.say(SUCCESS, [f"note: {note}" for note in notes])
+
     try:
-        os.setsid()
         _detach(log, sending)
         _begin_log(log, level)
         logs = True
-        status = server.run(lambda notes: relay.say(SUCCESS, [f"note: {note}" for note in notes]))
+        status = server.run(ready)
     except BaseException as error:  # the end of the process: whoever waits for it is told
         status = exit_status(error)
         if logs:
