@@ -102,7 +102,7 @@ def run_calls(folder: Path, calls: list[Call], mode: str) -> Results:
 def empty(folder: Path) -> None:
     """Remove all, and give the root directory the attributes of a new one."""
     for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
+        if not path.is_symlink() and path.is_dir():  # a link may lead to a name too long to ask for
             shutil.rmtree(path)
         else:
             path.unlink()

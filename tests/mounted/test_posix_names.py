@@ -6,16 +6,24 @@ import ctypes
 import errno
 import os
 import stat
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from tests.mounted.mounts import MountedShardfs, run_command
+from tests.mounted.mounts import SHARDFS, MountedShardfs, run_command
 
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
+FEW_LINKS = """
+from shardfs import limits
+limits.LINKS_MAX = 3
+from shardfs.cli.main import main
+main()
+"""
+"""The command, with a limit that a test can reach."""
 
 
 def rename_with_flags(old: Path, new: Path, flags: int) -> int:
@@ -105,6 +113,26 @@ def test_links_and_their_counts(mounted_shardfs: MountedShardfs) -> None:
     assert (root / "a").read_text() == "changed"
     (root / "a").unlink()
     assert (root / "d/b").stat().st_nlink == 1
+
+
+def test_one_name_too_many(image_file: Path, tmp_path: Path, fuse_is_usable: None) -> None:
+    run_command(SHARDFS, "mkfs", image_file)
+    root = tmp_path / "mnt"
+    root.mkdir()
+    command = (sys.executable, "-c", FEW_LINKS)
+    mounted = MountedShardfs(image_file, root, tmp_path / "log", command=command)
+    try:
+        mounted.start()
+        (root / "a").touch()
+        os.link(root / "a", root / "b")
+        os.link(root / "a", root / "c")
+        assert errno_of(os.link, root / "a", root / "d") == errno.EMLINK
+        assert not (root / "d").exists() and (root / "a").stat().st_nlink == 3
+        os.rename(root / "b", root / "d")
+        (root / "c").unlink()
+        os.link(root / "d", root / "c")
+    finally:
+        mounted.close()
 
 
 def test_listing_while_removing(mounted_shardfs: MountedShardfs) -> None:
