@@ -25,14 +25,12 @@ from shardfs.engine.block_device import open_device
 from shardfs.engine.findings import Finding, Report
 from shardfs.errors import UsageError
 from shardfs.fuse.repair import (
-    Action,
-    LostRange,
-    RepairReport,
     check_device,
     needs_salvage,
     remedy,
     repair_device,
 )
+from shardfs.fuse.repair_report import Action, LostRange, RepairReport
 
 _ALIKE_MAX = 3
 

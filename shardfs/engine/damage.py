@@ -8,7 +8,7 @@ Invariants:
         before and after.
     I2. A shard changes in one batch, in which its copies are first referred to.
 
-Not here: finding damage without mending it (fsck.py), which file it hits (fuse/repair.py).
+Not here: finding damage without mending it (fsck.py), which file it hits (fuse/data_repair.py).
 """
 
 from __future__ import annotations

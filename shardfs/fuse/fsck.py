@@ -28,10 +28,9 @@ Not here: whether the bytes of shards are right (engine/fsck.py).
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
@@ -45,8 +44,8 @@ from shardfs.errors import CorruptionError, DeviceError, ShardfsError
 from shardfs.fuse import access_lists
 from shardfs.fuse.access_lists import AccessList
 from shardfs.fuse.door import StoreDoor, scan_some
+from shardfs.fuse.finding_names import name_files
 from shardfs.fuse.name_pages import NAME_PAGES_END, read_pieces
-from shardfs.fuse.paths import find_paths
 from shardfs.fuse.records import (
     ENTRY_PREFIX,
     FACT_KEY,
@@ -375,49 +374,3 @@ async def _readable(store: StoreDoor, shard: Shard) -> Bytes | None:
 
 def _behind(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes([prefix[-1] + 1])
-
-
-# --- names for findings -------------------------------------------------------------------------
-
-
-async def name_files(store: StoreDoor, report: Report) -> None:
-    """Put paths, inodes and bytes of files in place of the keys that findings are about."""
-    wanted = {ino for finding in report.findings if (ino := _ino_of(finding)) is not None}
-    if not wanted:
-        return
-    try:
-        paths = {ino: names[0] for ino, names in (await find_paths(store, wanted)).items()}
-    except ShardfsError as error:
-        report.notes.append(f"the files cannot be named: {error}")
-        paths = {}
-    report.findings[:] = [_named(finding, paths) for finding in report.findings]
-
-
-def _ino_of(finding: Finding) -> int | None:
-    if finding.where.startswith("inode "):
-        return int(finding.where.removeprefix("inode "))
-    if finding.key is None:
-        return None
-    try:
-        return decode_file_key(finding.key).ino
-    except CorruptionError:
-        return None
-
-
-def _named(finding: Finding, paths: dict[int, str]) -> Finding:
-    ino = _ino_of(finding)
-    if ino is None:
-        return finding
-    where = f"{paths[ino]} (inode {ino})" if ino in paths else f"inode {ino}"
-    if finding.key is None:
-        return replace(finding, where=where)
-    about = decode_file_key(finding.key)
-    if about.xattr is not None:
-        where += f" attribute {os.fsdecode(about.xattr)!r}"
-    if about.shard is None:
-        return replace(finding, where=where)
-    if finding.start is None or finding.length is None:
-        return replace(finding, where=f"{where} shard {about.shard}")
-    start = about.shard * limits.SHARD_BYTES + finding.start
-    where = f"{where} bytes {start} to {start + finding.length - 1}"
-    return replace(finding, where=where, start=start)

@@ -7,7 +7,7 @@ Role: `shardfs fsck --repair`, from a device to a report. Three kinds of damage,
                 of the superblock (engine/rebuilding.py, reconstruction.py);
     files       names, inodes, counts: ordinary batches (files_repair.py);
     data        what does not match its checksum is recorded as lost: reading it is an error
-                (engine/damage.py); or, on request, the files that it hits are deleted.
+                (data_repair.py); or, on request, the files that it hits are deleted.
 
 Invariants:
     I1. Nothing gets worse: a new tree counts only when a full check of it has found nothing, and
@@ -21,23 +21,22 @@ Not here: files when the superblock is gone altogether (salvage.py), printing (c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 import trio
 
 from shardfs import limits
-from shardfs.engine.damage import give_up_damage
 from shardfs.engine.device import Device
 from shardfs.engine.findings import Finding, Report
 from shardfs.engine.options import StoreOptions
-from shardfs.engine.pieces import Shard
 from shardfs.engine.rebuilding import SwitchDevice, sealed_record
 from shardfs.engine.recovery import LOG_ENDS_EARLY, read_superblock
 from shardfs.engine.salvage import scan_device
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
 from shardfs.errors import CorruptionError, DeviceError, NotShardfsError, ShardfsError
+from shardfs.fuse.data_repair import delete_damaged_files, give_up_damaged_data
 from shardfs.fuse.files_repair import repair_files
 from shardfs.fuse.frame_index import FrameIndex
 from shardfs.fuse.fsck import check_all
@@ -47,24 +46,14 @@ from shardfs.fuse.name_pages import NamePages
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.reconstruction import Reconstruction
 from shardfs.fuse.records import (
-    ENTRY_PREFIX,
     FACT_KEY,
-    INODE_PREFIX,
-    NAME_PAGE_PREFIX,
     NAMES_KEY,
     NamedInode,
-    decode_entry,
-    decode_file_key,
-    decode_inode,
-    encode_inode,
-    inode_key,
-    orphan_key,
 )
-from shardfs.fuse.repair_changes import behind
+from shardfs.fuse.repair_report import RepairReport
 from shardfs.fuse.tables import Tables
 from shardfs.fuse.tree_remains import TreeRemains
 
-ACTIONS_MAX: Final = 1000
 _LOOKING: Final = StoreOptions(read_only=True, background=False)
 _MENDING: Final = StoreOptions(background=False)
 _OF_THE_TREE: Final = frozenset({"E0", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9", "E12"})
@@ -88,56 +77,6 @@ _NO_SUPERBLOCK: Final = (
     "it is gone, both copies; files are there: bring them elsewhere with: shardfs salvage"
 )
 Show = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Action:
-    """One thing that was done. `ino`: to which inode; `path`: its name, if it has one."""
-
-    what: str
-    ino: int | None = None
-    path: str | None = None
-
-
-@dataclass(frozen=True)
-class LostRange:
-    """Bytes [start, end) of a file that nobody can read any more."""
-
-    ino: int
-    start: int
-    end: int
-    path: str | None = None
-
-
-@dataclass
-class RepairReport:
-    """What was found, what was done, and what is left."""
-
-    before: Report
-    after: Report = field(default_factory=Report)
-    is_rebuilt: bool = False
-    actions: list[Action] = field(default_factory=list)
-    action_count: int = 0
-    lost: list[LostRange] = field(default_factory=list)
-    lost_bytes: int = 0
-    deleted: list[str] = field(default_factory=list)
-
-    @property
-    def is_whole(self) -> bool:
-        """Nothing is wrong any more, and nothing was lost."""
-        return self.after.is_clean and not self.lost_bytes and not self.deleted
-
-    def tell(self, what: str, ino: int | None = None) -> None:
-        """Something was done."""
-        self.action_count += 1
-        if len(self.actions) < ACTIONS_MAX:
-            self.actions.append(Action(what, ino))
-
-    def lose(self, ino: int, start: int, end: int) -> None:
-        """Bytes of a file are lost."""
-        self.lost_bytes += end - start
-        if len(self.lost) < ACTIONS_MAX:
-            self.lost.append(LostRange(ino, start, end))
 
 
 def _quietly(_text: str, _done: int, _total: int) -> None:
@@ -249,10 +188,10 @@ async def _mend(
     recall: Callable[[int], NamedInode | None],
 ) -> None:
     """Files, data, and the name pages of an open store."""
-    await _give_up_damage(store, report)
+    await give_up_damaged_data(store, report)
     await repair_files(store, report.tell, recall)
     if delete_damaged:
-        await _delete_damaged(store, report)
+        await delete_damaged_files(store, report)
         await repair_files(store, report.tell)
     await _name(store, report)
     if await store.get_record(NAMES_KEY) is None and await store.get_record(FACT_KEY) is not None:
@@ -260,67 +199,6 @@ async def _mend(
         await pages.rebuild()
         await pages.finish()
     await store.sync()
-
-
-# --- data ---------------------------------------------------------------------------------------
-
-
-async def _give_up_damage(store: Store, report: RepairReport) -> None:
-    """Every shard of a file lets go of what cannot be read; so does every name page."""
-    async for key, value in store.scan(b"\0", b"\xff" * (limits.KEY_BYTES_MAX + 1)):
-        if not isinstance(value, Shard):
-            continue
-        loss = await give_up_damage(store, key, value)
-        if loss is None:
-            continue
-        await store.sync()
-        if key[:1] == NAME_PAGE_PREFIX:
-            report.tell("a damaged name page: written anew")
-            await _drop_page(store, key)
-            continue
-        try:
-            about = decode_file_key(key)
-        except CorruptionError:
-            continue
-        base = (about.shard or 0) * limits.SHARD_BYTES
-        report.tell(f"{loss.copied_bytes} bytes that are left of damaged chunks copied", about.ino)
-        for start, end in loss.lost:
-            report.lose(about.ino, base + start, base + end)
-
-
-async def _drop_page(store: Store, key: bytes) -> None:
-    shard = await store.get_shard(key)
-    batch = store.batch(essential=True)
-    if shard is not None:
-        batch.delete_shard(key, shard)
-    batch.delete(NAMES_KEY)
-    await store.sync(store.apply(batch))
-
-
-async def _delete_damaged(store: Store, report: RepairReport) -> None:
-    """Delete every file with bytes that are recorded as lost."""
-    doomed: set[int] = set()
-    async for key, value in store.scan(INODE_PREFIX, behind(INODE_PREFIX)):
-        if isinstance(value, Shard) and any(piece.is_damaged for piece in value.pieces):
-            doomed.add(decode_file_key(key).ino)
-    paths = await find_paths(store, doomed)
-    report.deleted += [name for names in paths.values() for name in names]
-    # The names go first, in batches that leave orphans: what is left is freed by the next mount.
-    names: dict[int, list[bytes]] = {}
-    async for key, value in store.scan(ENTRY_PREFIX, behind(ENTRY_PREFIX)):
-        if not isinstance(value, Shard) and decode_entry(value).ino in doomed:
-            names.setdefault(decode_entry(value).ino, []).append(key)
-    for ino in doomed:
-        record = await store.get_record(inode_key(ino))
-        if record is None:
-            continue
-        batch = store.batch(essential=True)
-        batch.put(orphan_key(ino), b"")
-        batch.put(inode_key(ino), encode_inode(decode_inode(record)._replace(nlink=0)))
-        for key in names.get(ino, ()):
-            batch.delete(key)
-        batch.delete(NAMES_KEY)
-        await store.sync(store.apply(batch))
 
 
 async def _name(store: Store, report: RepairReport) -> None:

@@ -29,7 +29,8 @@ from shardfs.engine.findings import Report
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError
 from shardfs.fuse.record_dissection import dissection_of
-from shardfs.fuse.repair import RepairReport, check_device, repair_device
+from shardfs.fuse.repair import check_device, repair_device
+from shardfs.fuse.repair_report import RepairReport
 from tests.fuse.damage import LOOKING, Tree, flip_bit, read_tree, swap_sectors, zero_sector
 from tests.fuse.damage_targets import EXTENT_BYTES, FORMER_NAMES, LINKS, Field, FramePlace, Ground
 

@@ -17,7 +17,8 @@ from shardfs.fuse import fsck
 from shardfs.fuse.access_lists import ACCESS, DEFAULT, GROUP_OWNER, MASK, OTHERS, OWNER
 from shardfs.fuse.door import BatchDoor
 from shardfs.fuse.files_repair import repair_files
-from shardfs.fuse.fsck import check_files, name_files
+from shardfs.fuse.finding_names import name_files
+from shardfs.fuse.fsck import check_files
 from shardfs.fuse.records import (
     FACT_KEY,
     ROOT_INO,
