@@ -5,7 +5,7 @@ Role: asks for one step after the other, shows how far it has come, prints the r
 Invariants:
     I1. Interrupting it, or killing it, leaves the store at its old size or at the new one.
 
-Not here: what it does (engine/resizing.py).
+Not here: what it does (engine/shrinking.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Invariants:
     I1. A withheld extent is not handed out: while a store is made smaller, what is free beyond
         its new end stays so, but for a few extents where nearly nothing is free before it.
 
-Not here: when the state changes (extents.py), making a store smaller (resizing.py).
+Not here: when the state changes (extents.py), making a store smaller (shrinking.py).
 """
 
 from __future__ import annotations

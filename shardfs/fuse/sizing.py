@@ -1,7 +1,7 @@
 """Requests that change a store's size, or tell its device what is free.
 
-Role: answers, for the command line, what engine/resizing.py does; one conversation about one open
-store, like inspection.py. The requests:
+Role: answers, for the command line, what engine/resizing.py and shrinking.py do; one conversation
+about one open store, like inspection.py. The requests:
 
     grow           size           use more of the device: `size` bytes, or (null) all of it
     shrink-begin   size           begin to make the store smaller; {"total_bytes"}
@@ -12,7 +12,8 @@ store, like inspection.py. The requests:
 Invariants:
     I1. A shrink ends with its conversation: done, or given up with the store at its old size.
 
-Not here: what each of them does (engine/resizing.py), how requests travel (control.py).
+Not here: what each of them does (engine/resizing.py, shrinking.py), how requests travel
+(control.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from dataclasses import asdict
 
 import trio
 
-from shardfs.engine.resizing import Resized, Shrinking, grow, trim
+from shardfs.engine.resizing import Resized, grow, trim
+from shardfs.engine.shrinking import Shrinking
 from shardfs.engine.store import Store
 from shardfs.errors import UsageError
 from shardfs.fuse.requests import Answer, Handlers, number_of

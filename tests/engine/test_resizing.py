@@ -17,7 +17,8 @@ from shardfs.engine.fsck import check_store
 from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.reserve import reserve_extents
-from shardfs.engine.resizing import Progress, Resized, Shrinking, grow, trim
+from shardfs.engine.resizing import Resized, grow, trim
+from shardfs.engine.shrinking import Progress, Shrinking
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import extent_count_max

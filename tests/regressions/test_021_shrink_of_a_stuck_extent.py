@@ -12,7 +12,7 @@ import errno
 import pytest
 
 from shardfs import limits
-from shardfs.engine.resizing import Shrinking
+from shardfs.engine.shrinking import Shrinking
 from shardfs.errors import DeviceBusyError, DeviceError
 from tests.engine.stores import content, formatted, opened
 

@@ -9,7 +9,7 @@ dead and only had to be freed.
 from __future__ import annotations
 
 from shardfs import limits
-from shardfs.engine.resizing import Shrinking
+from shardfs.engine.shrinking import Shrinking
 from shardfs.engine.store import Store
 from tests.engine.stores import content, formatted, opened
 from tests.engine.test_resizing import Watch, check_moments, require_sound

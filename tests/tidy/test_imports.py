@@ -86,7 +86,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
         "resizing",
         "tree_scrub",
     ),
-    ("damage", "inventory", "rebuilding"),
+    ("damage", "inventory", "rebuilding", "shrinking"),
 )
 
 # What cli commands share. Commands themselves are imported by cli.main alone.

@@ -12,7 +12,7 @@ from typing import Final
 from shardfs.checking.canaries.canary import Canary
 from shardfs.checking.canaries.planting import Edit
 from shardfs.engine import resizing
-from shardfs.engine.resizing import Shrinking
+from shardfs.engine.shrinking import Shrinking
 
 CANARIES: Final = (
     Canary(
@@ -43,7 +43,7 @@ CANARIES: Final = (
     Canary(
         "grown-store-keeps-its-bounds",
         "A store that has grown takes no more data than before.",
-        (Edit(resizing.grow, "_set_bounds(store)", "pass"),),
+        (Edit(resizing.grow, "set_bounds(store)", "pass"),),
         ("store", "files"),
     ),
 )

@@ -12,7 +12,7 @@ What is checked:
         of space is told the size, and knows.
 
 Not here: which operations do this when (store_operations.py, file_run.py), moving
-(engine/resizing.py).
+(engine/resizing.py, engine/shrinking.py).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from shardfs.checking.schedule import Control, Replay, run_once
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine import resizing
 from shardfs.engine.options import StoreOptions
+from shardfs.engine.shrinking import Shrinking
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import Identity
 from shardfs.errors import DeviceBusyError, DeviceError, NoSpaceError, ReadOnlyError, ShardfsError
@@ -73,7 +74,7 @@ class _UnderWay:
         spared: how many of them may be written to all the same.
     """
 
-    shrinking: resizing.Shrinking
+    shrinking: Shrinking
     end: int
     unused: frozenset[int] = frozenset()
     spared: int = 0
@@ -183,7 +184,7 @@ class Sizes:
         tail = store._extents.all[count:]
         unused = frozenset(each.index for each in tail if not each.live_bytes)
         try:
-            shrinking = resizing.Shrinking(store, count * self.extent_bytes)
+            shrinking = Shrinking(store, count * self.extent_bytes)
         except NoSpaceError as error:
             assert left < _ROUNDING_BYTES, f"{error}, with {left} bytes to spare"  # S2
             self.coverage.counts["resize refused"] += 1
