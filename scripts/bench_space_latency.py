@@ -460,6 +460,7 @@ def main() -> None:
     if os.getuid() != 0:
         sys.exit("bench_space_latency: needs root (a loop device, a mount)")
     output = options.output or Path(__file__).parent.parent / "docs"
+    output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "machine": f"{os.cpu_count()} cores, Linux {platform.release()}, "
         f"Python {platform.python_version()}",
