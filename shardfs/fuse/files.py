@@ -56,8 +56,9 @@ SHARD_BYTES: Final = limits.SHARD_BYTES
 _GAP_BYTES_FILLED: Final = 4 * limits.KIB
 _RUN_BYTES_IN_RECORD: Final = 128
 _STRETCHES_FEW_MAX: Final = 64
-_RUNS_PER_STEP_MAX: Final = 32
 _SHARDS_REMEMBERED: Final = 4096
+RUNS_PER_STEP: Final = 32
+"""Separate stretches of a shard that are one batch; what that means: docs/crash-consistency.md."""
 
 
 class Files:
@@ -233,7 +234,7 @@ class Files:
 
     def _remember_stretches_left(self, ino: int, index: int, pieces: Sequence[Piece]) -> None:
         # What is not remembered for ever has to fit as well, and so has the last step of a flush.
-        spare = self.stretches_few + _RUNS_PER_STEP_MAX
+        spare = self.stretches_few + RUNS_PER_STEP
         left = (self._record_bytes_max - encoded_bytes(pieces)) // _RUN_BYTES_IN_RECORD - spare
         self._remember(ino, index, left)
 

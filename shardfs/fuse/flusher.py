@@ -37,14 +37,12 @@ from shardfs.errors import (
 from shardfs.fuse.dirty import DirtyRanges
 from shardfs.fuse.dirty_files import DirtyFile, DirtyFiles
 from shardfs.fuse.door import StoreDoor
-from shardfs.fuse.files import SHARD_BYTES, Files
+from shardfs.fuse.files import RUNS_PER_STEP, SHARD_BYTES, Files
 from shardfs.fuse.orphans import Orphans
 from shardfs.fuse.records import Inode, shard_key
 from shardfs.fuse.tables import NotLoaded, Tables
 
 _log = logging.getLogger(__name__)
-_RUNS_PER_STEP: Final = 32
-"""Separate stretches of a shard that are one batch; what that means: docs/crash-consistency.md."""
 _FRUITLESS_MAX: Final = 2
 _FILES_PER_STEP: Final = 16
 _FILES_LOOKED_AT: Final = 256
@@ -266,7 +264,7 @@ class Flusher:
             if not self._tables.is_loaded(file.ino):
                 await self._tables.load(file.ino)
             shard = await self._store.get_shard(key)
-            if not self._files.has_room_for(shard, _RUNS_PER_STEP):
+            if not self._files.has_room_for(shard, RUNS_PER_STEP):
                 await self._gather(file.ino, index)
                 await self._tables.load(file.ino)
                 shard = await self._store.get_shard(key)
@@ -316,11 +314,11 @@ class Flusher:
             _log.info("shard %d of inode %d stays scattered: %s", index, ino, error)
             if not isinstance(error, NoSpaceError):
                 return
-        if not self._files.fits(await self._store.get_shard(shard_key(ino, index)), _RUNS_PER_STEP):
+        if not self._files.fits(await self._store.get_shard(shard_key(ino, index)), RUNS_PER_STEP):
             raise _too_many_pieces(ino, index)  # what is buffered stays so
 
     def _flush_now(self, file: DirtyFile, index: int, start: int, shard: Shard | None) -> int:
-        runs = file.ranges.runs(index, start, _RUNS_PER_STEP)
+        runs = file.ranges.runs(index, start, RUNS_PER_STEP)
         if not runs:
             return SHARD_BYTES
 
@@ -336,7 +334,7 @@ class Flusher:
             raise
         end = runs[-1].start + runs[-1].length
         self._dirty.remove(file, index, runs[0].start, end)
-        return end if len(runs) == _RUNS_PER_STEP else SHARD_BYTES  # that was all
+        return end if len(runs) == RUNS_PER_STEP else SHARD_BYTES  # that was all
 
 
 def _too_many_pieces(ino: int, index: int) -> NoSpaceError:

@@ -179,7 +179,8 @@ class Writeback:
         if self._files.stretches_left:
             for index, _, _ in split(offset, len(data)):
                 if not self._takes_one_more(ino, index):
-                    await self._flusher.make_room_in_record(ino, index)
+                    make_room = partial(self._flusher.make_room_in_record, ino, index)
+                    await self._orphans.with_room(make_room, self.flush_steps)
         try:
             self._write_now(ino, offset, data, privileged)
         except (NotLoaded, NoSpaceError):
