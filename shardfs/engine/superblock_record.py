@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from shardfs import limits
 from shardfs.engine.framing import head_bytes
@@ -27,6 +27,7 @@ from shardfs.engine.layout import (
     FEATURES_INCOMPATIBLE,
     FEATURES_READ_ONLY_COMPATIBLE,
     FORMAT_VERSION,
+    INCARNATION_SHIFT,
     LOCATOR,
     SUPERBLOCK_CLEAN,
     SUPERBLOCK_RECORD,
@@ -45,6 +46,8 @@ from shardfs.engine.pieces import (
 )
 from shardfs.errors import CorruptionError, IncompatibleError
 
+_COUNT_MAX: Final = 1 << 62
+_INCARNATION_MAX: Final = (1 << 64 - INCARNATION_SHIFT) - 2
 _RECORD_KINDS = frozenset(map(int, RecordKind))
 _EXTENT_STATES = frozenset(map(int, ExtentState))
 _STREAMS = frozenset(map(int, Stream))
@@ -182,6 +185,9 @@ def decode_record(payload: Bytes) -> tuple[Identity, Record]:
     entries = tuple(map(ExtentEntry._make, EXTENT_ENTRY.unpack_many(payload, at, entry_count)))
     identity = _decode_identity(*fields[2:14])
     _check_record(identity, kind, entries)
+    # Each of them is counted up from here, and has to fit into its field then.
+    if max(number, checkpoint, durable) > _COUNT_MAX or incarnation > _INCARNATION_MAX:
+        raise CorruptionError("the record counts beyond what any store reaches", "superblock")
     root = Root(manifest, log_extent, log_offset, checkpoint, durable)
     clean = bool(flags & SUPERBLOCK_CLEAN)
     snapshot = kind == RecordKind.SNAPSHOT
