@@ -72,9 +72,9 @@ class Applier:
         if self._health.state is not HealthState.HEALTHY:
             self._health.require_writable()
 
-    def batch(self, *, essential: bool = False) -> Batch:
+    def batch(self, *, essential: bool = False, answered: bool = False) -> Batch:
         """An empty batch; see Store.batch."""
-        return Batch(self._record_bytes_max, essential=essential)
+        return Batch(self._record_bytes_max, essential=essential, answered=answered)
 
     def apply(self, batch: Batch) -> Dependency:
         """Make a batch visible, all of it at once.
@@ -86,7 +86,8 @@ class Applier:
             StaleError, NoSpaceError, ReadOnlyError, StoreClosedError: nothing was changed; see
                 Store.apply.
         """
-        self.require_open()
+        if self.is_closed or not batch.answered:
+            self.require_open()
         extents, tree, committer = self._extents, self._tree, self._committer
         for key, base in batch.bases:
             generation = base.generation if base is not None else tree.generation

@@ -34,16 +34,19 @@ class Batch:
     Args:
         record_bytes_max: of the store.
         essential: the batch frees space or finishes what was promised: it may use the reserve.
+        answered: its records, and it has no shards, were told to others as changed: a store that
+            has turned read-only meanwhile takes it too. It is seen there, and never durable.
     """
 
     __slots__ = (
-        *("_record_bytes_max", "added", "bases", "changes", "essential"),
+        *("_record_bytes_max", "added", "answered", "bases", "changes", "essential"),
         *("live_changes", "piece_counts"),
     )
 
-    def __init__(self, record_bytes_max: int, *, essential: bool) -> None:
+    def __init__(self, record_bytes_max: int, *, essential: bool, answered: bool = False) -> None:
         self._record_bytes_max = record_bytes_max
         self.essential = essential
+        self.answered = answered
         self.changes: dict[bytes, bytes] = {}
         self.bases: list[tuple[bytes, Shard | None]] = []
         self.added: dict[int, Locator] = {}

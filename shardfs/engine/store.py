@@ -268,10 +268,10 @@ class Store:
                 return
             start = page.horizon + b"\0"
 
-    def batch(self, *, essential: bool = False) -> Batch:
+    def batch(self, *, essential: bool = False, answered: bool = False) -> Batch:
         """An empty batch. `essential` batches free space or keep a promise already made: they
-        may use the reserve when the device is full."""
-        return self._applier.batch(essential=essential)
+        may use the reserve when the device is full. See Batch for `answered`."""
+        return self._applier.batch(essential=essential, answered=answered)
 
     def apply(self, batch: Batch) -> Dependency:
         """Make a batch visible, all of it at once.

@@ -93,8 +93,9 @@ class StoreDoor(Protocol):
     def scan(self, start: bytes, end: bytes) -> AsyncIterator[tuple[bytes, bytes | Shard]]:
         """What lies in [start, end), ascending."""
 
-    def batch(self, *, essential: bool = False) -> BatchDoor:
-        """An empty batch. An `essential` one keeps a promise, and may use the reserve."""
+    def batch(self, *, essential: bool = False, answered: bool = False) -> BatchDoor:
+        """An empty batch. An `essential` one keeps a promise, and may use the reserve; an
+        `answered` one, of records only, is taken by a read-only store as well, and seen there."""
 
     def apply(self, batch: Any) -> Dependency:
         """Make a batch (one that `batch` gave) visible.

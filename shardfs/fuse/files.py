@@ -31,7 +31,6 @@ from typing import Final
 import trio
 
 from shardfs import limits
-from shardfs.engine.dependency import Dependency
 from shardfs.engine.layout import Bytes
 from shardfs.engine.pieces import Piece, Shard, encoded_bytes, overlapped, splice, truncate
 from shardfs.engine.reserve import record_bytes_max
@@ -156,7 +155,7 @@ class Files:
         base: Shard | None,
         runs: Sequence[Run],
         amend: Callable[[Inode], Inode],
-    ) -> Dependency:
+    ) -> None:
         """Write runs of bytes into a shard, with the inode's new size, in one batch.
 
         Args:
@@ -164,7 +163,7 @@ class Files:
             runs: disjoint, ascending, at least one.
             amend: gives the inode its new times.
 
-        Durable when: the returned Dependency is persistent.
+        Durable when: the store is synced.
 
         Raises:
             NotLoaded, StaleError, ReadOnlyError, NoSpaceError: nothing was changed.
@@ -189,7 +188,7 @@ class Files:
                 *(inode.mtime_ns, inode.ctime_ns),
             ),
         )
-        return change.commit()
+        change.commit()
 
     def has_room_for(self, shard: Shard | None, run_count: int) -> bool:
         """Whether a shard can take that many more runs without `gather` (I5, I7)."""

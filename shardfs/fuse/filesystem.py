@@ -45,7 +45,6 @@ class FileSystem:
 
     def __init__(
         self,
-        store: StoreDoor,
         tables: Tables,
         files: Files,
         name_pages: NamePages,
@@ -55,7 +54,7 @@ class FileSystem:
         observer: Observer | None = None,
     ) -> None:
         dirty_bytes_max = dirty_share(dirty_bytes_max, memory_bytes_max)
-        self.store = store
+        store = self.store = tables.store
         self.tables = tables
         self.name_pages = name_pages
         self.files = files
@@ -108,10 +107,9 @@ class FileSystem:
             DeviceError, CorruptionError, ReadOnlyError
         """
         tables = await Tables.open(store, uid=uid, gid=gid, observer=observer)
-        files = await Files.open(store, tables)
-        pages = await NamePages.open(store, tables)
+        files = await Files.open(tables.store, tables)
+        pages = await NamePages.open(tables.store, tables)
         return cls(
-            store,
             tables,
             files,
             pages,
@@ -160,6 +158,7 @@ class FileSystem:
             DeviceError: something could not be made durable; the log says what.
         """
         self.handles.release_all()
+        self.tables.settle()
         with trio.move_on_after(FREEING_AT_END_S):
             await self.orphans.reap_queued()
         try:

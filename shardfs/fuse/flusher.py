@@ -161,6 +161,7 @@ class Flusher:
             with trio.move_on_after(limits.FLUSHER_INTERVAL_S):
                 await self._wake.wait()
             self._wake = trio.Event()
+            self._tables.settle()
             while self._ready:
                 ino = next(iter(self._ready))
                 del self._ready[ino]

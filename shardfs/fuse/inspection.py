@@ -105,6 +105,8 @@ class Inspection:
         handler = self._requests.get(str(request.get("request")))
         if handler is None:
             raise UsageError(f"unknown request {request.get('request')!r}")
+        if self._mount is not None:
+            self._mount.file_system.tables.settle()  # the store says what the mount has answered
         return await handler(request)
 
     async def aclose(self) -> None:

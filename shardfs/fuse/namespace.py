@@ -29,6 +29,7 @@ from shardfs import limits
 from shardfs.errors import CorruptionError, FileError, NoSpaceError
 from shardfs.fuse import access_lists
 from shardfs.fuse.access_lists import ACCESS, DEFAULT, AccessList
+from shardfs.fuse.change import Change
 from shardfs.fuse.handles import Handles
 from shardfs.fuse.orphans import Orphans
 from shardfs.fuse.records import (
@@ -43,7 +44,7 @@ from shardfs.fuse.records import (
     xattr_key,
 )
 from shardfs.fuse.rename import EXCHANGE, Renaming, apply_rename, plan_rename
-from shardfs.fuse.tables import Change, NotLoaded, Tables
+from shardfs.fuse.tables import NotLoaded, Tables
 from shardfs.fuse.writeback import Writeback, without_set_id
 
 _PERMISSION_BITS: Final = 0o7777
@@ -202,6 +203,7 @@ class Namespace:
         lists: Mapping[bytes, AccessList],
     ) -> Found:
         change = self._tables.change(grows=True)
+        change.is_alone = len(target) > limits.NAME_BYTES_MAX
         directory = self._directory(change, parent)
         self._require_free(parent, name)
         now = self._tables.now_ns()
@@ -308,7 +310,7 @@ class Namespace:
         change.delete_entry(parent, name)
         change.put_inode(parent, directory.with_entries(-1, -int(is_directory), now))
         if inode.nlink == 0:
-            change.batch.put(orphan_key(ino), b"")
+            change.mark(orphan_key(ino))
         change.commit()
         return Found(ino, inode)
 

@@ -17,6 +17,8 @@ Invariants:
         the others', with one look each.
     I6. Nobody spins while the device flushes, unless something else is asked for meanwhile: the
         kernel's worker may need this very core.
+    I7. What handlers have put off (staging.py) is done when no request is there to be read, and
+        has been done when nobody reads requests but asleep.
 
 A task that has answered and finds another one asleep in its place has that one wait awake again:
 the next request of the same program is near.
@@ -61,6 +63,10 @@ LOST_NS: Final = 1_000_000
 """LOOKS looks take some 50 microseconds; when they take this long, someone else has the core."""
 PAUSE_NS_MIN: Final = 5_000_000
 PAUSE_NS_MAX: Final = 320_000_000
+
+
+def _nothing() -> None:
+    """Nothing has been put off."""
 
 
 class Window:
@@ -146,6 +152,8 @@ class Polling:
         poll_us: the window, microseconds; OFF or ADAPTIVE.
         handshake: an exchange to be finished before requests come.
         is_flushing: whether the device flushes (I6).
+        settle: what has been put off; done while there is nothing to do but wait, and before the
+            server sleeps (I7).
     """
 
     ClosedResourceError = trio.ClosedResourceError
@@ -159,6 +167,7 @@ class Polling:
         handshake: Handshake | None = None,
         *,
         is_flushing: Callable[[], bool] = lambda: False,
+        settle: Callable[[], None] = _nothing,
         sleep: Callable[[int], Awaitable[None]] = trio.lowlevel.wait_readable,
         now_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
@@ -173,6 +182,7 @@ class Polling:
         self._sleep = sleep
         self._now_ns = now_ns
         self._is_flushing = is_flushing
+        self._settle = settle
         self._request: select.poll | None = None
         self._events: select.poll | None = None
         self._asleep_at: int | None = None
@@ -212,6 +222,7 @@ class Polling:
             self._since_yield += 1
             self.window.came()
             return True
+        self._settle()
         if self._is_closing:
             raise trio.ClosedResourceError
         self.sleeps += 1
@@ -241,6 +252,8 @@ class Polling:
     def _has_answered(self) -> None:
         """A request has been answered while another task waits for the next one."""
         descriptor = self._asleep_at
+        if descriptor is not None:
+            self._settle()
         if descriptor is not None and self.window.window_ns:
             self._asleep_at = None
             trio.lowlevel.notify_closing(descriptor)
@@ -259,6 +272,7 @@ class Polling:
             before_ns = self._now_ns()
             if has_request(0):
                 return True
+            self._settle()
             for _ in range(LOOKS // REQUEST_LOOKS):
                 if len(runner.runq) > self._turn_is_called() or has_events(0):
                     others = OTHERS_PASSES + 1

@@ -14,8 +14,9 @@ import errno
 from typing import Final, NamedTuple
 
 from shardfs.errors import CorruptionError, FileError
+from shardfs.fuse.change import Change
 from shardfs.fuse.records import ROOT_INO, Entry, Inode, orphan_key
-from shardfs.fuse.tables import Change, Tables
+from shardfs.fuse.tables import Tables
 
 NOREPLACE: Final = 1
 EXCHANGE: Final = 2
@@ -46,7 +47,7 @@ def plan_rename(tables: Tables, renaming: Renaming) -> Plan:
     """
     if renaming.flags not in (0, NOREPLACE, EXCHANGE):
         raise FileError(errno.EINVAL)
-    for parent in (renaming.old_parent, renaming.new_parent):
+    for parent in dict.fromkeys((renaming.old_parent, renaming.new_parent)):
         directory = tables.find_inode(parent)
         if directory is None or directory.nlink == 0:
             raise FileError(errno.ENOENT)
@@ -117,6 +118,9 @@ def _move(change: Change, entry: Entry, source: int, target: int, now_ns: int) -
         raise CorruptionError(f"an entry names inode {entry.ino}, which does not exist")
     above = target if entry.is_directory else 0
     change.put_inode(entry.ino, inode.with_names(inode.nlink, above, now_ns))
+    if source == target:
+        _count(change, target, 0, 0, now_ns)
+        return
     _count(change, source, -1, -entry.is_directory, now_ns)
     _count(change, target, 1, int(entry.is_directory), now_ns)
 
@@ -131,7 +135,7 @@ def _replace(change: Change, entry: Entry, parent: int, now_ns: int) -> int | No
     _count(change, parent, -1, -entry.is_directory, now_ns)
     if nlink:
         return None
-    change.batch.put(orphan_key(entry.ino), b"")
+    change.mark(orphan_key(entry.ino))
     return entry.ino
 
 

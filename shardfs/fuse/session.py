@@ -160,7 +160,12 @@ async def serve_store(
         raise UsageError(f"cannot mount at {mountpoint}: {error}") from error
     if options.access_lists and options.xattrs and handshake.offers_access_lists:
         operations.have_access_lists()
-    polling = Polling(options.poll_us, handshake, is_flushing=lambda: store.is_flushing)
+    polling = Polling(
+        options.poll_us,
+        handshake,
+        is_flushing=lambda: store.is_flushing,
+        settle=file_system.tables.settle,
+    )
     file_system.orphans.requests = lambda: polling.waits
     events = (trio.Event(), trio.Event())
     mount = Mount(source, mountpoint, options, operations, file_system, polling, *events)

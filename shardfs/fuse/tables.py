@@ -26,9 +26,9 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from shardfs import clock, limits
-from shardfs.engine.dependency import Dependency
 from shardfs.engine.lsm.tree import UNREAD
 from shardfs.errors import CorruptionError, ReadOnlyError
+from shardfs.fuse.change import Change, EntryName, fill
 from shardfs.fuse.door import BatchDoor, StoreDoor
 from shardfs.fuse.promises import Observer
 from shardfs.fuse.recent_cache import RecentCache
@@ -41,12 +41,11 @@ from shardfs.fuse.records import (
     decode_entry,
     decode_facts,
     decode_inode,
-    encode_entry,
     encode_facts,
-    encode_inode,
     entry_key,
     inode_key,
 )
+from shardfs.fuse.staging import StagedStore
 from shardfs.fuse.touched import Touched
 
 T = TypeVar("T")
@@ -54,8 +53,6 @@ T = TypeVar("T")
 _DIRECTORY_MODE: Final = 0o040755
 
 _TOUCHED_PER_BATCH: Final = 16
-EntryName = tuple[int, bytes]
-"""(directory, name)."""
 
 
 class NotLoaded(Exception):
@@ -108,7 +105,8 @@ class Tables:
         entry_bytes_max: int = limits.ENTRIES_BYTES_MAX,
         observer: Observer | None = None,
     ) -> None:
-        self.store = store
+        self.store = StagedStore(store)
+        """The store, behind what is staged."""
         self._observer = observer
         self._inodes: RecentCache[int, Inode | None] = RecentCache(inode_bytes_max, _inode_size)
         self._entries: RecentCache[EntryName, Entry | None] = RecentCache(
@@ -200,6 +198,8 @@ class Tables:
         try:
             return self._inodes[ino]
         except KeyError:
+            if ino in self.store.inodes:
+                return self.store.inodes[ino]
             record = self.store.find_record(inode_key(ino))
         if record is UNREAD:
             raise NotLoaded(ino)
@@ -216,6 +216,8 @@ class Tables:
         try:
             return self._entries[key]
         except KeyError:
+            if key in self.store.entries:
+                return self.store.entries[key]
             record = self.store.find_record(entry_key(parent, name))
         if record is UNREAD:
             raise NotLoaded(key)
@@ -357,6 +359,43 @@ class Tables:
         change.batch.put(FACT_KEY, encode_facts(Facts(self._next_ino, self.inode_count)))
         change.commit()
 
+    def commit(self, change: Change) -> None:
+        """Apply or stage a change, and take it into the caches; see Change.commit.
+
+        Raises:
+            NoSpaceError, ReadOnlyError, StaleError: nothing was changed.
+        """
+        if change.grows:
+            self.store.require_room(limits.CHANGE_BYTES_RESERVED + self.store.ahead_bytes)
+        made_ino = change.made_ino
+        inode_count = self.inode_count + bool(made_ino)
+        for inode in change.inodes.values():
+            inode_count -= inode is None
+        leased = self._leased_ino
+        if made_ino >= leased:
+            leased = made_ino + limits.INODES_PER_LEASE
+        facts = None
+        if leased != self._leased_ino or inode_count != self.inode_count:
+            facts = Facts(leased, inode_count)
+        watcher = self.name_watcher
+        if watcher is not None and watcher.is_marked and change.is_told:
+            watcher.unmark(change.batch)
+        if change.is_alone:
+            batch = change.batch
+            fill(batch, change.inodes, change.entries, change.records, facts)
+            self.store.apply(batch)
+        else:
+            self.store.stage(change, facts)
+        if made_ino:
+            self._next_ino = made_ino + 1
+            self._leased_ino = leased
+        self.inode_count = inode_count
+        self._adopt(change)
+
+    def settle(self) -> None:
+        """Give the store what is staged (staging.py)."""
+        self.store.settle()
+
     def _adopt(self, change: Change) -> None:
         """Take what a change has applied to the store into the caches (I1)."""
         inodes, entries = self._inodes, self._entries
@@ -377,97 +416,6 @@ class Tables:
                 load = self._loads.get(key)
                 if load is not None:
                     load.overtaken = True
-
-
-class Change:
-    """One batch in the making: staged inodes and entries, read through by later steps.
-
-    Requires: created, filled and committed within one critical section.
-    """
-
-    __slots__ = ("_grows", "_new_ino", "_tables", "batch", "entries", "inodes", "is_told")
-
-    def __init__(self, tables: Tables, grows: bool) -> None:
-        self._tables = tables
-        self._grows = grows
-        self._new_ino = 0
-        self.is_told = True
-        """The watcher of names hears of it."""
-        self.batch = tables.store.batch(essential=not grows)
-        self.inodes: dict[int, Inode | None] = {}
-        self.entries: dict[EntryName, Entry | None] = {}
-
-    def find_inode(self, ino: int) -> Inode | None:
-        """The inode as this change leaves it, or None.
-
-        Raises:
-            NotLoaded
-        """
-        if ino in self.inodes:
-            return self.inodes[ino]
-        return self._tables.find_inode(ino)
-
-    def new_ino(self) -> int:
-        """A number for the one inode that this change creates."""
-        assert not self._new_ino, "a change creates one inode"
-        self._new_ino = self._tables._next_ino
-        return self._new_ino
-
-    def put_inode(self, ino: int, inode: Inode) -> None:
-        """Stage an inode."""
-        self.inodes[ino] = inode
-
-    def delete_inode(self, ino: int) -> None:
-        """Stage the end of an inode."""
-        self.inodes[ino] = None
-
-    def put_entry(self, parent: int, name: bytes, entry: Entry) -> None:
-        """Stage a directory entry; the parent's inode is the caller's business."""
-        self.entries[parent, name] = entry
-
-    def delete_entry(self, parent: int, name: bytes) -> None:
-        """Stage the end of a directory entry."""
-        self.entries[parent, name] = None
-
-    def commit(self) -> Dependency:
-        """Apply everything staged, to the store and to the caches.
-
-        Durable when: the returned Dependency is persistent.
-
-        Raises:
-            NoSpaceError, ReadOnlyError, StaleError: nothing was changed.
-        """
-        tables = self._tables
-        batch = self.batch
-        if self._grows:
-            tables.store.require_room(limits.CHANGE_BYTES_RESERVED)
-        inode_count = tables.inode_count + bool(self._new_ino)
-        for ino, inode in self.inodes.items():
-            if inode is None:
-                batch.delete(inode_key(ino))
-                inode_count -= 1
-            else:
-                batch.put(inode_key(ino), encode_inode(inode))
-        for (parent, name), entry in self.entries.items():
-            if entry is None:
-                batch.delete(entry_key(parent, name))
-            else:
-                batch.put(entry_key(parent, name), encode_entry(entry))
-        leased = tables._leased_ino
-        if self._new_ino >= leased:
-            leased = self._new_ino + limits.INODES_PER_LEASE
-        if leased != tables._leased_ino or inode_count != tables.inode_count:
-            batch.put(FACT_KEY, encode_facts(Facts(leased, inode_count)))
-        watcher = tables.name_watcher
-        if watcher is not None and watcher.is_marked and self.is_told:
-            watcher.unmark(batch)
-        dependency = tables.store.apply(batch)
-        if self._new_ino:
-            tables._next_ino = self._new_ino + 1
-            tables._leased_ino = leased
-        tables.inode_count = inode_count
-        tables._adopt(self)
-        return dependency
 
 
 def _inode_size(_ino: int, inode: Inode | None) -> int:

@@ -9,14 +9,14 @@ from typing import Final
 
 CALLS: Final = {
     "lookup of a name that is not there": 20,
-    "create": 105,
+    "create": 85,
     "getattr": 12,
     "write of 4 KiB": 48,
     "giving a file of 4 KiB to the engine": 175,
     "lookup": 18,
     "open": 24,
-    "rename": 115,
-    "unlink": 90,
+    "rename": 90,
+    "unlink": 77,
     "entry of a directory": 21,
     "freeing a removed file": 140,
     "fsync of a file of 4 KiB": 520,

@@ -39,7 +39,7 @@ class StandIn:
 async def conversation() -> AsyncIterator[tuple[Inspection, Caller]]:
     """Somebody who answers about a fresh mount, and somebody who works in it."""
     async with mounted("engine") as file_system:
-        store = file_system.store
+        store = file_system.store.behind
         assert isinstance(store, Store)
         inspection = Inspection(store, "/dev/simulated", mount=StandIn(file_system))
         yield inspection, Caller(file_system)

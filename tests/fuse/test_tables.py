@@ -59,6 +59,7 @@ async def test_cached_reads_do_not_checkpoint() -> None:
     put(tables, 5, FILE)
     with trio.testing.assert_no_checkpoints():
         assert await tables.inode(5) == FILE
+    tables.settle()
     fresh = await Tables.open(store)
     assert await fresh.inode(5) == FILE
     assert await fresh.inode(6) is None
@@ -79,6 +80,7 @@ async def test_a_load_that_a_commit_overtakes_does_not_bring_back_the_past() -> 
     put(tables, 5, FILE)
     put(tables, 6, FILE)
     put(tables, 7, FILE)
+    tables.settle()
     found = []
 
     async def read() -> None:
@@ -103,6 +105,7 @@ async def test_inode_numbers_stay_behind_the_durable_counter() -> None:
         assert ino == expected
         change.put_inode(ino, FILE)
         change.commit()
+        tables.settle()
         record = store.state[FACT_KEY]
         assert isinstance(record, bytes)
         facts = decode_facts(record)

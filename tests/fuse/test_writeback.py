@@ -93,6 +93,7 @@ async def test_rename_over_a_file_leaves_the_old_or_the_new_content() -> None:
         await file_system.sync()
         await caller.create("a.new", data=b"new")
         await caller.rename("a.new", "a")
+        file_system.tables.settle()
         states = [store.power_cut(number) for number in range(len(store.unsynced) + 1)]
     found = [await content_after(state, "a") for state in states]
     assert set(found) == {b"old", b"new"}

@@ -29,7 +29,7 @@ async def test_fsync_of_what_is_durable_asks_nothing_of_the_device() -> None:
         before = device.counts.flushes, device.counts.writes
         for number, ino in enumerate(inos):
             other = await caller.create(f"other{number}", data=b"y" * 4096)
-            assert not store.is_durable(inode_key(other))
+            assert not file_system.store.is_durable(inode_key(other))
             with trio.testing.assert_no_checkpoints():
                 await file_system.writeback.fsync(ino)
         assert (device.counts.flushes, device.counts.writes) == before

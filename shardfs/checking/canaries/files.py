@@ -19,6 +19,7 @@ from shardfs.fuse.handles import Handles
 from shardfs.fuse.listing import Listing
 from shardfs.fuse.namespace import Namespace
 from shardfs.fuse.orphans import Orphans
+from shardfs.fuse.staging import StagedStore
 from shardfs.fuse.writeback import Writeback
 
 CONTENT: Final = (
@@ -187,10 +188,22 @@ NAMES: Final = (
         (
             Edit(
                 Namespace._remove_now,
-                'if inode.nlink == 0:\n    change.batch.put(orphan_key(ino), b"")\n',
+                "if inode.nlink == 0:\n    change.mark(orphan_key(ino))\n",
                 "",
             ),
         ),
+        ("files",),
+    ),
+    Canary(
+        "fsync-without-what-is-staged",
+        "fsync makes durable what the store has, and not the names that are staged before it.",
+        (Edit(StagedStore.sync_key, "self.settle()\n", ""),),
+        ("files",),
+    ),
+    Canary(
+        "staged-changes-overtaken",
+        "A file's data reach the store before the staged changes of names that were made earlier.",
+        (Edit(StagedStore.apply, "self.settle()\n", ""),),
         ("files",),
     ),
     Canary(

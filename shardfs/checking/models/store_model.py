@@ -56,6 +56,7 @@ class ModelBatch:
     """Changes to apply together: key -> new value (None deletes), and the expected shards."""
 
     essential: bool
+    answered: bool = False
     changes: dict[bytes, bytes | tuple[Piece, ...] | None] = field(default_factory=dict)
     bases: dict[bytes, Shard | None] = field(default_factory=dict)
 
@@ -152,14 +153,15 @@ class ModelStore:
     def limit_caches(self, bytes_max: int) -> None:
         """There are none."""
 
-    def batch(self, *, essential: bool = False) -> ModelBatch:
+    def batch(self, *, essential: bool = False, answered: bool = False) -> ModelBatch:
         """An empty batch."""
-        return ModelBatch(essential)
+        return ModelBatch(essential, answered)
 
     def apply(self, batch: object) -> Dependency:
         """Make the batch visible."""
         assert isinstance(batch, ModelBatch)
-        self.health.require_writable()
+        if not batch.answered:
+            self.health.require_writable()
         if not batch.essential and not self.space().free_bytes:
             raise NoSpaceError("the store is full")
         for key, base in batch.bases.items():
