@@ -179,8 +179,7 @@ class Inode(NamedTuple):
         """The directory with more entries; faster than `_replace`, as the next two are."""
         nlink, size = self.nlink + subdirectories, self.size + entries
         times = self.atime_ns, now_ns, now_ns, self.btime_ns
-        above = self.parent, self.target
-        fields = self.mode, nlink, *self[2:6], size, self.used, *times, *above
+        fields = self.mode, nlink, *self[2:6], size, self.used, *times, self.parent, self.target
         return tuple.__new__(Inode, fields)  # a third of what Inode(...) takes
 
     def with_names(self, nlink: int, parent: int, now_ns: int) -> Inode:
