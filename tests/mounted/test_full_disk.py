@@ -67,20 +67,20 @@ def test_a_small_block_device_is_filled_three_times(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mix", ["4K", "1G", "mixed"])
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(2 * 3600)
 def test_a_small_block_device_is_filled_twenty_times(
     mix: str, loop_device: LoopDeviceFactory, mount_shardfs: MountFactory
 ) -> None:
-    mounted = mount_shardfs(loop_device(64 * MIB, sector_bytes=4096), seconds_max=3500)
+    mounted = mount_shardfs(loop_device(64 * MIB, sector_bytes=4096), seconds_max=2 * 3500)
     run_cycles(mounted.path, mix, CYCLES)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(2 * 3600)
 def test_a_small_disk_is_filled_twenty_times_with_small_files(
     make_image: ImageFactory, mount_shardfs: MountFactory
 ) -> None:
-    mounted = mount_shardfs(make_image(64 * MIB), seconds_max=3500)
+    mounted = mount_shardfs(make_image(64 * MIB), seconds_max=2 * 3500)
     run_cycles(mounted.path, "4K", CYCLES)
 
 
