@@ -1,7 +1,7 @@
 """What every test can rely on: async tests under trio, no unannounced warnings, steady hypothesis,
 and to be alone where it has to be.
 
-Role: four rules for the whole suite.
+Role: five rules for the whole suite.
 
 Invariants:
     I1. An `async def test_...` runs under trio. Its clock jumps as soon as every task waits, so a
@@ -14,6 +14,8 @@ Invariants:
         is set, makes the same choices on every run.
     I4. While a test with the marker `alone` runs, no other test of this tree does, in whatever
         process: of several workers (scripts/test), or of another run.
+    I5. ^C ends what a test has started, also when the suite runs in the background of a shell,
+        which makes its jobs ignore it.
 
 Not here: fixtures that need a kernel; those are in tests/mounted/conftest.py.
 """
@@ -26,6 +28,7 @@ import inspect
 import logging
 import os
 import re
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -49,6 +52,10 @@ hypothesis.settings.register_profile(
     database=None,
 )
 hypothesis.settings.load_profile("continuous-integration" if os.environ.get("CI") else "developer")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # I5
 
 
 def _run_under_trio(

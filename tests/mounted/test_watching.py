@@ -135,6 +135,7 @@ class Terminal:
         while self.process.poll() is None and time.monotonic() < deadline:
             if select.select([self._ours], [], [], 0.1)[0]:
                 self.text += os.read(self._ours, 65536).decode()
+        assert self.process.poll() is not None, f"does not end:\n{self.text[-2000:]}"
         while select.select([self._ours], [], [], 0)[0]:
             self.text += os.read(self._ours, 65536).decode()
         said = self.process.stderr.read().decode()
