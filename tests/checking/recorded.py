@@ -58,4 +58,4 @@ async def mail_spool(file_system: FileSystem, count: int) -> None:
         await file_system.namespace.rename(ROOT_INO, b"tmp", ROOT_INO, b"mail%d" % (number % 3))
         await file_system.writeback.fsync(ROOT_INO)
         if number % 3 == 2:
-            await file_system.store.checkpoint()  # type: ignore[attr-defined]  # a Store
+            await file_system.store.behind.checkpoint()  # type: ignore[attr-defined]  # a Store

@@ -78,6 +78,6 @@ async def _work(file_system: FileSystem, chance: random.Random) -> dict[str, byt
 
 
 async def _checkpoint(file_system: FileSystem) -> None:
-    store = file_system.store
+    store = file_system.store.behind
     assert isinstance(store, Store)
     await store.checkpoint()

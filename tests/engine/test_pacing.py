@@ -152,7 +152,7 @@ class WorkOfSteps(trio.abc.Instrument):
         self._count(segment, "decode_block", "blocks decoded", lambda _data: 1)
         self._count(Filter, "add", "keys filtered", lambda _filter, keys: len(keys))
         self._count(commit, "encode_part", "parts of a delta", lambda *_: 1)
-        self._count(compaction, "overlapping", "keys looked for below", lambda *_: 1)
+        self._count(compaction, "candidates", "keys looked for below", lambda *_: 1)
         self._count(Memtable, "forget", "entries let go of", lambda _table, count: count)
         self._count(Evacuator, "_place_now", "pieces moved", self._pieces)
         self._count(Evacuator, "_place_now", "bytes moved", self._bytes)

@@ -31,6 +31,14 @@ def figures() -> dict[str, dict[str, Any]]:
         "health": "healthy",
         "debts": {"merging": 0.5},
         "stream_bytes": {"data": 11},
+        "memory_use_bytes": {"dirty": 5},
+        "scrub": {
+            "state": "running",
+            "verified_bytes": 3,
+            "total_bytes": 60,
+            "damaged_bytes": 1,
+            "tree_damaged": 0,
+        },
         "errors": {"ENOSPC": 2},
         "latencies": {"lookup": Summary.of(durations).as_answer()},
     }
