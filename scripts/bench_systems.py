@@ -13,6 +13,7 @@ Not here: which file systems there are (bench_file_systems.py), what is measured
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,6 +38,8 @@ FLUSHES_FIELD = 15
 SECTORS_READ_FIELD = 2
 SECTORS_WRITTEN_FIELD = 6
 SECTOR_BYTES = 512
+LOOP_CTL_ADD, LOOP_CTL_REMOVE = 0x4C80, 0x4C81
+"""ioctl(2) of /dev/loop-control, <linux/loop.h>."""
 
 
 class BenchError(Exception):
@@ -242,15 +245,20 @@ def loop_device(folder: Path, size_bytes: int) -> Iterator[str]:
         for _ in range(size_bytes // MIB):
             file.write(block)
         os.fsync(file.fileno())
-    with attached(image, size_bytes) as device:
-        queue = Path("/sys/block", Path(device).name, "queue")
-        limit, step = queue / "discard_max_bytes", int((queue / "discard_granularity").read_text())
-        before = int(limit.read_text())
+    with ExitStack() as after, attached(image, size_bytes) as device:
+        limit = Path("/sys/block", Path(device).name, "queue", "discard_max_bytes")
         limit.write_text("0")
-        try:
-            yield device
-        finally:  # the kernel keeps it for the number's next user
-            limit.write_text(str(before - before % step if step else 0))
+        after.callback(renew, device)  # else the kernel keeps it for the number's next user
+        yield device
+
+
+def renew(device: str) -> None:
+    """Have the kernel forget what was set for a loop device that nothing is attached to."""
+    number = int(Path(device).name.removeprefix("loop"))
+    # Somebody may have taken the number meanwhile.
+    with suppress(OSError), open("/dev/loop-control", "rb") as control:
+        fcntl.ioctl(control, LOOP_CTL_REMOVE, number)
+        fcntl.ioctl(control, LOOP_CTL_ADD, number)
 
 
 @contextmanager
