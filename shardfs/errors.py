@@ -9,6 +9,7 @@ Not here: the map from exceptions to errno values (fuse/errnos.py) and to exit c
 from __future__ import annotations
 
 import os
+from typing import Final
 
 
 class ShardfsError(Exception):
@@ -122,3 +123,7 @@ class RemoteError(ShardfsError):
     def __init__(self, message: str, kind: str) -> None:
         self.kind = kind
         super().__init__(message)
+
+
+UNREADABLE: Final = (CorruptionError, DeviceError)
+"""What reading raises where something is damaged: the rest may be whole."""

@@ -22,13 +22,12 @@ from typing import Any, Final
 
 from shardfs import limits
 from shardfs.cli.pages import rest_of
-from shardfs.errors import CorruptionError, DeviceError, RemoteError, UsageError
+from shardfs.errors import UNREADABLE, RemoteError, UsageError
 from shardfs.fuse.shard_requests import READ_BYTES_MAX
 from shardfs.fuse.targets import Questions
 
 DAMAGED_SUFFIX: Final = ".damaged"
 _SMALLEST_READ: Final = 4096
-_UNREADABLE: Final = (CorruptionError, DeviceError)
 
 
 @dataclass
@@ -155,7 +154,7 @@ class Copier:
         """Copy some bytes; where they cannot be read, in ever smaller parts."""
         try:
             data = await self._read(ino, start, length)
-        except (*_UNREADABLE, RemoteError) as error:
+        except (*UNREADABLE, RemoteError) as error:
             if length <= _SMALLEST_READ:
                 self._note_damage(path, start, length, str(error))
                 return

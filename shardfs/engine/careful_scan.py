@@ -15,15 +15,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final
 
 import trio
 
 from shardfs.engine.pieces import Entry
 from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError, DeviceError
-
-UNREADABLE: Final = (CorruptionError, DeviceError)
+from shardfs.errors import UNREADABLE
 
 
 @dataclass(frozen=True, order=True)
@@ -33,6 +30,11 @@ class LostRange:
     start: bytes
     end: bytes
     trouble: str
+
+    @classmethod
+    def at(cls, key: bytes, error: Exception) -> LostRange:
+        """A single key."""
+        return cls(key, key + b"\0", str(error))
 
 
 async def lost_ranges(store: Store, start: bytes, end: bytes) -> list[LostRange]:

@@ -20,9 +20,7 @@ from shardfs.engine.fsck import is_meant, read_head
 from shardfs.engine.layout import Kind
 from shardfs.engine.pieces import Locator, Piece, Shard, granule_bytes, locators
 from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError, DeviceError
-
-_UNREADABLE = (CorruptionError, DeviceError)
+from shardfs.errors import UNREADABLE
 
 
 class Loss(NamedTuple):
@@ -81,7 +79,7 @@ async def _is_whole(store: Store, key: bytes, locator: Locator) -> bool:
     try:
         await store.read_chunk(locator, 0, locator.length)
         frame = await read_head(store, locator)
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     return is_meant(frame, locator, Kind.DATA, key, None)
 
@@ -98,7 +96,7 @@ async def _parts(store: Store, piece: Piece) -> AsyncIterator[tuple[Piece, bytes
         end = min(at + length, piece.end)
         try:
             good.append(bytes(await store.read_chunk(piece.locator, skip, end - at)))
-        except _UNREADABLE:
+        except UNREADABLE:
             if good:
                 yield piece.part(good_start, at), b"".join(good)
             good, good_start = [], end

@@ -51,7 +51,7 @@ from shardfs.engine.pieces import DIGEST_BYTES, Locator, Shard, granule_bytes, l
 from shardfs.engine.space import DATA_STREAMS
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_check import check_superblock
-from shardfs.errors import CorruptionError, DeviceError
+from shardfs.errors import UNREADABLE
 
 _KEY_END: Final = b"\xff" * (limits.KEY_BYTES_MAX + 1)
 _STREAMS: Final = {
@@ -61,7 +61,6 @@ _STREAMS: Final = {
     Kind.MANIFEST: frozenset({Stream.RUNS}),
 }
 _OFFSET_BITS: Final = 32
-_UNREADABLE: Final = (CorruptionError, DeviceError)
 
 
 async def check_store(store: Store, *, data: bool = False, report: Report | None = None) -> Report:
@@ -121,7 +120,7 @@ class _StoreCheck:
         await self._check_chunk(locator, Kind.MANIFEST, b"", self._root.checkpoint, "manifest")
         try:
             manifest = decode_manifest(await self._chunks.get(locator, 0, locator.length))
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self._find("E2", str(error), where="manifest", locator=locator)
             return
         if manifest.checkpoint != self._root.checkpoint:
@@ -154,7 +153,7 @@ class _StoreCheck:
             self.report.count("blocks")
             try:
                 block = decode_block(await self._chunks.get(locator, 0, locator.length))
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 self._find("E3", str(error), where=where, locator=locator)
                 self.report.lost_keys.append((first_key, end))
                 continue
@@ -186,7 +185,7 @@ class _StoreCheck:
                     self.report.count("entries")
                     if isinstance(value, Shard):
                         await self._check_shard(key, value)
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 self._find("E4", f"the tree cannot be read on: {error}", where="tree")
                 self._complete = False
         self._complete = self._complete and not self.report.lost_keys
@@ -208,13 +207,13 @@ class _StoreCheck:
         self.report.count("data_bytes", locator.length)
         try:
             await self._chunks.get(locator, 0, locator.length)
-        except _UNREADABLE:
+        except UNREADABLE:
             granule = granule_bytes(locator.length)
             for start in range(0, locator.length, granule):
                 length = min(granule, locator.length - start)
                 try:
                     await self._chunks.get(locator, start, length)
-                except _UNREADABLE as error:
+                except UNREADABLE as error:
                     self._find_bad_granule(key, shard, locator, start, length, error)
 
     def _find_bad_granule(
@@ -280,7 +279,7 @@ class _StoreCheck:
             return
         try:
             frame = await read_head(self._store, locator)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self._find("E10", str(error), where, key, locator)
             return
         if not is_meant(frame, locator, kind, owner, owner_offset):

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 from shardfs import limits
-from shardfs.engine.careful_scan import UNREADABLE, LostRange, scan_around
+from shardfs.engine.careful_scan import LostRange, scan_around
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.extent import Extent
 from shardfs.engine.layout import ExtentState, Stream
@@ -25,7 +25,7 @@ from shardfs.engine.liveness import piece_bytes
 from shardfs.engine.pieces import Piece, Shard
 from shardfs.engine.stats import ExtentFigures, Hold
 from shardfs.engine.store import Store
-from shardfs.errors import UsageError
+from shardfs.errors import UNREADABLE, UsageError
 
 _KEY_END = b"\xff" * (limits.KEY_BYTES_MAX + 1)
 
@@ -171,7 +171,7 @@ async def references(
             try:
                 found = _lying_in(await store._load(key), extent)
             except UNREADABLE as error:
-                lost.append(LostRange(key, key + b"\0", str(error)))
+                lost.append(LostRange.at(key, error))
                 continue
             if found:
                 missing -= found[1]

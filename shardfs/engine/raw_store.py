@@ -32,9 +32,7 @@ from shardfs.engine.pieces import Locator
 from shardfs.engine.recovery import read_copies
 from shardfs.engine.superblock import CopyState
 from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
-from shardfs.errors import CorruptionError, DeviceError, UsageError
-
-_UNREADABLE = (CorruptionError, DeviceError)
+from shardfs.errors import UNREADABLE, CorruptionError, UsageError
 
 
 class Version(NamedTuple):
@@ -184,7 +182,7 @@ class RawStore:
                 try:
                     frame, payload = decode_frame(await self.frame_at(address))
                     part = decode_delta(payload)
-                except _UNREADABLE as error:
+                except UNREADABLE as error:
                     troubles.append(f"the delta at byte {address}: {error}")
                     continue
                 if key not in part.block.keys:
@@ -201,7 +199,7 @@ class RawStore:
             return found
         try:
             manifest = await self.manifest()
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             troubles.append(f"the manifest: {error}")
             return found
         for meta in reversed(manifest.segments):
@@ -209,7 +207,7 @@ class RawStore:
                 continue
             try:
                 version = await self._in_segment(meta, key)
-            except (*_UNREADABLE, UsageError) as error:
+            except (*UNREADABLE, UsageError) as error:
                 troubles.append(f"run {meta.run_id}: {error}")
                 continue
             if version is not None:

@@ -19,11 +19,10 @@ from shardfs.engine.device import Device
 from shardfs.engine.findings import Finding, Report
 from shardfs.engine.superblock import CopyState, is_headed, read_copy
 from shardfs.engine.superblock_record import Identity, Record
-from shardfs.errors import CorruptionError, DeviceError, IncompatibleError
+from shardfs.errors import UNREADABLE, DeviceError, IncompatibleError
 
 _RECORDS_UNFLUSHED_MAX: Final = 2
 """Superblock records that may be on their way at a crash; one copy may lack them."""
-_UNREADABLE: Final = (CorruptionError, DeviceError)
 
 
 async def check_superblock(device: Device, identity: Identity, report: Report) -> None:
@@ -40,7 +39,7 @@ async def check_superblock(device: Device, identity: Identity, report: Report) -
     for number, start in enumerate((0, identity.extent_bytes)):
         try:
             copies.append(await read_copy(device, start))
-        except (*_UNREADABLE, IncompatibleError) as error:
+        except (*UNREADABLE, IncompatibleError) as error:
             copies.append(CopyState(start, trouble=str(error)))
         described = copies[-1].identity
         if described is not None and not _are_of_one_store(described, identity):

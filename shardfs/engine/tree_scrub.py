@@ -18,11 +18,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import NamedTuple
 
-from shardfs.engine.careful_scan import UNREADABLE
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.delta_log import first_unreadable_delta, log_bytes
 from shardfs.engine.pieces import Locator
 from shardfs.engine.store import Store
+from shardfs.errors import UNREADABLE
 
 Paced = Callable[[int], Awaitable[bool]]
 """Waits until so many bytes may be read; False: stop here."""

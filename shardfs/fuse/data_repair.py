@@ -16,6 +16,7 @@ from shardfs.engine.damage import give_up_damage
 from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError
+from shardfs.fuse.door import behind
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.records import (
     ENTRY_PREFIX,
@@ -29,7 +30,6 @@ from shardfs.fuse.records import (
     inode_key,
     orphan_key,
 )
-from shardfs.fuse.repair_changes import behind
 from shardfs.fuse.repair_report import RepairReport
 
 

@@ -181,6 +181,11 @@ class StoreDoor(Protocol):
         """Hold no more than that in caches from now on."""
 
 
+def behind(prefix: bytes) -> bytes:
+    """The first key behind all that begin with a prefix."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
 async def scan_some(
     store: StoreDoor, start: bytes, end: bytes, count_max: int
 ) -> list[tuple[bytes, bytes | Shard]]:

@@ -5,9 +5,9 @@ Role: answers the requests "extent", "extent-files" and "path" of inspection.py 
 Invariants:
     I1. Nothing is changed. Answers are bounded: long lists come in pages or are cut at
         EXTENTS_LISTED_MAX, and say so.
-    I3. What of the tree cannot be read is gone round, and said.
     I2. Bytes "on the device" are those of whole frames, so that those of all files in an extent
         add up to its live bytes.
+    I3. What of the tree cannot be read is gone round, and said.
 
 Not here: why an extent is not free (engine/occupancy.py), finding names (paths.py).
 """
@@ -22,12 +22,12 @@ from typing import Final
 import trio
 
 from shardfs import limits
-from shardfs.engine.careful_scan import UNREADABLE, LostRange, scan_around
+from shardfs.engine.careful_scan import LostRange, scan_around
 from shardfs.engine.liveness import live_bytes
 from shardfs.engine.occupancy import extent_figures, references, tree_contents
 from shardfs.engine.pieces import Piece, Shard, locators
 from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError
+from shardfs.errors import UNREADABLE, CorruptionError
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.records import (
@@ -205,7 +205,7 @@ class Explanations:
                     entry = decode_entry(value if isinstance(value, bytes) else b"")
                     inode = None if entry.is_directory else await self._inode(entry.ino)
                 except UNREADABLE as error:
-                    usage.lost.append(LostRange(key, key + b"\0", str(error)))
+                    usage.lost.append(LostRange.at(key, error))
                     continue
                 if entry.is_directory and entry.ino not in known:
                     known.add(entry.ino)

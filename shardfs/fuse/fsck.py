@@ -43,7 +43,7 @@ from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError, ShardfsError
 from shardfs.fuse import access_lists
 from shardfs.fuse.access_lists import AccessList
-from shardfs.fuse.door import StoreDoor, scan_some
+from shardfs.fuse.door import StoreDoor, behind, scan_some
 from shardfs.fuse.finding_names import name_files
 from shardfs.fuse.name_pages import NAME_PAGES_END, read_pieces
 from shardfs.fuse.records import (
@@ -157,7 +157,7 @@ class _FilesCheck:
             (ORPHAN_PREFIX, self._orphans),
             (TRUNCATION_PREFIX, self._truncations),
         ):
-            async for key, _ in self._range(prefix, _behind(prefix)):
+            async for key, _ in self._range(prefix, behind(prefix)):
                 try:
                     marks.add(decode_marker_key(key))
                 except CorruptionError as error:
@@ -166,12 +166,12 @@ class _FilesCheck:
         for prefix in sorted((*_KINDS, *_SINGLE_KEYS)):
             async for key, _ in self._range(start, prefix):
                 self._find("F9", "a key of no known kind", key)
-            start = prefix + b"\0" if prefix in _SINGLE_KEYS else _behind(prefix)
+            start = prefix + b"\0" if prefix in _SINGLE_KEYS else behind(prefix)
         async for key, _ in self._range(start, _KEY_END):
             self._find("F9", "a key of no known kind", key)
 
     async def _read_names(self) -> None:
-        async for key, value in self._range(ENTRY_PREFIX, _behind(ENTRY_PREFIX)):
+        async for key, value in self._range(ENTRY_PREFIX, behind(ENTRY_PREFIX)):
             self._report.count("names")
             try:
                 parent, _, _ = decode_entry_key(key)
@@ -193,7 +193,7 @@ class _FilesCheck:
 
     async def _read_files(self) -> None:
         file = _File(0, None)
-        async for key, value in self._range(INODE_PREFIX, _behind(INODE_PREFIX)):
+        async for key, value in self._range(INODE_PREFIX, behind(INODE_PREFIX)):
             try:
                 about = decode_file_key(key)
                 if about.ino != file.ino:
@@ -370,7 +370,3 @@ async def _readable(store: StoreDoor, shard: Shard) -> Bytes | None:
         return await read_pieces(store, shard)
     except (CorruptionError, DeviceError):
         return None
-
-
-def _behind(prefix: bytes) -> bytes:
-    return prefix[:-1] + bytes([prefix[-1] + 1])

@@ -16,6 +16,7 @@ from shardfs import clock, limits
 from shardfs.engine.pieces import Shard
 from shardfs.errors import CorruptionError
 from shardfs.fuse import access_lists
+from shardfs.fuse.door import behind
 from shardfs.fuse.records import (
     ENTRY_PREFIX,
     FACT_KEY,
@@ -36,7 +37,7 @@ from shardfs.fuse.records import (
     truncation_key,
     xattr_key,
 )
-from shardfs.fuse.repair_changes import Changes, behind
+from shardfs.fuse.repair_changes import Changes
 
 _KEY_END: Final = b"\xff" * 16
 _KNOWN: Final = (ENTRY_PREFIX, INODE_PREFIX, NAME_PAGE_PREFIX, ORPHAN_PREFIX, TRUNCATION_PREFIX)

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from shardfs.engine.careful_scan import UNREADABLE, LostRange
+from shardfs.engine.careful_scan import LostRange
 from shardfs.engine.extent import Extent
 from shardfs.engine.findings import Finding, Report
 from shardfs.engine.frame_walk import FrameWalk, Span, SpanKind
@@ -27,7 +27,7 @@ from shardfs.engine.framing import verify_granules
 from shardfs.engine.layout import Kind, Stream
 from shardfs.engine.lsm.delta import DeltaPart, decode_delta
 from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError
+from shardfs.errors import UNREADABLE, CorruptionError
 from shardfs.fuse.frame_index import FrameIndex
 from shardfs.fuse.lost_names import FILES_MAX, paths_of
 from shardfs.fuse.paths import find_paths

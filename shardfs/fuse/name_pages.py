@@ -32,7 +32,7 @@ from shardfs.engine.health import HealthState
 from shardfs.engine.layout import Bytes
 from shardfs.engine.pieces import Shard
 from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError, StaleError
-from shardfs.fuse.door import BatchDoor, StoreDoor, scan_some
+from shardfs.fuse.door import BatchDoor, StoreDoor, behind, scan_some
 from shardfs.fuse.records import (
     ENTRY_PREFIX,
     INO_MAX,
@@ -71,7 +71,7 @@ _FREE_SHARE_MIN: Final = 16
 """Pages are written only while more than this part of the device is free."""
 _INODES_PER_SCAN: Final = 64 * limits.KIB
 _ENTRIES_PER_SLICE: Final = 64
-_INODES_END: Final = bytes([INODE_PREFIX[0] + 1])
+_INODES_END: Final = behind(INODE_PREFIX)
 
 Name = tuple[int, bytes]
 Changes = dict[int, list[tuple[Name, bool]]]
@@ -343,7 +343,7 @@ class NamePages:
     async def _names_of(self, inos: range) -> dict[int, list[Name]]:
         found: dict[int, list[Name]] = {}
         count = 0
-        async for key, value in self._store.scan(ENTRY_PREFIX, bytes([ENTRY_PREFIX[0] + 1])):
+        async for key, value in self._store.scan(ENTRY_PREFIX, behind(ENTRY_PREFIX)):
             count += 1
             if count % _ENTRIES_PER_SLICE == 0:
                 await trio.lowlevel.checkpoint()
@@ -413,4 +413,4 @@ async def read_pieces(store: StoreDoor, shard: Shard) -> Bytes:
     return b"".join(parts)
 
 
-NAME_PAGES_END: Final = bytes([NAME_PAGE_PREFIX[0] + 1])
+NAME_PAGES_END: Final = behind(NAME_PAGE_PREFIX)

@@ -12,6 +12,7 @@ from typing import Final
 
 from shardfs.engine.pieces import Shard
 from shardfs.errors import CorruptionError, DeviceError
+from shardfs.fuse.door import behind
 from shardfs.fuse.name_pages import NAME_PAGES_END, read_pieces
 from shardfs.fuse.records import (
     ENTRY_PREFIX,
@@ -36,7 +37,7 @@ from shardfs.fuse.records import (
     entry_key,
     inode_key,
 )
-from shardfs.fuse.repair_changes import DIRECTORY_TYPE, Changes, Known, behind
+from shardfs.fuse.repair_changes import DIRECTORY_TYPE, Changes, Known
 
 LOST_AND_FOUND: Final = b"lost+found"
 

@@ -25,14 +25,14 @@ import trio
 from shardfs import limits
 from shardfs.engine.pacing import rest_s
 from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError
-from shardfs.fuse.door import StoreDoor, scan_some
+from shardfs.fuse.door import StoreDoor, behind, scan_some
 from shardfs.fuse.files import Files
 from shardfs.fuse.records import ORPHAN_PREFIX, decode_marker_key
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_ORPHANS_END: Final = bytes([ORPHAN_PREFIX[0] + 1])
+_ORPHANS_END: Final = behind(ORPHAN_PREFIX)
 _SCAN_COUNT: Final = 256
 _ROOM_ATTEMPTS: Final = 2
 _FREED_PER_SLICE: Final = 2

@@ -18,11 +18,11 @@ from typing import Final, Protocol
 
 import trio
 
-from shardfs.engine.careful_scan import UNREADABLE, LostRange, scan_around
+from shardfs.engine.careful_scan import LostRange, scan_around
 from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError
-from shardfs.fuse.door import StoreDoor
+from shardfs.errors import UNREADABLE, CorruptionError
+from shardfs.fuse.door import StoreDoor, behind
 from shardfs.fuse.records import (
     ENTRY_PREFIX,
     ROOT_INO,
@@ -38,7 +38,7 @@ NAMES_MAX: Final = 16
 """Names that are looked for of one inode; it may have more."""
 _SLICE_ENTRIES: Final = 64
 _DEPTH_MAX: Final = 4096
-_ENTRIES_END: Final = bytes([ENTRY_PREFIX[0] + 1])
+_ENTRIES_END: Final = behind(ENTRY_PREFIX)
 
 
 async def find_paths(
@@ -99,7 +99,7 @@ class _Patient:
         try:
             return await self._store.get_record(key)
         except UNREADABLE as error:
-            self._lost.append(LostRange(key, key + b"\0", str(error)))
+            self._lost.append(LostRange.at(key, error))
             return None
 
 

@@ -252,9 +252,10 @@ class Polling:
     def _has_answered(self) -> None:
         """A request has been answered while another task waits for the next one."""
         descriptor = self._asleep_at
-        if descriptor is not None:
-            self._settle()
-        if descriptor is not None and self.window.window_ns:
+        if descriptor is None:
+            return
+        self._settle()
+        if self.window.window_ns:
             self._asleep_at = None
             trio.lowlevel.notify_closing(descriptor)
 

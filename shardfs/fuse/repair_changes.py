@@ -120,8 +120,3 @@ class Changes:
         inode = inode._replace(nlink=2, size=0, parent=parent, xattrs=0)
         self.put(inode_key(ino), encode_inode(inode))
         self.remember(ino, inode)
-
-
-def behind(prefix: bytes) -> bytes:
-    """The first key behind all that begin with a prefix."""
-    return prefix[:-1] + bytes([prefix[-1] + 1])

@@ -38,7 +38,8 @@ from shardfs.engine.health import HealthState
 from shardfs.engine.pieces import Locator, Shard, granule_bytes, locators
 from shardfs.engine.store import Store
 from shardfs.engine.tree_scrub import verify_tree
-from shardfs.errors import CorruptionError, DeviceError, ShardfsError, UsageError
+from shardfs.errors import UNREADABLE, ShardfsError, UsageError
+from shardfs.fuse.door import behind
 from shardfs.fuse.lost_names import files_of_keys, range_text
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.records import INODE_PREFIX, SCRUB_KEY, decode_file_key
@@ -52,8 +53,7 @@ FOUND_MAX: Final = 200
 _TEXT_MAX: Final = 300
 _BUSY_PAUSE_S: Final = 1.0
 _KEY_BYTES_MAX: Final = 18
-_END: Final = bytes([INODE_PREFIX[0] + 1])
-_UNREADABLE: Final = (CorruptionError, DeviceError)
+_END: Final = behind(INODE_PREFIX)
 
 
 @dataclass
@@ -200,7 +200,7 @@ class Scrub:
                     if self._state.state != "running":
                         return
                     self._state.cursor = key.hex()
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             _log.error("scrubbing ends early: %s; see: shardfs fsck", error)
             self._state.damaged_bytes += 1
         # The tree has named them, unless they have rotted since.
@@ -267,7 +267,7 @@ class Scrub:
         self._state.verified_bytes += locator.length
         try:
             await self._store.read_chunk(locator, 0, locator.length)
-        except _UNREADABLE:
+        except UNREADABLE:
             await self._granules(key, shard, locator)
         if trio.current_time() >= self._saved_at + SAVED_EVERY_S:
             self._save()
@@ -279,7 +279,7 @@ class Scrub:
             end = min(at + granule, locator.length)
             try:
                 await self._store.read_chunk(locator, at, end - at)
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 for piece in shard.pieces:
                     first = max(at, piece.skip)
                     last = min(end, piece.skip + piece.length)

@@ -32,11 +32,12 @@ from typing import Final
 import trio
 
 from shardfs import limits
-from shardfs.engine.careful_scan import UNREADABLE, LostRange, scan_around
+from shardfs.engine.careful_scan import LostRange, scan_around
 from shardfs.engine.chunks import payload_offset
 from shardfs.engine.pieces import DIGEST_BYTES, Piece, Shard, granule_bytes
 from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError, UsageError
+from shardfs.errors import UNREADABLE, CorruptionError, UsageError
+from shardfs.fuse.door import behind
 from shardfs.fuse.records import (
     ORPHAN_PREFIX,
     ROOT_INO,
@@ -122,7 +123,7 @@ class ShardRequests:
         if ino != ROOT_INO:
             return
         lost: list[LostRange] = []
-        async for key, _ in scan_around(self._store, ORPHAN_PREFIX, _behind(ORPHAN_PREFIX), lost):
+        async for key, _ in scan_around(self._store, ORPHAN_PREFIX, behind(ORPHAN_PREFIX), lost):
             async for shard in self._shards_of(decode_marker_key(key), None):
                 yield shard
         for each in lost:
@@ -294,7 +295,3 @@ def _record(value: bytes | Shard, key: bytes) -> bytes:
     if isinstance(value, Shard):
         raise CorruptionError("a shard stands where a record should", f"key {key.hex()}")
     return value
-
-
-def _behind(prefix: bytes) -> bytes:
-    return bytes([prefix[0] + 1])

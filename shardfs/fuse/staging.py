@@ -53,7 +53,6 @@ class StagedStore:
     def __init__(self, store: StoreDoor) -> None:
         self.behind: Final = store
         """What the door leads to."""
-        self._store = store
         self.inodes: dict[int, Inode | None] = {}
         """Staged, and as they will be."""
         self.entries: dict[EntryName, Entry | None] = {}
@@ -83,7 +82,7 @@ class StagedStore:
     @property
     def is_flushing(self) -> bool:
         """See StoreDoor."""
-        return self._store.is_flushing
+        return self.behind.is_flushing
 
     def stage(self, change: Change, facts: Facts | None) -> None:
         """Take a change in.
@@ -114,10 +113,10 @@ class StagedStore:
         staged = self.inodes, self.entries, self._records, self._facts
         self.inodes, self.entries, self._records, self._facts = {}, {}, {}, None
         self._count = self.ahead_bytes = 0
-        batch = self._store.batch(essential=True, answered=True)
+        batch = self.behind.batch(essential=True, answered=True)
         try:
             fill(batch, *staged)
-            self._store.apply(batch)
+            self.behind.apply(batch)
         except Exception as error:  # a bug: what was answered is lost, and must not be built upon
             _log.error("changes that were answered cannot be applied", exc_info=error)
             self.health.make_read_only(f"changes of names were lost: {error!r}")
@@ -127,39 +126,39 @@ class StagedStore:
     async def get_record(self, key: bytes) -> bytes | None:
         """See StoreDoor."""
         self.settle()
-        return await self._store.get_record(key)
+        return await self.behind.get_record(key)
 
     async def records(self, start: bytes, end: bytes, count_max: int) -> list[tuple[bytes, bytes]]:
         """See StoreDoor."""
         self.settle()
-        return await self._store.records(start, end, count_max)
+        return await self.behind.records(start, end, count_max)
 
     def scan(self, start: bytes, end: bytes) -> AsyncIterator[tuple[bytes, bytes | Shard]]:
         """See StoreDoor."""
         self.settle()
-        return self._store.scan(start, end)
+        return self.behind.scan(start, end)
 
     def apply(self, batch: Any) -> Dependency:
         """See StoreDoor."""
         self.settle()
-        return self._store.apply(batch)
+        return self.behind.apply(batch)
 
     def is_durable(self, key: bytes) -> bool:
         """See StoreDoor."""
         self.settle()
-        return self._store.is_durable(key)
+        return self.behind.is_durable(key)
 
     async def sync(self, dependency: Dependency | None = None) -> None:
         """See StoreDoor."""
         self.settle()
-        await self._store.sync(dependency)
+        await self.behind.sync(dependency)
 
     async def sync_key(self, key: bytes) -> None:
         """See StoreDoor."""
         self.settle()
-        await self._store.sync_key(key)
+        await self.behind.sync_key(key)
 
     async def admit(self, length: int = 0) -> None:
         """See StoreDoor."""
         self.settle()
-        await self._store.admit(length)
+        await self.behind.admit(length)

@@ -29,12 +29,11 @@ from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.segment import SegmentMeta, decode_index
 from shardfs.engine.pieces import Locator
 from shardfs.engine.superblock_record import ExtentEntry, Identity, Record
-from shardfs.errors import CorruptionError, DeviceError
+from shardfs.errors import UNREADABLE, CorruptionError
 from shardfs.fuse.frame_index import DeltaFrame, FrameIndex
 from shardfs.fuse.scratch import Scratch
 
 _TABLES: Final = "CREATE TABLE entries (key BLOB PRIMARY KEY, value, doubtful) WITHOUT ROWID;"
-_UNREADABLE: Final = (CorruptionError, DeviceError)
 _EVERYTHING: Final = (b"", b"\xff" * (limits.KEY_BYTES_MAX + 1))
 
 
@@ -74,7 +73,7 @@ class TreeRemains(Scratch):
             return
         try:
             manifest = decode_manifest(await read_chunk(device, identity, locator))
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self._lose(_EVERYTHING, f"manifest: {error}")
             return
         runs: dict[int, list[SegmentMeta]] = {}
@@ -88,7 +87,7 @@ class TreeRemains(Scratch):
         where = f"run {meta.run_id}"
         try:
             index = decode_index(await read_chunk(device, identity, meta.index_locator))
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self._lose((meta.first_key, meta.last_key + b"\0"), f"index of {where}: {error}")
             return
         ends = [*index.first_keys[1:], meta.last_key + b"\0"]
@@ -99,7 +98,7 @@ class TreeRemains(Scratch):
                 continue
             try:
                 block = decode_block(await read_chunk(device, identity, locator))
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 lost.append(((max(first, meta.first_key), end), f"block of {where}: {error}"))
                 continue
             for key, value in zip(block.keys, block.values, strict=True):

@@ -30,7 +30,7 @@ from shardfs import limits
 from shardfs.engine.careful_scan import LostRange, careful_scan
 from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
-from shardfs.errors import CorruptionError, DeviceError, UsageError
+from shardfs.errors import UNREADABLE, CorruptionError, UsageError
 from shardfs.fuse.records import (
     Inode,
     decode_entry,
@@ -44,8 +44,6 @@ from shardfs.fuse.records import (
 )
 from shardfs.fuse.requests import Answer, Handlers, Pages
 from shardfs.fuse.resolving import Resolver
-
-_UNREADABLE = (CorruptionError, DeviceError)
 
 
 class TreeRequests:
@@ -110,7 +108,7 @@ class TreeRequests:
                 inode = await self._resolver.inode(entry.ino)
                 if inode is None:
                     raise CorruptionError(f"inode {entry.ino} does not exist")
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 yield {"name": name, "lost": str(error)}
                 continue
             yield {"name": name, **_attributes(entry.ino, inode)}

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 import trio
 
 from shardfs import limits
-from shardfs.engine.careful_scan import UNREADABLE, LostRange
+from shardfs.engine.careful_scan import LostRange
 from shardfs.engine.device import Device
 from shardfs.engine.store import Store
+from shardfs.errors import UNREADABLE
 from shardfs.fuse.frame_index import DataFrame, FrameIndex
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.records import NamedInode, inode_key
@@ -61,7 +62,7 @@ async def deleted_files(
             if await store.get_record(key) is not None:
                 continue
         except UNREADABLE as error:
-            lost.append(LostRange(key, key + b"\0", str(error)))
+            lost.append(LostRange.at(key, error))
             continue
         known = index.former(ino)
         size = store.identity.extent_bytes

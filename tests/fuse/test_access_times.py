@@ -161,7 +161,7 @@ async def test_moved_times_are_in_the_store_after_some_seconds_in_few_batches() 
             batches += 1
             return apply(batch)
 
-        file_system.store.apply = count  # type: ignore[method-assign,assignment]
+        file_system.store.apply = count  # type: ignore[method-assign,assignment]  # in front of it
         await trio.sleep(limits.DIRTY_AGE_S + 2 * limits.FLUSHER_INTERVAL_S)
         assert [await stored(file_system, ino) for ino in inos] == seen
         assert batches <= 10 and all(map(file_system.writeback.is_persistent, inos))

@@ -130,7 +130,7 @@ async def list_names(operations: Operations, calls: Calls, monkeypatch: pytest.M
     monkeypatch.setattr(pyfuse3, "readdir_reply", take)
     handle = await operations.opendir(ROOT_INO, CONTEXT)
     with calls.of("entry of a directory"):
-        await operations.readdir(handle, 0, None)  # type: ignore[arg-type]
+        await operations.readdir(handle, 0, None)  # type: ignore[arg-type]  # not asked for
     await operations.releasedir(handle)
     assert len(told) == FILES + 2
 

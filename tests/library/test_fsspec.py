@@ -103,7 +103,7 @@ def test_dask(written: Path, table: Any, scheduler: str) -> None:
 @pytest.mark.filterwarnings("ignore:The inplace keyword:DeprecationWarning")  # dask's own
 def test_dask_writes(image: Path, table: Any) -> None:
     options = {"device": str(image), "writable": True}
-    whole = dask.dataframe.from_pandas(table, npartitions=3)  # type: ignore[no-untyped-call]
+    whole = dask.dataframe.from_pandas(table, npartitions=3)  # type: ignore[no-untyped-call]  # dask
     with dask.config.set(scheduler="synchronous"):
         whole.to_parquet("shardfs://days", storage_options=options)
     fsspec.filesystem("shardfs", **options).close()

@@ -50,7 +50,7 @@ from shardfs.checking.schedule import Control
 from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
 from shardfs.errors import DeviceError, ReadOnlyError
-from shardfs.fuse.door import StoreDoor, scan_some
+from shardfs.fuse.door import StoreDoor, behind, scan_some
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.fsck import check_files
 from shardfs.fuse.records import ORPHAN_PREFIX
@@ -58,7 +58,7 @@ from shardfs.fuse.records import ORPHAN_PREFIX
 _SEEDS: Final = 1 << 30
 _LITTLE_BUFFERED_BYTES: Final = 64 * limits.KIB
 _SECONDS_UNTIL_DURABLE: Final = 5
-_ORPHANS_END: Final = bytes([ORPHAN_PREFIX[0] + 1])
+_ORPHANS_END: Final = behind(ORPHAN_PREFIX)
 _KEYS_END: Final = b"\xff" * limits.KEY_BYTES_MAX
 _HEAD_BYTES: Final = 96 + limits.FRAME_ALIGNMENT_BYTES
 _HELD_EVERY: Final = 8
