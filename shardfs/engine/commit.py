@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, NamedTuple
 
 import trio
@@ -33,8 +34,8 @@ from shardfs.engine.extent import UsageSnapshot
 from shardfs.engine.extents import Extents
 from shardfs.engine.framing import frame_bytes
 from shardfs.engine.health import Health
-from shardfs.engine.layout import RIDER, Kind, Stream
-from shardfs.engine.lsm.delta import PartContent, Rider, Tail, cut_parts, encode_part
+from shardfs.engine.layout import RIDER, Kind, Stream, TailFields
+from shardfs.engine.lsm.delta import PartContent, cut_parts, encode_part
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
@@ -44,8 +45,11 @@ from shardfs.engine.superblock import Superblock
 from shardfs.engine.superblock_record import Identity, Root
 from shardfs.errors import ReadOnlyError, ShardfsError
 
-_ENTRIES_AT_ONCE: Final = 16
-"""A delta of so few entries is one part, and takes no slice of its own."""
+_COST_AT_ONCE: Final = 16
+"""What a delta of so few entries costs: it is one part, and takes no slice of its own."""
+
+_LET_GO_PER_ENTRY: Final = 4
+"""So many places are let go of in about the time that one entry takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +76,15 @@ class _Cut(NamedTuple):
     """What one delta will hold, and what it waits for."""
 
     number: int
-    tails: list[Tail]
-    riders: list[Rider]
+    tails: list[TailFields]
+    riders: list[Locator]
     changes: dict[bytes, bytes]
     data: Dependency
     before: Dependency
     usage: UsageSnapshot | None
     """Live bytes at the cut, if the memtable was set aside there."""
+    gathered: dict[int, _Riders]
+    """What the riders were chosen from, to be let go of."""
 
 
 class Committer:
@@ -354,22 +360,16 @@ class Committer:
         before = PERSISTENT
         if sum(each.bytes for each in riders) > limits.RIDER_BYTES_MAX:
             before, riders = data, []
-        tails = [
-            Tail(extent.index, extent.epoch, extent.write_pointer, extent.stream, change)
-            for extent, change in self._extents.take_touched()
-        ]
+        tails = self._extents.take_touched()
         changes = self._on_the_way = self._pending
         self._pending = {}
         self._pending_bytes = 0
-        self._riders = {}
+        gathered, self._riders = self._riders, {}
         self._last, self._next = self._next, Dependency()
         self._next_number = number + 1
-        named = [
-            Rider(at.extent, at.epoch, at.offset, at.sequence)
-            for each in riders
-            for at in each.locators
-        ]
-        return _Cut(number, tails, named, changes, data, before, self._freeze_if_wanted())
+        named = list(chain.from_iterable(each.locators for each in riders))
+        usage = self._freeze_if_wanted()
+        return _Cut(number, tails, named, changes, data, before, usage, gathered)
 
     async def _write_delta(self, cut: _Cut) -> tuple[int, list[Dependency]]:
         """Encode and append a delta, a part a slice; its bytes, and what it is durable with.
@@ -377,13 +377,16 @@ class Committer:
         Parts that are written while others are not count for nothing (lsm.delta.I1).
         """
         slices = Slices()
+        while cut.gathered:  # freeing thousands at once would take a millisecond
+            _, group = cut.gathered.popitem()
+            await slices.spend(len(group.locators) // _LET_GO_PER_ENTRY)
         contents = deque[PartContent]()
         for content in cut_parts(
             cut.tails, cut.riders, cut.changes, self._chunks.payload_bytes_max
         ):
             contents.append(content)
-            if len(content.entries) > _ENTRIES_AT_ONCE:
-                await slices.spend(len(content.entries))
+            if content.cost > _COST_AT_ONCE:
+                await slices.spend(content.cost)
         durable = self._root.durable_delta
         written = [cut.data]
         length = 0
@@ -398,7 +401,7 @@ class Committer:
             written.append(persistent)
             length += frame_bytes(0, len(payload))
             if contents:
-                await slices.spend(len(content.entries))
+                await slices.spend(content.cost)
         self._extents.cut_all()
         if cut.usage is not None:
             extent = self._extents.all[locator.extent]

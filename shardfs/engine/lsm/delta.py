@@ -16,12 +16,13 @@ Not here: when to cut a delta (commit.py), taking them back in (recovery.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from shardfs import limits
-from shardfs.engine.layout import DELTA_HEADER, RIDER, TAIL, Bytes, Stream
+from shardfs.engine.layout import DELTA_HEADER, RIDER, TAIL, Bytes, Stream, TailFields
 from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, Block, decode_block, encode_block
+from shardfs.engine.pieces import Locator
 from shardfs.errors import CorruptionError
 
 _STREAMS = frozenset(map(int, Stream))
@@ -61,20 +62,26 @@ class DeltaPart(NamedTuple):
 class PartContent(NamedTuple):
     """What one part of a delta will hold; entries in any order."""
 
-    tails: list[Tail]
-    riders: list[Rider]
+    tails: list[TailFields]
+    riders: list[Rider | Locator]
     entries: list[tuple[bytes, bytes]]
+
+    @property
+    def cost(self) -> int:
+        """Of encoding it, as slices count: two tails take about as long as an entry."""
+        return len(self.entries) + (len(self.tails) + len(self.riders)) // 2
 
 
 def cut_parts(
-    tails: list[Tail],
-    riders: list[Rider],
+    tails: Sequence[TailFields],
+    riders: Sequence[Rider | Locator],
     entries: dict[bytes, bytes],
     payload_bytes_max: int,
 ) -> Iterator[PartContent]:
     """Cut what a delta holds into parts, one after the other; there is at least one.
 
     Args:
+        riders: or where they lie, which is not named anew for thousands in one slice.
         entries: keys and values, in any order.
         payload_bytes_max: no part becomes longer; most stop at limits.DELTA_PART_BYTES.
     """
@@ -84,7 +91,7 @@ def cut_parts(
     if size <= wanted:  # else there may be tens of thousands, too many to add up in one slice
         size += sum(map(len, entries)) + sum(map(len, entries.values()))
     if size <= wanted:
-        yield PartContent(tails, riders, list(entries.items()))
+        yield PartContent(list(tails), list(riders), list(entries.items()))
         return
     content = PartContent([], [], [])
     taken = 0
@@ -128,7 +135,7 @@ def encode_part(number: int, durable: int, part: int, parts: int, content: PartC
                 number, part, parts, durable, len(content.tails), len(content.riders)
             ),
             *[TAIL.pack(*tail) for tail in content.tails],
-            *[RIDER.pack(*rider) for rider in content.riders],
+            *[RIDER.pack(at.extent, at.epoch, at.offset, at.sequence) for at in content.riders],
             encode_block(sorted(content.entries)),
         )
     )
@@ -137,8 +144,8 @@ def encode_part(number: int, durable: int, part: int, parts: int, content: PartC
 def encode_delta(
     number: int,
     durable: int,
-    tails: list[Tail],
-    riders: list[Rider],
+    tails: Sequence[TailFields],
+    riders: Sequence[Rider | Locator],
     entries: dict[bytes, bytes],
     payload_bytes_max: int,
 ) -> list[bytes]:
