@@ -378,8 +378,7 @@ class Committer:
         """
         slices = Slices()
         while cut.gathered:  # freeing thousands at once would take a millisecond
-            _, group = cut.gathered.popitem()
-            await slices.spend(len(group.locators) // _LET_GO_PER_ENTRY)
+            await slices.spend(_let_go(cut.gathered) // _LET_GO_PER_ENTRY)
         contents = deque[PartContent]()
         for content in cut_parts(
             cut.tails, cut.riders, cut.changes, self._chunks.payload_bytes_max
@@ -419,3 +418,8 @@ class Committer:
         self._tree.freeze()
         self._log_bytes = 0
         return self._extents.usage()
+
+
+def _let_go(gathered: dict[int, _Riders]) -> int:
+    """Free the places of one write; how many they were."""
+    return len(gathered.popitem()[1].locators)

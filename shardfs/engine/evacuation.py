@@ -51,7 +51,7 @@ from shardfs.errors import CorruptionError, DeviceError, LimitError, NoSpaceErro
 _log = logging.getLogger(__name__)
 
 _BATCH_BYTES = 256 * limits.KIB
-_BATCH_PIECES = 16
+_BATCH_PIECES = 8
 _SCAN_COST = 8
 _PIECE_COST = 24
 _COST_BYTES = 8 * limits.KIB

@@ -152,6 +152,7 @@ class WorkOfSteps(trio.abc.Instrument):
         self._count(segment, "decode_block", "blocks decoded", lambda _data: 1)
         self._count(Filter, "add", "keys filtered", lambda _filter, keys: len(keys))
         self._count(commit, "encode_part", "parts of a delta", lambda *_: 1)
+        self._count(commit, "_let_go", "places let go of", self._places)
         self._count(compaction, "candidates", "keys looked for below", lambda *_: 1)
         self._count(Memtable, "forget", "entries let go of", lambda _table, count: count)
         self._count(Evacuator, "_place_now", "pieces moved", self._pieces)
@@ -171,6 +172,10 @@ class WorkOfSteps(trio.abc.Instrument):
             return real(*arguments)
 
         self._patch.setattr(owner, name, counting)
+
+    @staticmethod
+    def _places(gathered: dict[int, Any]) -> int:
+        return len(next(reversed(gathered.values())).locators)
 
     @staticmethod
     def _pieces(_evacuator: object, _extent: object, moves: list[_Move]) -> int:
@@ -211,9 +216,10 @@ async def test_what_is_done_between_two_checkpoints_is_bounded(
     assert 0 < work.worst["blocks decoded"] <= 3
     assert 0 < work.worst["keys filtered"] <= 256
     assert 0 < work.worst["parts of a delta"] <= 2
+    assert 0 < work.worst["places let go of"] <= 512
     assert 0 < work.worst["keys looked for below"] <= 256
     assert 0 < work.worst["entries let go of"] <= 128
-    assert 0 < work.worst["pieces moved"] <= 32
+    assert 0 < work.worst["pieces moved"] <= 16
     assert 0 < work.worst["bytes moved"] <= 512 * KIB
 
 

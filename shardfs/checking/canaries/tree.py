@@ -16,6 +16,7 @@ from shardfs.engine import recovery
 from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
 from shardfs.engine.delta_log import _LogReader, read_log
+from shardfs.engine.extent_table import ExtentTable
 from shardfs.engine.lsm import compaction, merge
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.segment import Segment, SegmentWriter
@@ -171,10 +172,9 @@ DELTAS: Final = (
         "these do not wait for the next delta: after a crash new writes go over live data.",
         (
             Edit(
-                Committer._cut_delta,
-                "Tail(extent.index, extent.epoch, extent.write_pointer, extent.stream, change)",
-                "Tail(extent.index, extent.epoch, 0 if extent.writes_pending else "
-                "extent.write_pointer, extent.stream, change)",
+                ExtentTable.take_touched,
+                "extent.write_pointer, stream, change)",
+                "0 if extent.writes_pending else extent.write_pointer, stream, change)",
             ),
         ),
         ("store",),
