@@ -377,6 +377,8 @@ class Committer:
         Parts that are written while others are not count for nothing (lsm.delta.I1).
         """
         slices = Slices()
+        if len(cut.tails) + len(cut.riders) > _COST_AT_ONCE * 8:
+            await slices.spend(limits.SLICE_COST_MAX)  # the cut itself was a slice
         while cut.gathered:  # freeing thousands at once would take a millisecond
             await slices.spend(_let_go(cut.gathered) // _LET_GO_PER_ENTRY)
         contents = deque[PartContent]()

@@ -242,9 +242,11 @@ class Evacuator:
     async def _place(self, extent: Extent, moves: Sequence[_Move]) -> int:
         moved = 0
         waiting = list(moves)
-        if waiting:
-            await self.before_batch()
+        if not waiting:
+            return moved
+        await self.before_batch()
         for _ in range(_ATTEMPTS_MAX):
+            await trio.lowlevel.checkpoint()  # what was read before is a slice of its own
             changed = self._place_now(extent, waiting)
             placed = sum(move.bytes for move in waiting if move.key not in changed)
             moved += placed
