@@ -38,7 +38,7 @@ import trio
 from shardfs.cli.errors import FINDING, SUCCESS, describe, exit_status, is_expected, root_cause
 from shardfs.cli.heap import keep_freed_memory, keep_pauses_short
 from shardfs.cli.logs import JOURNAL, log_to_file, log_to_journal
-from shardfs.cli.systemd import notify
+from shardfs.cli.systemd import is_heard, notify
 from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.device import Device
 from shardfs.engine.options import StoreOptions
@@ -48,7 +48,7 @@ from shardfs.errors import DeviceBusyError, ReadOnlyError, UsageError
 from shardfs.fuse.control import ControlSocket
 from shardfs.fuse.inspection import Inspection
 from shardfs.fuse.mount_options import ErrorPolicy, MountOptions
-from shardfs.fuse.mounts import mounts_of
+from shardfs.fuse.mounts import find_mount, mounts, mounts_of
 from shardfs.fuse.promises import PromiseRecorder
 from shardfs.fuse.remounting import MountConversation
 from shardfs.fuse.scrub import Scrub
@@ -62,6 +62,7 @@ DEVICE_WAIT_S: Final = 10.0
 """A device without a mount may be in use for this long: umount(8) returns before the server of
 a mount has brought everything to the device."""
 _DEVICE_POLL_S: Final = 0.1
+_MOUNT_TABLE_POLL_S: Final = 5.0
 _READ_ONLY_RETRY_S: Final = 10.0
 _READ_ONLY_TIMEOUT_S: Final = 60.0
 
@@ -186,7 +187,7 @@ class Server:
                         nursery.start_soon(serve_metrics, mount.options.metrics, inspection)
                     await control.serve(mount.mountpoint, begin)
 
-            services = (answer_requests, _tell_systemd, _show_read_only)
+            services = (answer_requests, _tell_systemd, _tell_of_lazy_unmount, _show_read_only)
             await serve_store(
                 store,
                 device.path,
@@ -223,6 +224,22 @@ async def _tell_systemd(mount: Mount) -> None:
         await mount.unmount_requested.wait()
     finally:
         notify("STOPPING=1", "STATUS=writing what is left")
+
+
+async def _tell_of_lazy_unmount(mount: Mount) -> None:
+    """Say that a running service has no mount any more: systemd does not see umount -l."""
+    await mount.file_system.started.wait()
+    entry = find_mount(mount.mountpoint)
+    if entry is None or not is_heard():
+        return
+    while True:
+        await trio.sleep(_MOUNT_TABLE_POLL_S)
+        if all(each.device_number != entry.device_number for each in mounts()):
+            break
+    await trio.sleep(1)  # an unmount in order ends here
+    if not mount.unmount_requested.is_set():
+        _log.warning("%s was unmounted; what is open there is served on", mount.mountpoint)
+        notify("STATUS=unmounted, serves what is still open; to mount again: systemctl restart")
 
 
 async def _keep_pauses_short(_mount: Mount) -> None:

@@ -14,15 +14,20 @@ import socket
 _log = logging.getLogger(__name__)
 
 
+def is_heard() -> bool:
+    """systemd, or who stands in for it, asked to be told."""
+    return os.environ.get("NOTIFY_SOCKET", "").startswith(("/", "@"))
+
+
 def notify(*news: str) -> bool:
     """Tell systemd, if it asked to be told; whether it was.
 
     Args:
         news: assignments such as "READY=1" or "STATUS=...", without line ends.
     """
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path.startswith(("/", "@")):
+    if not is_heard():
         return False
+    path = os.environ["NOTIFY_SOCKET"]
     address = "\0" + path[1:] if path.startswith("@") else path
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:

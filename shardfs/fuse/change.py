@@ -106,8 +106,13 @@ class Change:
         self.inodes[ino] = inode
 
     def delete_inode(self, ino: int) -> None:
-        """Stage the end of an inode."""
-        self.inodes[ino] = None
+        """Stage the end of an inode, unless it has ended: each is counted down once.
+
+        Raises:
+            NotLoaded
+        """
+        if self.find_inode(ino) is not None:
+            self.inodes[ino] = None
 
     def put_entry(self, parent: int, name: bytes, entry: Entry) -> None:
         """Stage a directory entry; the parent's inode is the caller's business."""

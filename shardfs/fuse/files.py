@@ -443,7 +443,7 @@ class Files:
                 items = await scan_some(self.store, start, end, limits.SHARDS_PER_BATCH_MAX)
             last = len(items) < limits.SHARDS_PER_BATCH_MAX
             try:
-                self._free_now(ino, items, last)
+                await self.tables.run(partial(self._free_now, ino, items, last))
             except StaleError:
                 continue
             if last:

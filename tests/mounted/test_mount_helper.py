@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from shardfs.cli.install import LINKS
+from tests.mounted.shell import play
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="calls mount(8) as root"),
     pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare (util-linux)"),
 ]
-SECONDS_MAX = 170
 ENTRY_POINTS = {
     "shardfs": "from shardfs.cli.main import main",
     "mount.shardfs": "from shardfs.cli.mount_helper import main_mount as main",
@@ -30,15 +30,10 @@ ENTRY_POINTS = {
 }
 NAMESPACE = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
 PREPARE = """
-set -u
 mount --make-rprivate /
 mount --bind "$PLACE/sbin" "$(realpath /sbin)"
 mount --bind "$PLACE/fstab" /etc/fstab
 cd "$PLACE"
-expect() {
-    wanted=$1; shift; "$@"; got=$?
-    [ $got = $wanted ] || { echo "$* -> $got" >&2; exit 9; }
-}
 shown() { grep " $PLACE/mnt " /proc/self/mountinfo; }
 shardfs mkfs disk.img --size 64M >/dev/null || exit 8
 """
@@ -75,17 +70,7 @@ class Stage:
             "SHARDFS_RUNTIME_DIR": str(self.place / "run"),
             "LC_ALL": "C",
         }
-        done = subprocess.run(
-            [*NAMESPACE, "sh", "-c", PREPARE + script],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS_MAX,
-        )
-        assert done.returncode == 0, f"{done.returncode}\n{done.stdout}{done.stderr}"
-        return done.stderr
+        return play(NAMESPACE, PREPARE + script, environment).stderr
 
 
 @pytest.fixture

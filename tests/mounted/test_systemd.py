@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.mounts import SHARDFS
+from tests.mounted.shell import SECONDS_MAX, play
 
 SYSTEMD = Path("/lib/systemd/systemd")
 SECONDS_TO_BOOT_MAX = 90
-SECONDS_MAX = 170
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="boots systemd: needs root"),
@@ -71,11 +71,6 @@ exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot . /lib/syst
     --system --log-target=journal --show-status=false'
 """
 PREPARE = """
-set -u
-expect() {
-    wanted=$1; shift; "$@"; got=$?
-    [ $got = $wanted ] || { echo "$* -> $got" >&2; exit 9; }
-}
 show() { systemctl show --property "$2" --value "$1"; }
 wait_until() {
     for _ in $(seq 600); do "$@" && return; sleep 0.1; done
@@ -94,21 +89,12 @@ class Container:
 
     def play(self, script: str) -> str:
         """Run a shell script in it; what it prints."""
-        done = subprocess.run(
-            [
-                *("nsenter", "--target", str(self._pid), "--all", "--root", "--wd"),
-                *("env", "-i", "LC_ALL=C", "SYSTEMD_PAGER=cat", f"shardfs={SHARDFS}"),
-                *(f"place={self._place}", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"),
-                *("sh", "-c", PREPARE + script),
-            ],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS_MAX,
-        )
-        assert done.returncode == 0, f"{done.returncode}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        entering = [
+            *("nsenter", "--target", str(self._pid), "--all", "--root", "--wd"),
+            *("env", "-i", "LC_ALL=C", "SYSTEMD_PAGER=cat", f"shardfs={SHARDFS}"),
+            *(f"place={self._place}", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"),
+        ]
+        return play(entering, PREPARE + script).stdout
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +215,30 @@ def test_a_service(container: Container) -> None:
     lines = text.splitlines()
     assert lines[0].startswith("status: /") and lines[0].endswith("disk.img at /srv/data")
     assert lines[1:] == ["restarts: 1", "more"]
+
+
+def test_a_service_without_its_mount(container: Container) -> None:
+    """`umount -l`: it runs on for what is open, and says so; a restart mounts again."""
+    text = container.play(
+        """
+        cp "$place/disk.img" "$place/lazy.img"; mkdir /srv/lazy
+        printf "DEVICE=$place/lazy.img\nMOUNTPOINT=/srv/lazy\n" >/etc/shardfs/lazy.conf
+        expect 0 systemctl start shardfs@lazy
+        echo kept >/srv/lazy/file
+        exec 3</srv/lazy/file
+        expect 0 umount -l /srv/lazy
+        told() { show shardfs@lazy StatusText | grep -q '^unmounted, serves what is still open'; }
+        wait_until told
+        expect 0 systemctl start shardfs@lazy
+        grep -q ' /srv/lazy ' /proc/mounts && exit 10
+        cat <&3
+        expect 0 systemctl restart shardfs@lazy
+        grep -q ' /srv/lazy ' /proc/mounts || exit 11
+        cat /srv/lazy/file
+        expect 0 systemctl stop shardfs@lazy
+        """
+    )
+    assert text == "kept\nkept\n"
 
 
 def test_a_service_whose_device_is_not_there(container: Container) -> None:
