@@ -12,7 +12,9 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import closing
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,8 @@ LIBC.opendir.argtypes = [ctypes.c_char_p]
 for _name in ("readdir", "telldir", "closedir", "rewinddir"):
     getattr(LIBC, _name).argtypes = [ctypes.c_void_p]
 LIBC.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+HANDS = 4
+"""Processes that make and remove entries."""
 NAME_AT = 19
 """Where struct dirent has the name, on 64-bit Linux."""
 
@@ -66,13 +70,34 @@ class Directory:
         LIBC.closedir(self._stream)
 
 
+HAND = """
+import os, sys
+act = {"make": os.mknod, "remove": os.unlink}[sys.argv[1]]
+for line in sys.stdin:
+    act(line[:-1])
+"""
+"""Does to each name it is told what it is there for, in its directory."""
+
+
+def act_on_all(folder: Path, action: str, names: Iterable[str]) -> None:
+    """Make or remove entries, by several processes that are told their names one by one."""
+    command = [sys.executable, "-S", "-c", HAND, action]
+    hands = [
+        subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, text=True)
+        for _ in range(HANDS)
+    ]
+    for name, hand in zip(names, cycle(hands), strict=False):
+        assert hand.stdin is not None
+        hand.stdin.write(name + "\n")
+    for hand in hands:
+        hand.communicate()
+        assert hand.returncode == 0
+
+
 def fill(folder: Path, count: int, prefix: str = "file") -> set[str]:
     """Create files; their names."""
     names = {f"{prefix}-{number}" for number in range(count)}
-    descriptor = os.open(folder, os.O_RDONLY)
-    for name in names:
-        os.mknod(name, dir_fd=descriptor)
-    os.close(descriptor)
+    act_on_all(folder, "make", names)
     return names
 
 
@@ -215,8 +240,7 @@ def stat_all(folder: Path, names: set[str]) -> None:
 def remove_all(folder: Path) -> None:
     """Every entry, in the order of a listing that goes on meanwhile."""
     with os.scandir(folder) as entries:
-        for entry in entries:
-            os.unlink(entry.path)
+        act_on_all(folder, "remove", (entry.name for entry in entries))
     assert os.listdir(folder) == []
     folder.rmdir()
 
