@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import click
@@ -106,9 +107,10 @@ async def _repair(path: str, delete_damaged: bool) -> RepairReport:
 
 
 def _print(device: str, report: Report, data: bool) -> None:
-    for finding in report.findings:
-        print_line(printable(str(finding)))
-        print_line(f"    repair would {remedy(finding)}")
+    for what_helps, findings in groupby(report.findings, remedy):
+        for finding in findings:
+            print_line(printable(str(finding)))
+        print_line(f"    repair would {what_helps}")
     if report.finding_count > len(report.findings):
         print_line(f"and {report.finding_count - len(report.findings)} more")
     _print_verdict(device, report, data)
