@@ -2,12 +2,15 @@
 
 Usage: scripts/bench_swift [--rounds N] [--folder DIR] [--json FILE]
 
-Three clusters run side by side, and take turns: in each round every row is measured on one after
+Four clusters run side by side, and take turns: in each round every row is measured on one after
 the other, the first of them changing from round to round. One client, one call at a time. In the
-third cluster the objects lie on shardfs and the account and container databases on XFS.
+second cluster the objects lie on shardfs and the account and container databases on XFS. The disks
+of the third are none: a pyfuse3 server of dictionaries whose fsync does nothing (scripts/floor),
+which is what a Python server could reach if its own work cost nothing.
 
-At the end a disk of each is replaced by an empty one and refilled by Swift's replicators, and a
-shardfs disk is scrubbed as fast as it goes: two inputs of scripts/simulate_durability.
+At the end a disk of each of the others is replaced by an empty one and refilled by Swift's
+replicators, and a shardfs disk is scrubbed as fast as it goes: two inputs of
+scripts/simulate_durability.
 """
 
 from __future__ import annotations
@@ -39,13 +42,15 @@ MIB = 1 << 20
 REFILL_LARGE_COUNT = 40
 REFILL_SMALL_COUNT = 100
 SCRUB_S_MAX = 300
+FLOOR = "floor"
+BASE = "XFS"
 CLUSTERS: dict[str, tuple[str, str | None]] = {
     "shardfs": ("shardfs", None),
     "objects on shardfs": ("shardfs", "xfs"),
+    FLOOR: ("floor", None),
     "XFS": ("xfs", None),
 }
 """Column of the table -> file systems of the disks, and of databases that lie elsewhere."""
-BASE = "XFS"
 Rates = dict[str, list[float]]
 
 
@@ -156,6 +161,8 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, Rates], float]:
                     rate = Round(buckets[system], number).rows()[row]()
                     rates.setdefault(row, {}).setdefault(system, []).append(rate)
         for system in CLUSTERS:
+            if system == FLOOR:  # it keeps nothing
+                continue
             rate = refill(clusters[system], buckets[system])
             rates.setdefault("refilling a lost disk (MiB/s)", {})[system] = [rate]
         return rates, scrub(next(iter(clusters["shardfs"].disks.values())))
@@ -170,9 +177,14 @@ def table(rates: dict[str, Rates]) -> str:
         medians = {system: statistics.median(values) for system, values in by_system.items()}
         cells = [
             f"{medians[system]:.1f} ({min(by_system[system]):.1f} to {max(by_system[system]):.1f})"
+            if system in medians
+            else "-"
             for system in CLUSTERS
         ]
-        cells += [f"{medians[system] / medians[BASE]:.2f}" for system in others]
+        cells += [
+            f"{medians[system] / medians[BASE]:.2f}" if system in medians else "-"
+            for system in others
+        ]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -3,11 +3,10 @@
 Role: what a Python server behind pyfuse3 can reach at best, so that a figure of shardfs can be
 divided by it: what is missing to 1 is shardfs' own work. It saves the same round trips by the
 same means (answer to INIT, waiting awake, lifetimes of names and attributes, names that are not
-there, no flush, page cache kept over opens, entries listed with attributes, read-ahead), and
-answers getxattr and access lists as shardfs does for files that have none. Names, attributes and
-contents live in memory; fsync promises nothing.
+there, no flush, page cache kept over opens, entries listed with attributes, read-ahead). Names,
+attributes of both kinds and contents live in memory, access lists as bytes; fsync promises nothing.
 
-Not here: durability, checks, limits, rename flags other than none, extended attributes.
+Not here: durability, checks, limits, rename flags other than none, and for setxattr.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Node:
 
     __slots__ = (
         "atime_ns", "children", "ctime_ns", "data", "gid", "ino", "lookups", "mode", "mtime_ns",
-        "nlink", "rdev", "target", "uid",
+        "nlink", "rdev", "target", "uid", "xattrs",
     )  # fmt: skip
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int) -> None:
@@ -50,6 +49,7 @@ class Node:
         self.target = b""
         self.data = bytearray()
         self.children: dict[bytes, Node] = {}
+        self.xattrs: dict[bytes, bytes] = {}
         self.atime_ns = self.mtime_ns = self.ctime_ns = time.time_ns()
 
     def touch(self) -> None:
@@ -212,12 +212,24 @@ class Floor(pyfuse3.Operations):
         return self._nodes[inode].target
 
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        raise FUSEError(self._no_attribute)
+        value = self._nodes[inode].xattrs.get(name)
+        if value is None:
+            raise FUSEError(self._no_attribute)
+        return value
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        if self._no_attribute == errno.ENOSYS:
+            raise FUSEError(errno.ENOSYS)
+        self._nodes[inode].xattrs[name] = value
+
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        if self._nodes[inode].xattrs.pop(name, None) is None:
+            raise FUSEError(self._no_attribute)
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         if self._no_attribute == errno.ENOSYS:
             raise FUSEError(errno.ENOSYS)
-        return ()
+        return tuple(self._nodes[inode].xattrs)
 
     # --- open files: the handle of a file is its inode number
 

@@ -40,7 +40,7 @@ class Cluster:
 
     Args:
         folder: empty; everything is below it.
-        file_system: of the disks, "shardfs" or "xfs".
+        file_system: of the disks: "shardfs", "xfs", or "floor".
         database_file_system: of a partition beside each disk that holds the account and container
             databases; None: they lie on the disk, as everything else.
     """

@@ -1,7 +1,8 @@
 """One disk of a cluster: an image on a loop device, its file system, its mount, and what can go
 wrong with it.
 
-Role: shardfs disks are mounted by a daemon each, XFS disks by the kernel, for comparison.
+Role: shardfs disks are mounted by a daemon each; for comparison XFS disks by the kernel, and disks
+that are none, only the benchmarks' floor (scripts/floor), by a server each as well.
 
 Invariants:
     I1. Only loop devices attached here are used; `close` unmounts and detaches, whatever happened.
@@ -19,6 +20,7 @@ from scripts.swift_cluster.layout import Layout
 from scripts.swift_cluster.processes import ClusterError, Process, run, wait_until
 
 SHARDFS: Final = Path(sys.executable).with_name("shardfs")
+FLOOR: Final = Path(__file__).resolve().parent.parent / "floor"
 OPTIONS: Final = "errors=unmount,noatime"
 LEFT_BYTES_OF_A_BROKEN_DISK: Final = 4 << 20
 _FILL_BYTES: Final = 1 << 20
@@ -34,7 +36,7 @@ class Disk:
 
     Args:
         name: as in the rings.
-        file_system: "shardfs" or "xfs".
+        file_system: "shardfs", "xfs", or "floor".
         size_mib: of its image.
         devices: folder of its mount point; layout.nodes if None.
     """
@@ -75,7 +77,7 @@ class Disk:
         self._loop = Path(run("losetup", "--find", "--show", self._image).strip())
         if self._file_system == "xfs":
             run("mkfs.xfs", "-q", self._loop)
-        else:
+        elif self._file_system == "shardfs":
             run(SHARDFS, "mkfs", self._loop, "--label", self.name)
 
     def mount(self) -> None:
@@ -83,10 +85,10 @@ class Disk:
         if self._file_system == "xfs":
             run("mount", "-t", "xfs", "-o", "noatime", str(self._loop), self.path)
             return
-        self._server = Process(
-            [SHARDFS, "mount", str(self._loop), self.path, "--foreground", "-o", OPTIONS], self._log
-        )
-        server = self._server
+        command: list[str | Path] = [SHARDFS, "mount", str(self._loop), self.path, "--foreground"]
+        if self._file_system == "floor":
+            command = [FLOOR, self.path]
+        server = self._server = Process([*command, "-o", OPTIONS], self._log)
 
         def answers() -> bool:
             if not server.is_running:
@@ -100,7 +102,7 @@ class Disk:
         if self._file_system == "xfs":
             run("umount", self.path)
             return
-        run(SHARDFS, "umount", self.path)
+        run(*((SHARDFS, "umount") if self._file_system == "shardfs" else ("umount",)), self.path)
         self.server.wait(60)
         self._server = None
 
