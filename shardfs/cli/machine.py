@@ -30,7 +30,7 @@ from shardfs.engine.block_device import open_device
 from shardfs.engine.mkfs import plan
 from shardfs.engine.probe import probe, users_of
 from shardfs.errors import ShardfsError
-from shardfs.fuse.mounts import mounts_of
+from shardfs.fuse.mounts import may_let_others_in, mounts_of
 from shardfs.fuse.runtime import runtime_directory
 
 OK: Final = "ok"
@@ -176,11 +176,7 @@ def _other_users() -> Iterator[Result]:
     if os.geteuid() == 0:
         yield Result("other users", OK, "root may let them in (allow_other is the default)")
         return
-    text = ""
-    conf = Path("/etc/fuse.conf")
-    if conf.exists():
-        text = conf.read_text(encoding="utf-8", errors="replace")
-    if re.search(r"^\s*user_allow_other\b", text, re.MULTILINE):
+    if may_let_others_in():
         yield Result("other users", OK, "user_allow_other is in /etc/fuse.conf")
     else:
         advice = "to let them in with -o allow_other: echo user_allow_other >>/etc/fuse.conf"

@@ -15,7 +15,12 @@ from shardfs.cli.logs import JOURNAL
 from shardfs.cli.serving import Server
 from shardfs.errors import UsageError
 from shardfs.fuse.mount_options import MountOptions, Wishes
-from shardfs.fuse.mounts import prepare_mountpoint, require_fuse, take_away_stale_mounts
+from shardfs.fuse.mounts import (
+    prepare_mountpoint,
+    require_fuse,
+    require_rights,
+    take_away_stale_mounts,
+)
 from shardfs.fuse.runtime import log_name, runtime_directory
 
 
@@ -31,6 +36,7 @@ def prepare(device: str, mountpoint: str, wishes: Wishes, record_path: str | Non
     for stale in take_away_stale_mounts(device):
         click.echo(f"shardfs: note: took away {stale}, whose server had gone", err=True)
     place = prepare_mountpoint(mountpoint)
+    require_rights(place, allow_other=bool(wishes.options.allow_other))
     recording = _recording_place(record_path, place, wishes.options) if record_path else ""
     return Server(os.path.realpath(device), place, wishes.options, recording)
 

@@ -54,6 +54,7 @@ _OPPOSITES: Final = {
     "diratime": "nodiratime",
 }
 FUSE_DEVICE: Final = Path("/dev/fuse")
+_FUSE_CONFIGURATION: Final = Path("/etc/fuse.conf")
 
 
 class MountEntry(NamedTuple):
@@ -192,6 +193,35 @@ def require_fuse() -> None:
         raise UsageError(f"{FUSE_DEVICE} may not be opened by this user; run as root")
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise UsageError("fusermount3 is missing; install it with: apt install fuse3")
+
+
+def may_let_others_in() -> bool:
+    """This user may mount what other users can enter: root, or anybody by /etc/fuse.conf."""
+    if os.geteuid() == 0:
+        return True
+    try:
+        text = _FUSE_CONFIGURATION.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return re.search(r"^\s*user_allow_other\b", text, re.MULTILINE) is not None
+
+
+def require_rights(path: str, *, allow_other: bool) -> None:
+    """What fusermount3 asks for of users other than root, who would only say it in a log.
+
+    Raises:
+        UsageError: this user may not mount at the path, or not for others.
+    """
+    if os.geteuid() == 0:
+        return
+    if not os.access(path, os.W_OK):
+        raise UsageError(
+            f"{path} may not be written to by this user; mount on a directory that may"
+        )
+    if allow_other and not may_let_others_in():
+        raise UsageError(
+            "allow_other is for root only; or, as root: echo user_allow_other >>/etc/fuse.conf"
+        )
 
 
 def unmount(mountpoint: str, *, lazily: bool = False) -> None:
