@@ -185,7 +185,7 @@ def _other_users() -> Iterator[Result]:
 
 def _read_ahead() -> Iterator[Result]:
     if os.geteuid() == 0:
-        yield Result("read-ahead", OK, "can be raised to 4 MiB")
+        yield Result("read-ahead", OK, "can be raised to 8 MiB")
     else:
         advice = "long reads are a third faster on what root mounts"
         yield Result("read-ahead", NOTE, "stays at 128 KiB: only root may raise it", advice)

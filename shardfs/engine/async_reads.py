@@ -25,14 +25,14 @@ from typing import Final
 import trio
 
 from shardfs import limits
-from shardfs.engine.direct_io import HUGE_PAGE_BYTES, address_of_view
+from shardfs.engine.direct_io import LENT_BYTES, address_of_view
 from shardfs.engine.kernel_requests import IOCB_FLAG_RESFD, Request, Requests
 
 READ_BYTES_MAX: Final = 60 * limits.KIB
 """Of what is wanted; with the rest of the first and the last block it fits into a slot."""
 PATIENCE_NS: Final = 400_000
 """A read of a few blocks from flash memory takes a tenth to half of that."""
-_SLOTS: Final = 16
+_SLOTS: Final = 32
 _SLOT_BYTES: Final = 64 * limits.KIB
 _TRUST_MAX: Final = 8
 _DISTRUSTED_READS: Final = 64
@@ -115,7 +115,7 @@ class AsyncReads:
         Checkpoints: only when it takes long; the read runs to its end all the same.
         """
         if memory is not None:
-            if length > HUGE_PAGE_BYTES or not self._takes_large.is_left():
+            if length > LENT_BYTES or not self._takes_large.is_left():
                 return None
             is_filled = await self._carry_out(offset, length, memory) is not None
             self._takes_large.learn(is_filled)

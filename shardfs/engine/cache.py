@@ -108,6 +108,11 @@ class Cache:
         self.limit(self._bytes_max)
 
     @property
+    def bytes_max(self) -> int:
+        """What is held is at most this."""
+        return self._bytes_max
+
+    @property
     def held_bytes(self) -> int:
         """Sizes of what is held."""
         return self._held_bytes

@@ -147,6 +147,30 @@ class ChunkStore:
             return data
         return memoryview(data)[start - begin : start - begin + length]
 
+    async def get_side_by_side(self, locators: Sequence[Locator]) -> list[memoryview]:
+        """The payloads of chunks that lie one behind the other in one extent, verified; one device
+        read.
+
+        Raises:
+            DeviceError: the device could not read them.
+            CorruptionError: one of them is not there as it was put (I2, I3), or not yet.
+        """
+        begin, end = payload_offset(locators[0]), payload_offset(locators[-1]) + locators[-1].length
+        extent = self._extents.at(locators[0].extent)
+        data = memoryview(await self._extents.read(extent.index, begin, end - begin))
+        payloads = []
+        for locator in locators:
+            where = f"extent {locator.extent} byte {locator.offset} (chunk {locator.sequence})"
+            if locator.epoch != extent.epoch:
+                raise CorruptionError("the chunk's extent has been reset since", where)
+            at = payload_offset(locator) - begin
+            payload = data[at : at + locator.length]
+            if len(payload) != locator.length:
+                raise CorruptionError("the device ends inside the chunk", where)
+            verify_granules(payload, locator.checksums, 0, where)
+            payloads.append(payload)
+        return payloads
+
     async def is_whole(self, extent: int, epoch: int, offset: int, sequence: int) -> bool:
         """Whether the frame at this place is the one expected, head and payload intact.
 

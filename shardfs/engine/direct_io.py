@@ -10,6 +10,7 @@ Invariants:
     I2. That works only if nobody dirties a folio that reaches into the range of a write meanwhile.
         So one writes here only in extents, one write at a time each, that are whole FOLIO_BYTES.
     I3. Memory that was lent for a read is not lent again while anybody can still look at it.
+    I4. What is kept to be lent is as much as was ever lent at once, and at most IDLE_BYTES_MAX.
 
 Not here: which requests go this way (block_device.py), loops over short transfers of reads
 (device_calls.py).
@@ -25,7 +26,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from shardfs import limits
 
@@ -36,8 +37,12 @@ _ALIGNMENT_BYTES: Final = limits.BLOCK_BYTES
 HUGE_PAGE_BYTES: Final = 2 * limits.MIB
 """What the engine reads or writes at once, 1 MiB and some blocks, is one device request if its
 memory is one piece; in pages of 4 KiB it is several, because a device takes so many pieces only."""
-_IDLE_PAGES_MAX: Final = 8
-"""Kept for the next reads, as many as are under way at once."""
+LENT_BYTES: Final = limits.MIB + 128 * limits.KIB
+"""Memory for one read: the largest chunk and the rest of its first and last block."""
+IDLE_BYTES_MAX: Final = 36 * limits.MIB
+"""Kept for the next reads: for as many as the kernel's read-ahead has under way at once. What is
+taken anew is filled with zeros first, which takes the kernel as long as the copy of a reply."""
+_LENT_AT_ONCE: Final = 16
 _COPIED_ALONE_BYTES_MIN: Final = 64 * limits.KIB
 
 _new_bytearray = ctypes.pythonapi.PyByteArray_FromStringAndSize
@@ -54,25 +59,36 @@ def open_direct(descriptor: int, *, read_only: bool) -> int | None:
         return None  # no /proc, or a device that has no such way
 
 
+class _Part(NamedTuple):
+    """LENT_BYTES of a memory."""
+
+    memory: mmap.mmap
+    offset: int
+
+
 class HugePages:
-    """Huge pages that are lent for one read after the other (I3)."""
+    """Parts of huge pages, lent for one read after the other (I3)."""
 
     def __init__(self) -> None:
-        self._idle: list[mmap.mmap] = []
+        self._idle: list[_Part] = []
         self._lent: dict[int, weakref.ref[ctypes.Array[ctypes.c_char]]] = {}
 
     def lend(self) -> memoryview:
-        """HUGE_PAGE_BYTES, until nothing refers to a part of them any more."""
-        memory = self._idle.pop() if self._idle else _huge_page()
+        """LENT_BYTES, until nothing refers to a part of them any more."""
+        if not self._idle:
+            memory = _huge_pages(_LENT_AT_ONCE * LENT_BYTES)
+            self._idle = [_Part(memory, number * LENT_BYTES) for number in range(_LENT_AT_ONCE)]
+            self._idle.reverse()
+        part = self._idle.pop()
         # Every view of it refers to this object, and to nothing else that could be asked.
-        lease = (ctypes.c_char * HUGE_PAGE_BYTES).from_buffer(memory)
-        self._lent[id(memory)] = weakref.ref(lease, partial(self._take_back, memory))
+        lease = (ctypes.c_char * LENT_BYTES).from_buffer(part.memory, part.offset)
+        self._lent[id(lease)] = weakref.ref(lease, partial(self._take_back, id(lease), part))
         return memoryview(lease).cast("B")
 
-    def _take_back(self, memory: mmap.mmap, _: object) -> None:
-        del self._lent[id(memory)]
-        if len(self._idle) < _IDLE_PAGES_MAX:
-            self._idle.append(memory)
+    def _take_back(self, number: int, part: _Part, _: object) -> None:
+        del self._lent[number]
+        if len(self._idle) < IDLE_BYTES_MAX // LENT_BYTES:
+            self._idle.append(part)
 
 
 class AlignedRead:
@@ -98,7 +114,7 @@ class Bounce:
     """Aligned memory through which the bytes of one write after the other go."""
 
     def __init__(self) -> None:
-        self._memory = _huge_page()
+        self._memory = _huge_pages(HUGE_PAGE_BYTES)
         self._address = _address_of(self._memory)
 
     def write(self, views: Sequence[memoryview], descriptor: int, offset: int) -> None:
@@ -141,17 +157,17 @@ class Bounce:
 
 def _aligned(length: int, pages: HugePages) -> memoryview:
     """So many bytes of memory that nobody has spent time on filling with zeros."""
-    if length <= HUGE_PAGE_BYTES:
+    if length <= LENT_BYTES:
         return pages.lend()[:length]
     memory = _uninitialised(length + _ALIGNMENT_BYTES)
     skipped = -_address_of(memory) % _ALIGNMENT_BYTES
     return memoryview(memory)[skipped : skipped + length]
 
 
-def _huge_page() -> mmap.mmap:
-    """Memory of which a part in one piece lies in one page, where the kernel can spare one: for a
-    direct request it has to find, hold and release each page, 256 small ones for a megabyte."""
-    memory = mmap.mmap(-1, HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def _huge_pages(length: int) -> mmap.mmap:
+    """So many bytes of memory in few pages, where the kernel can spare such: for a direct request
+    it has to find, hold and release each page, 256 small ones for a megabyte."""
+    memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

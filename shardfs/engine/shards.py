@@ -6,6 +6,8 @@ Invariants:
     I1. Data is appended and referenced in one critical section: until the batch that refers to
         it is applied, nothing else runs, so that reclamation cannot see it unreferenced.
     I2. While a shard is read its extents are pinned: no reset comes between two pieces.
+    I3. No chunk of data that is cut reaches over a multiple of the largest chunk's length: large
+        reads begin and end there, and so are one read of the device, or two at an extent's end.
 
 Not here: which pieces a shard has (the tree), who may append (store.py).
 """
@@ -90,10 +92,9 @@ class ShardData:
             locator = self.append(owner, offset, buffers, stream=stream)
             return (Piece(offset, total, 0, locator),)
         pieces = []
-        for part, length in _cut(buffers, lambda: self._cut_room(owner, stream)):
-            locator = self.append(owner, offset, part, stream=stream)
-            pieces.append(Piece(offset, length, 0, locator))
-            offset += length
+        for at, part, length in _cut(buffers, offset, partial(self._cut_room, owner, stream)):
+            locator = self.append(owner, at, part, stream=stream)
+            pieces.append(Piece(at, length, 0, locator))
         return tuple(pieces)
 
     @property
@@ -150,10 +151,12 @@ class ShardData:
     def _forget(self, sequence: int) -> None:
         self._appended.pop(sequence, None)
 
-    def _cut_room(self, owner: bytes, stream: Stream) -> int:
-        """The same in whole granules: blocks of a file that is cut stay granules of its chunks."""
+    def _cut_room(self, owner: bytes, stream: Stream, offset: int) -> int:
+        """The same for what is cut at `offset` (I3), in whole granules: blocks of a file that is
+        cut stay granules of its chunks."""
         room = self._payload_room(owner, stream)
-        return room - room % limits.GRANULE_BYTES
+        room -= room % limits.GRANULE_BYTES
+        return min(room, self.chunk_bytes_max - offset % self.chunk_bytes_max)
 
     def _payload_room(self, owner: bytes, stream: Stream) -> int:
         room = self._chunks.payload_room(stream, len(owner))
@@ -162,10 +165,13 @@ class ShardData:
         return self._chunks.payload_bytes_max
 
 
-def _cut(buffers: Sequence[Buffer], room: Callable[[], int]) -> Iterator[tuple[list[Buffer], int]]:
-    """Buffers as successive parts, each at most as long as `room()` said when it was begun."""
+def _cut(
+    buffers: Sequence[Buffer], offset: int, room: Callable[[int], int]
+) -> Iterator[tuple[int, list[Buffer], int]]:
+    """Buffers as successive parts (offset, buffers, length), each at most as long as `room` said
+    for its offset when it was begun."""
     part: list[Buffer] = []
-    length, limit = 0, room()
+    length, limit = 0, room(offset)
     for buffer in buffers:
         view = memoryview(buffer)
         while view:
@@ -174,7 +180,8 @@ def _cut(buffers: Sequence[Buffer], room: Callable[[], int]) -> Iterator[tuple[l
             length += len(taken)
             view = view[len(taken) :]
             if length == limit:
-                yield part, length
-                part, length, limit = [], 0, room()
+                yield offset, part, length
+                offset += length
+                part, length, limit = [], 0, room(offset)
     if part:
-        yield part, length
+        yield offset, part, length

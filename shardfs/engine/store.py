@@ -66,6 +66,7 @@ class Store:
         self._extents: Extents = parts.extents
         self._chunks: ChunkStore = parts.chunks
         self._tree = parts.tree
+        self.bring = parts.tree.bring
         self._committer = parts.committer
         self._checkpointer = parts.checkpointer
         self._shards = ShardData(parts.chunks, parts.extents)

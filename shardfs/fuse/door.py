@@ -87,6 +87,10 @@ class StoreDoor(Protocol):
     async def records(self, start: bytes, end: bytes, count_max: int) -> list[tuple[bytes, bytes]]:
         """The first records in [start, end), ascending. Checkpoints: not when cached."""
 
+    async def bring(self, keys: Sequence[bytes]) -> None:
+        """Have what will soon be asked for in memory, by few reads of the device; trouble is left
+        for who asks. Checkpoints: not when cached."""
+
     async def get_shard(self, key: bytes) -> Shard | None:
         """The shard at `key`. Checkpoints: not when cached."""
 

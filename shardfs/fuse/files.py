@@ -1,4 +1,4 @@
-"""Byte ranges of files as shards, shards as chunks: reading, storing, truncating, freeing.
+"""Byte ranges of files as shards, shards as chunks: storing, truncating, freeing.
 
 Role: the content of files as the store has it. A file's shard i holds its bytes from
 i * SHARD_BYTES; what no piece covers is a hole and reads as zeros.
@@ -19,7 +19,8 @@ Ordering: a truncation marks the file in the batch that cuts its size, and the m
 batch that deletes the last shard. Freeing deletes shards and xattrs first, inode and orphan mark
 in the last batch.
 
-Not here: dirty data (writeback.py) and who decides that a file is to be freed (orphans.py).
+Not here: reading (file_reads.py), dirty data (writeback.py), and who decides that a file is to be
+freed (orphans.py).
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from typing import Final
 import trio
 
 from shardfs import limits
-from shardfs.engine.layout import Bytes
 from shardfs.engine.pieces import Piece, Shard, encoded_bytes, overlapped, splice, truncate
 from shardfs.engine.reserve import record_bytes_max
-from shardfs.errors import CorruptionError, StaleError
-from shardfs.fuse.dirty import Run, split
+from shardfs.errors import StaleError
+from shardfs.fuse.dirty import Run
 from shardfs.fuse.door import StoreDoor, scan_some
+from shardfs.fuse.file_reads import FileReads
 from shardfs.fuse.records import (
     TRUNCATION_PREFIX,
     Inode,
@@ -65,6 +66,7 @@ class Files:
 
     def __init__(self, store: StoreDoor, tables: Tables, truncations: set[int]) -> None:
         self.store = store
+        self.read = FileReads(store).read
         self.tables = tables
         self.truncations = truncations
         """Files with shards above their end (I2)."""
@@ -84,67 +86,6 @@ class Files:
         async for key, _ in store.scan(TRUNCATION_PREFIX, bytes([TRUNCATION_PREFIX[0] + 1])):
             truncations.add(decode_marker_key(key))
         return cls(store, tables, truncations)
-
-    # --- reading
-
-    async def read(self, ino: int, offset: int, length: int) -> Bytes:
-        """The bytes [offset, offset + length); holes, and what lies beyond the end, are zeros.
-
-        Checkpoints: not when everything is cached.
-
-        Raises:
-            DeviceError, CorruptionError
-        """
-        index, start = divmod(offset, SHARD_BYTES)
-        if start + length <= SHARD_BYTES:
-            parts = await self._read_shard(ino, index, start, start + length)
-        else:
-            parts = []
-            for index, start, end in split(offset, length):
-                parts += await self._read_shard(ino, index, start, end)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def _read_shard(self, ino: int, index: int, start: int, end: int) -> list[Bytes]:
-        key = shard_key(ino, index)
-        try:
-            shard = await self.store.get_shard(key)
-            while shard is not None:
-                try:
-                    return await self._read_pieces(shard, start, end)
-                except CorruptionError:
-                    # Not if the shard was changed, and its chunks dropped, before we could pin
-                    # them.
-                    current = await self.store.get_shard(key)
-                    if current == shard:
-                        raise
-                    shard = current
-        except CorruptionError as error:
-            at = index * SHARD_BYTES
-            where = f"inode {ino} bytes {at + start} to {at + end - 1}"
-            raise CorruptionError(str(error), where) from error
-        return [bytes(end - start)]
-
-    async def _read_pieces(self, shard: Shard, start: int, end: int) -> list[Bytes]:
-        found = overlapped(shard.pieces, start, end - start)
-        if len(found) == 1 and found[0].start <= start and end <= found[0].end:
-            # Reading a chunk pins it, and nothing can have happened to it before.
-            piece = found[0]
-            skip = piece.skip + start - piece.start
-            return [await self.store.read_chunk(piece.locator, skip, end - start)]
-        parts: list[Bytes] = []
-        position = start
-        with self.store.pinned(found):
-            for piece in found:
-                if piece.start > position:
-                    parts.append(bytes(piece.start - position))
-                    position = piece.start
-                length = min(end, piece.end) - position
-                skip = piece.skip + position - piece.start
-                parts.append(await self.store.read_chunk(piece.locator, skip, length))
-                position += length
-        if position < end:
-            parts.append(bytes(end - position))
-        return parts
 
     # --- writing
 

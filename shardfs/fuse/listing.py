@@ -33,6 +33,7 @@ from shardfs.fuse.records import (
     decode_entry,
     decode_entry_key,
     entries_start,
+    inode_key,
 )
 from shardfs.fuse.tables import NotLoaded, Tables
 
@@ -169,14 +170,20 @@ class Listing:
         return self._places.get(position, (position, _NAME_LAST))
 
     async def _load_inodes(self, items: list[_Listed]) -> None:
-        """Load what is missing in the order of inode numbers: neighbours share a block."""
+        """Load what is missing in the order of inode numbers: neighbours share a block, and
+        neighbouring blocks a read."""
         tables = self._tables
         cached = tables.cached_inode
-        for ino in sorted([ino for _, _, ino, _, _ in items if cached(ino) is None]):
+        missing = sorted([ino for _, _, ino, _, _ in items if cached(ino) is None])
+        is_brought = False
+        for ino in missing:
             try:
                 try:
                     tables.find_inode(ino)
                 except NotLoaded:
+                    if not is_brought:
+                        is_brought = True
+                        await self._store.bring([inode_key(each) for each in missing])
                     await tables.load(ino)
             except CorruptionError:
                 continue  # its name is still listed

@@ -51,7 +51,7 @@ GRACE_S: Final = 10.0
 ANSWERS_S: Final = 0.2
 """Requests in trouble are answered within this time, then the connection ends."""
 _UNKNOWN_TO_LIBFUSE: Final = frozenset({"rw", "relatime", "strictatime", "nodiratime"})
-_READ_AHEAD_KIB: Final = 4096
+_READ_AHEAD_KIB: Final = 8192
 _MOUNTINFO: Final = Path("/proc/self/mountinfo")
 
 

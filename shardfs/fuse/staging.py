@@ -66,6 +66,7 @@ class StagedStore:
         self.health = store.health
         self.get_shard = store.get_shard
         self.find_record = store.find_record
+        self.bring = store.bring
         self.batch = store.batch
         self.append_pieces = store.append_pieces
         self.pinned = store.pinned

@@ -74,6 +74,40 @@ async def test_a_cold_read_of_a_small_file_reads_at_most_three_times() -> None:
             assert device.counts.reads - before <= 3
 
 
+async def test_listing_a_cold_directory_reads_neighbouring_blocks_at_once() -> None:
+    """A thousand names and a thousand inodes, the files of another directory between each two."""
+    device = await store_with_many_files(1000, 16, others=1)
+    async with Store.open(device) as store:
+        file_system = await FileSystem.open(store)
+        listing = file_system.list_directory(ROOT_INO)
+        before, position, names = device.counts.reads, 0, set()
+        while items := await listing.read(position):
+            assert all(item.inode is not None for item in items)
+            names |= {item.name for item in items if not item.is_dot}
+            position = items[-1].next
+        assert len(names) == 1001
+        print("COUNT", device.counts.reads - before)
+        assert device.counts.reads - before <= 6
+
+
+async def test_large_reads_are_one_read_of_the_device_but_at_an_extents_end() -> None:
+    device = await formatted_device()
+    data = bytes(range(256)) * (8 * MIB // 256)
+    async with Store.open(device) as store, serving(store) as file_system:
+        ino = await Caller(file_system).create("large", data=data)
+        await file_system.sync()
+        length = store.identity.chunk_bytes_max
+        counts = []
+        for offset in range(0, len(data), length):
+            before = device.counts.reads
+            found = await file_system.writeback.read(ino, offset, length)
+            assert found == data[:length]
+            counts.append(device.counts.reads - before)
+        per_extent = store.identity.extent_bytes // length
+        assert max(counts) == 2, "one chunk, or two where an extent ends between them"
+        assert counts.count(2) <= len(counts) // (per_extent - 1) + 1
+
+
 async def test_hot_requests_run_without_a_checkpoint() -> None:
     """Checked as the time that the device and other tasks are given: none."""
     device = await formatted_device()
@@ -91,14 +125,20 @@ async def test_hot_requests_run_without_a_checkpoint() -> None:
             await caller.unlink("c")
 
 
-async def store_with_many_files(count: int, data_bytes: int) -> SimulatedDevice:
-    """So many files of this size, all of them in runs, closed in order."""
+async def store_with_many_files(count: int, data_bytes: int, *, others: int = 0) -> SimulatedDevice:
+    """So many files of this size, all of them in runs, closed in order; behind each so many in
+    another directory."""
     device = await formatted_device(512 * MIB)
     async with Store.open(device) as store, serving(store) as file_system:
         namespace, writeback = file_system.namespace, file_system.writeback
         data = bytes(data_bytes)
-        for number in range(count):
-            found = await namespace.create(ROOT_INO, b"%d" % number, 0o100644, 0, 0)
+        parents = [ROOT_INO]
+        if others:
+            aside = await namespace.create(ROOT_INO, b"aside", 0o40755, 0, 0)
+            parents += [aside.ino] * others
+        for number in range(count * len(parents)):
+            parent = parents[number % len(parents)]
+            found = await namespace.create(parent, b"%d" % number, 0o100644, 0, 0)
             await writeback.write(found.ino, 0, data)
             if number % 5000 == 0:
                 await file_system.sync()

@@ -14,6 +14,7 @@ from shardfs.checking.canaries.canary import Canary
 from shardfs.checking.canaries.planting import Edit, Setting
 from shardfs.fuse import rename
 from shardfs.fuse.dirty import DirtyRanges
+from shardfs.fuse.file_reads import FileReads
 from shardfs.fuse.files import Files
 from shardfs.fuse.handles import Handles
 from shardfs.fuse.listing import Listing
@@ -107,12 +108,12 @@ CONTENT: Final = (
         "Reading leaves out a hole between two pieces and appends it.",
         (
             Edit(
-                Files._read_pieces,
-                "parts.append(bytes(piece.start - position))\n",
+                FileReads._read_pieces,
+                "parts.append(bytes(first - position))\n",
                 "",
             ),
             Edit(
-                Files._read_pieces,
+                FileReads._read_pieces,
                 "if position < end:\n    parts.append(bytes(end - position))",
                 "parts.append(bytes(end - start - sum(map(len, parts))))",
             ),

@@ -22,6 +22,9 @@ from shardfs.engine.pacing import Slices
 _PART_COST = 16
 _DECODING_COST = 48
 _SEGMENTS_FEW = 4
+_COUNT_WORTH_BRINGING = 64
+"""Who wants so many entries will want those behind them, too."""
+_BLOCKS_BROUGHT = 8
 
 
 class Run(NamedTuple):
@@ -115,8 +118,11 @@ async def _run_part(
                 return entries, True
             if len(entries) >= count:
                 return entries, False
-            if slices is not None and not segment.is_cached(number):
-                await slices.spend(_DECODING_COST)
+            if not segment.is_cached(number):
+                if slices is not None:
+                    await slices.spend(_DECODING_COST)
+                elif count >= _COUNT_WORTH_BRINGING:
+                    await segment.bring(segment.blocks_before(end, number, _BLOCKS_BROUGHT))
             block = await segment.block(number)
             first = bisect_left(block.keys, start)
             stop = bisect_left(block.keys, end)

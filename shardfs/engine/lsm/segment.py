@@ -20,7 +20,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from shardfs import limits
@@ -39,12 +41,15 @@ from shardfs.engine.lsm.entry import (
 from shardfs.engine.lsm.filter import Filter
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator, decode_locator, encode_locator
-from shardfs.errors import CorruptionError
+from shardfs.errors import CorruptionError, DeviceError
 
 _DECODED_ENTRY_BYTES = 120
 _FILTER_BYTES_PER_ENTRY = 2
 _FILTER_STEP = 128
 _ENTRIES_PER_STEP = 32
+_BROUGHT_BYTES_MAX = 512 * limits.KIB
+_GAP_BYTES_MAX = 32 * limits.KIB
+"""Reading so much that is not wanted costs less than one more request."""
 
 
 class SegmentMeta(NamedTuple):
@@ -175,6 +180,11 @@ class Segment:
         """The block that holds `key` if any does, or the first one behind it."""
         return max(0, bisect_right(self.index.first_keys, key) - 1)
 
+    def blocks_before(self, end: bytes, number: int, count_max: int) -> range:
+        """The first blocks from `number` on that begin below `end`."""
+        stop = bisect_left(self.index.first_keys, end, number)
+        return range(number, min(stop, number + count_max))
+
     def may_contain(self, key: bytes) -> bool:
         """False only if the key is not in this segment; never checkpoints."""
         in_range = self.meta.first_key <= key <= self.meta.last_key
@@ -214,11 +224,55 @@ class Segment:
             return cached
 
         async def load() -> tuple[Block, int]:
-            block = decode_block(await self._chunks.get(locator, 0, locator.length))
-            return block, locator.length + _DECODED_ENTRY_BYTES * len(block.keys)
+            return await _decoded(await self._chunks.get(locator, 0, locator.length))
 
         loaded: Block = await self._cache.load(key, load)
         return loaded
+
+    async def bring(self, numbers: Sequence[int]) -> None:
+        """Have blocks in the cache: those that lie side by side are one device read. No more than
+        is sensible is brought, and trouble is left for who needs a block.
+
+        Args:
+            numbers: of blocks, ascending.
+        """
+        missing = [self.index.blocks[number] for number in numbers if not self.is_cached(number)]
+        for group in _side_by_side(missing, min(_BROUGHT_BYTES_MAX, self._cache.bytes_max // 4)):
+            if len(group) < 2:
+                continue  # `block` does that as well
+            try:
+                payloads = await self._chunks.get_side_by_side(group)
+            except (DeviceError, CorruptionError):
+                continue
+            for locator, payload in zip(group, payloads, strict=True):
+                with suppress(CorruptionError):
+                    await self._cache.load(_cache_key(locator), partial(_decoded, payload))
+
+
+async def _decoded(payload: Bytes) -> tuple[Block, int]:
+    """A block and what it takes in the cache."""
+    block = decode_block(payload)
+    return block, len(payload) + _DECODED_ENTRY_BYTES * len(block.keys)
+
+
+def _side_by_side(locators: Sequence[Locator], bytes_max: int) -> Iterator[list[Locator]]:
+    """Groups of chunks that are worth one read each."""
+    group: list[Locator] = []
+    for locator in locators:
+        if group:
+            last = group[-1]
+            gap = locator.offset - last.offset - locator_bytes(last)
+            length = locator.offset + locator_bytes(locator) - group[0].offset
+            if (
+                (locator.extent, locator.epoch) != (last.extent, last.epoch)
+                or not 0 <= gap <= _GAP_BYTES_MAX
+                or length > bytes_max
+            ):
+                yield group
+                group = []
+        group.append(locator)
+    if group:
+        yield group
 
 
 class LostSegment(Segment):

@@ -15,13 +15,14 @@ Not here: durability (commit.py), the background work that replaces runs (checkp
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from enum import Enum
 from typing import Final
 
 from shardfs.engine.lsm.entry import RECORD, TOMBSTONE, decode_value, encode_shard
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.merge import Page, Run, candidates, load_page, merge_parts
+from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.pieces import Shard
 from shardfs.errors import CorruptionError
 
@@ -124,6 +125,21 @@ class Tree:
                     return value
                 self._note_absent(key)
                 return None
+
+    async def bring(self, keys: Sequence[bytes]) -> None:
+        """Have in memory what will tell the values of keys, as far as that saves device reads: of
+        keys that are neighbours one read brings many. Trouble is left for who asks for a key.
+
+        Checkpoints: only when blocks are not cached.
+        """
+        wanted: dict[Segment, set[int]] = {}
+        for key in keys:
+            if self.in_memory(key) is None:
+                segment = next(candidates(self.runs, key), None)
+                if segment is not None:
+                    wanted.setdefault(segment, set()).add(segment.block_number(key))
+        for segment, numbers in wanted.items():
+            await segment.bring(sorted(numbers))
 
     def is_current(self, key: bytes, base: Shard | None, generation: int) -> bool:
         """Whether `base` is still the shard of `key`, as read at `generation`.
