@@ -23,7 +23,7 @@ from shardfs.fuse.access_times import Reading
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.files import Files
 from shardfs.fuse.handles import Handles
-from shardfs.fuse.listing import Listing
+from shardfs.fuse.listing import Listing, RecentPages
 from shardfs.fuse.memory import Memory, dirty_share
 from shardfs.fuse.name_pages import NamePages
 from shardfs.fuse.namespace import Namespace
@@ -82,6 +82,7 @@ class FileSystem:
         )
         self.xattrs = Xattrs(tables, self.writeback, self.orphans)
         self.reading = Reading(tables, self.writeback)
+        self._recent_pages = RecentPages()
         self.started = trio.Event()
         """Set when a kernel has begun to send requests."""
 
@@ -120,7 +121,7 @@ class FileSystem:
 
     def list_directory(self, ino: int) -> Listing:
         """A view of a directory's entries."""
-        return Listing(self.store, self.tables, ino)
+        return Listing(self.store, self.tables, ino, self._recent_pages)
 
     def start(self, nursery: trio.Nursery) -> None:
         """Start the background tasks, which run until they are cancelled."""

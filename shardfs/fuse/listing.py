@@ -8,6 +8,10 @@ Invariants:
         all the time exactly once, and none that was removed before the call.
     I2. What one call gives is the directory at one moment, with inodes of that moment.
     I3. "." and ".." come first, at positions 1 and 2.
+    I4. A page is used again only under the very inode, as an object, that it was read under: each
+        change of a directory's names makes a new one.
+
+What was read of a small directory is kept for the next who opens it (`RecentPages`).
 
 Two names of one directory may have equal hashes (2^-63 by chance, but someone may try). Then the
 second has the next free number for its position, which the listing remembers.
@@ -19,9 +23,12 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
+from collections import OrderedDict
 from functools import partial
 from operator import itemgetter
 from typing import Final, NamedTuple
+
+from xxhash import xxh3_64_intdigest
 
 from shardfs import limits
 from shardfs.errors import CorruptionError, FileError
@@ -38,7 +45,11 @@ from shardfs.fuse.records import (
 from shardfs.fuse.tables import NotLoaded, Tables
 
 _DOT: Final = 1
-_DOT_DOT: Final = 2
+DOT_DOT: Final = 2
+"""The position of "..", and behind that of all that a lookup is counted for."""
+_DOTS: Final = frozenset({b".", b".."})
+_KEPT_ENTRIES_MAX: Final = 8192
+"""Of all pages that are kept, some 2 MiB."""
 _ITEMS_AT_ONCE: Final = 64
 """About as many as one reply to the kernel holds."""
 _NAME_LAST: Final = b"\xff" * (limits.NAME_BYTES_MAX + 1)
@@ -60,7 +71,7 @@ class Item(NamedTuple):
     @property
     def is_dot(self) -> bool:
         """The directory itself or its parent, for which no lookup is counted."""
-        return self.next <= _DOT_DOT
+        return self.next <= DOT_DOT
 
 
 class _Listed(NamedTuple):
@@ -88,13 +99,51 @@ class _Page(NamedTuple):
         return self.is_last or position < self.items[-1].next
 
 
-class Listing:
-    """An open directory."""
+class RecentPages:
+    """Whole small directories that were listed lately (I4)."""
 
-    def __init__(self, store: StoreDoor, tables: Tables, ino: int) -> None:
+    def __init__(self) -> None:
+        self._pages: OrderedDict[int, _Page] = OrderedDict()
+        self._entries = 0
+
+    def get(self, ino: int, directory: Inode) -> _Page | None:
+        """The names of a directory if nothing has changed among them."""
+        page = self._pages.get(ino)
+        if page is None or page.directory is not directory:
+            return None
+        self._pages.move_to_end(ino)
+        return page
+
+    def keep(self, ino: int, page: _Page) -> None:
+        """For the next who opens the directory, if that is all of it; what a listing has to
+        remember positions for is not."""
+        if page.start or not page.is_last or any(each.next != each.hash for each in page.items):
+            return
+        self._forget(self._pages.pop(ino, None))
+        self._pages[ino] = page
+        self._entries += 1 + len(page.items)
+        while self._entries > _KEPT_ENTRIES_MAX:
+            self._forget(self._pages.popitem(last=False)[1])
+
+    def _forget(self, page: _Page | None) -> None:
+        if page is not None:
+            self._entries -= 1 + len(page.items)
+
+
+class Listing:
+    """An open directory.
+
+    Args:
+        recent: shared by the listings of a mount.
+    """
+
+    def __init__(
+        self, store: StoreDoor, tables: Tables, ino: int, recent: RecentPages | None = None
+    ) -> None:
         self.ino = ino
         self._store = store
         self._tables = tables
+        self._recent = recent or RecentPages()
         self._page: _Page | None = None
         self._places: dict[int, tuple[int, bytes]] = {}
         """Position -> (hash, name), where a position alone may not tell."""
@@ -113,7 +162,11 @@ class Listing:
                 raise FileError(errno.ESTALE)
             page = self._page
             if page is None or page.directory != directory or not page.tells(position):
-                page = self._page = await self._load(directory, position)
+                page = self._recent.get(self.ino, directory)
+                if page is None:
+                    page = await self._load(directory, position)
+                    self._recent.keep(self.ino, page)
+                self._page = page
             first = bisect_right(page.items, self._place_of(position), key=itemgetter(0, 1))
             listed = page.items[first : first + _ITEMS_AT_ONCE]
             await self._load_inodes(listed)
@@ -141,10 +194,7 @@ class Listing:
             start, _entries_end(self.ino), limits.DIRECTORY_PAGE_ENTRIES
         )
         is_last = len(found) < limits.DIRECTORY_PAGE_ENTRIES
-        decoded = []
-        for key, record in found:
-            _, place, name = decode_entry_key(key)
-            decoded.append((place, name, decode_entry(record)))
+        decoded = [(*_place_and_name(key), decode_entry(record)) for key, record in found]
         items: list[_Listed] = []
         for index, (place, name, entry) in enumerate(decoded):
             is_shared = (index > 0 and decoded[index - 1][0] == place) or (
@@ -198,14 +248,32 @@ class Listing:
         items = []
         if position < _DOT:
             items.append(Item(b".", self.ino, directory.mode >> 12, directory, _DOT))
-        if position < _DOT_DOT:
+        if position < DOT_DOT:
             parent = tables.find_inode(directory.parent)
-            items.append(Item(b"..", directory.parent, directory.mode >> 12, parent, _DOT_DOT))
+            items.append(Item(b"..", directory.parent, directory.mode >> 12, parent, DOT_DOT))
         cached = tables.cached_inode
         items += [
             Item(name, ino, kind, cached(ino), behind) for _, name, ino, kind, behind in listed
         ]
         return items
+
+
+def _place_and_name(key: bytes) -> tuple[int, bytes]:
+    """(hash, name), as decode_entry_key; in one step for names that are as they should be.
+
+    Raises:
+        CorruptionError
+    """
+    place, name = int.from_bytes(key[9:17], "big"), key[17:]
+    if (
+        xxh3_64_intdigest(name) >> 1 == place >= HASH_FIRST
+        and 0 < len(name) <= limits.NAME_BYTES_MAX
+        and b"/" not in name
+        and b"\0" not in name
+        and name not in _DOTS
+    ):
+        return place, name
+    return decode_entry_key(key)[1:]
 
 
 def _entries_end(ino: int) -> bytes:

@@ -37,7 +37,7 @@ from shardfs.fuse.departure import Departure
 from shardfs.fuse.durations import Durations, no_durations
 from shardfs.fuse.errnos import guarded, unanswered
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.listing import Item
+from shardfs.fuse.listing import DOT_DOT, Item
 from shardfs.fuse.mount_options import AccessTimes, MountOptions
 from shardfs.fuse.namespace import NOTHING, Found, Update
 from shardfs.fuse.records import Inode
@@ -323,7 +323,7 @@ class Operations(pyfuse3.Operations):
                     attributes = self._attributes(ino, self._writeback.overlay(ino, inode))
                 if not pyfuse3.readdir_reply(token, name, attributes, behind):
                     return
-                if not item.is_dot:
+                if behind > DOT_DOT:
                     self._handles.looked_up(ino)
             position = items[-1].next
             if listing.ends_with(items[-1]):
