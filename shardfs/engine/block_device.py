@@ -31,10 +31,10 @@ from shardfs.engine.device import Buffer, DeviceCounts
 from shardfs.engine.device_calls import (
     BLKROGET,
     BLKSSZGET,
+    CacheLooks,
     discard_blocks,
     flush,
     ioctl_number,
-    is_cached,
     punch_hole,
     read_all,
     read_around,
@@ -103,6 +103,7 @@ class BlockDevice:
         self._pages = HugePages()
         self._async_reads = AsyncReads(direct, sector_bytes) if direct is not None else None
         self._neighbours = Neighbours()
+        self._cache_looks = CacheLooks(self._descriptor)
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
         self._flush_errno = 0
         self._kernel_flush: KernelFlush | None = None
@@ -125,8 +126,9 @@ class BlockDevice:
         done, view = 0, memoryview(b"")
         if self._reads_inline and length <= INLINE_READ_BYTES_MAX:
             await trio.lowlevel.checkpoint_if_cancelled()
-            view = memoryview(bytearray(length))
-            done = self._read_cached(view, offset)
+            if self._may_be_cached(length, offset):
+                view = memoryview(bytearray(length))
+                done = self._read_cached(view, offset)
         around = None
         if self._direct is not None and not done:
             if length <= READ_BYTES_MAX:
@@ -305,8 +307,6 @@ class BlockDevice:
 
     def _read_cached(self, view: memoryview, offset: int) -> int:
         """Bytes at the front of the range that the page cache has, copied into `view`."""
-        if not self._may_be_cached(len(view), offset):
-            return 0
         try:
             return os.preadv(self._descriptor, [view], offset, os.RWF_NOWAIT)
         except BlockingIOError:
@@ -322,7 +322,7 @@ class BlockDevice:
         if not self._tells_cached:
             return True
         try:
-            return is_cached(length, self._descriptor, offset)
+            return self._cache_looks.has(offset, length)
         except OSError:
             self._tells_cached = False
             return True

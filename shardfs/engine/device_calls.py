@@ -41,6 +41,13 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _LIBC_AT_ONCE: Final = ctypes.PyDLL(None, use_errno=True)
 """For calls that never wait: other threads do not get their turn meanwhile."""
+_cachestat = _LIBC_AT_ONCE["syscall"]
+_cachestat.argtypes = (
+    *(ctypes.c_long, ctypes.c_uint),
+    *(ctypes.c_void_p, ctypes.c_void_p),
+    ctypes.c_uint,
+)
+_cachestat.restype = ctypes.c_long
 
 
 def ioctl_number(descriptor: int, request: int, typecode: str) -> int:
@@ -62,18 +69,31 @@ def set_length(size_bytes: int, descriptor: int, _offset: int) -> None:
     set_image_bytes(size_bytes, descriptor)
 
 
-def is_cached(length: int, descriptor: int, offset: int) -> bool:
-    """Whether the page cache has all of a range, or is about to. Never waits.
+class CacheLooks:
+    """Looks at what the page cache has of one device; for one thread. The call's structures are
+    made once: making them took longer than the call."""
 
-    Raises:
-        OSError: the kernel does not tell.
-    """
-    wanted = (ctypes.c_uint64 * 2)(offset, length)
-    found = (ctypes.c_uint64 * 5)()
-    if _LIBC_AT_ONCE.syscall(ctypes.c_long(_CACHESTAT), descriptor, wanted, found, 0):
-        raise OSError(ctypes.get_errno(), "cachestat")
-    pages = (offset + length - 1) // _PAGE_BYTES - offset // _PAGE_BYTES + 1
-    return int(found[0]) >= pages
+    def __init__(self, descriptor: int) -> None:
+        self._wanted = (ctypes.c_uint64 * 2)()
+        self._found = (ctypes.c_uint64 * 5)()
+        self._words = (
+            *(_CACHESTAT, descriptor),
+            *(ctypes.addressof(self._wanted), ctypes.addressof(self._found)),
+            0,
+        )
+
+    def has(self, offset: int, length: int) -> bool:
+        """Whether it has all of a range, or is about to. Never waits.
+
+        Raises:
+            OSError: the kernel does not tell.
+        """
+        wanted = self._wanted
+        wanted[0], wanted[1] = offset, length
+        if _cachestat(*self._words):
+            raise OSError(ctypes.get_errno(), "cachestat")
+        pages = (offset + length - 1) // _PAGE_BYTES - offset // _PAGE_BYTES + 1
+        return self._found[0] >= pages
 
 
 def read_all(view: memoryview, descriptor: int, offset: int) -> None:

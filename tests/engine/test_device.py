@@ -19,7 +19,7 @@ from shardfs.engine import claims
 from shardfs.engine.block_device import open_device
 from shardfs.engine.claims import users_of
 from shardfs.engine.device import Buffer, Device
-from shardfs.engine.device_calls import is_cached
+from shardfs.engine.device_calls import CacheLooks
 from shardfs.engine.images import create_image
 from shardfs.errors import DeviceBusyError, DeviceError, UsageError
 from shardfs.limits import BLOCK_BYTES
@@ -165,11 +165,11 @@ async def test_the_trio_thread_has_nothing_read_that_is_not_cached(
         await device.flush()
         descriptor = device._descriptor
         try:
-            assert is_cached(BLOCK_BYTES, descriptor, 0)
+            assert CacheLooks(descriptor).has(0, BLOCK_BYTES)
         except OSError:
             pytest.skip("this kernel does not tell what is cached (cachestat: Linux 6.5)")
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        if is_cached(BLOCK_BYTES, descriptor, 0):
+        if CacheLooks(descriptor).has(0, BLOCK_BYTES):
             pytest.skip("this file system keeps everything in memory")
         monkeypatch.setattr(os, "preadv", preadv)
         assert await device.read(100, 50) == b"x" * 50
