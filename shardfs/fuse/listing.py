@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Final, NamedTuple
@@ -34,8 +35,11 @@ from shardfs import limits
 from shardfs.errors import CorruptionError, FileError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.records import (
+    ENTRY,
     HASH_FIRST,
     HASH_MAX,
+    INO_MAX,
+    KEY_TYPES,
     Inode,
     decode_entry,
     decode_entry_key,
@@ -194,14 +198,15 @@ class Listing:
             start, _entries_end(self.ino), limits.DIRECTORY_PAGE_ENTRIES
         )
         is_last = len(found) < limits.DIRECTORY_PAGE_ENTRIES
-        decoded = [(*_place_and_name(key), decode_entry(record)) for key, record in found]
+        names = [_place_and_name(key) for key, _ in found]
+        entries = _entries([record for _, record in found])
         items: list[_Listed] = []
-        for index, (place, name, entry) in enumerate(decoded):
-            is_shared = (index > 0 and decoded[index - 1][0] == place) or (
-                not is_last if index + 1 == len(decoded) else decoded[index + 1][0] == place
+        for index, ((place, name), (ino, kind)) in enumerate(zip(names, entries, strict=True)):
+            is_shared = (index > 0 and names[index - 1][0] == place) or (
+                not is_last if index + 1 == len(names) else names[index + 1][0] == place
             )
             next_position = self._position_behind(place, name) if is_shared else place
-            items.append(_Listed(place, name, entry.ino, entry.type, next_position))
+            items.append(_Listed(place, name, ino, kind, next_position))
         return _Page(directory, position, items, is_last)
 
     def _position_behind(self, place: int, name: bytes) -> int:
@@ -274,6 +279,19 @@ def _place_and_name(key: bytes) -> tuple[int, bytes]:
     ):
         return place, name
     return decode_entry_key(key)[1:]
+
+
+def _entries(records: Sequence[bytes]) -> Sequence[tuple[int, int]]:
+    """(inode number, type) of each, as decode_entry; in one step if all are as they should be.
+
+    Raises:
+        CorruptionError
+    """
+    if {ENTRY.size}.issuperset(map(len, records)):
+        found = list(ENTRY.unpack_many(b"".join(records), 0, len(records)))
+        if all(0 < ino <= INO_MAX and kind << 12 in KEY_TYPES for ino, kind in found):
+            return found
+    return [decode_entry(record) for record in records]
 
 
 def _entries_end(ino: int) -> bytes:

@@ -59,7 +59,7 @@ _TIME_NS_MIN: Final = -(1 << 63)
 _TIME_NS_MAX: Final = (1 << 63) - 1
 
 _DEVICES: Final = (stat.S_IFCHR, stat.S_IFBLK)
-_KEY_TYPES: Final = frozenset(
+KEY_TYPES: Final = frozenset(
     (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, *_DEVICES, stat.S_IFIFO, stat.S_IFSOCK)
 )
 
@@ -236,7 +236,7 @@ def decode_inode(data: Bytes) -> Inode:
     if version != RECORD_VERSION or flags:
         raise CorruptionError(f"inode of unknown version {version} or flags {flags:#x}")
     inode = Inode._make([*fields, bytes(data[INODE.size :])])
-    if stat.S_IFMT(inode.mode) not in _KEY_TYPES:
+    if stat.S_IFMT(inode.mode) not in KEY_TYPES:
         raise CorruptionError(f"inode with the impossible mode {inode.mode:#o}")
     if inode.is_symlink:
         if not 0 < inode.size == len(inode.target) <= limits.SYMLINK_BYTES_MAX:
@@ -264,7 +264,7 @@ def decode_entry(data: Bytes) -> Entry:
     if len(data) != ENTRY.size:
         raise CorruptionError(f"directory entry of {len(data)} bytes")
     entry = Entry._make(ENTRY.unpack(data))
-    if not 0 < entry.ino <= INO_MAX or entry.type << 12 not in _KEY_TYPES:
+    if not 0 < entry.ino <= INO_MAX or entry.type << 12 not in KEY_TYPES:
         raise CorruptionError(f"directory entry of inode {entry.ino}, type {entry.type}")
     return entry
 
