@@ -11,6 +11,7 @@ from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.layout import TABLES
 from shardfs.engine.pieces import DIGEST_BYTES, granule_count
 from shardfs.engine.store import Store
+from shardfs.errors import CorruptionError
 from tests.engine.stores import MANUAL, formatted, opened
 
 KIB = limits.KIB
@@ -77,6 +78,50 @@ async def test_a_cold_get_of_a_small_value_takes_two_reads(sector_bytes: int) ->
         assert await store.get(b"object 001234") == bytes(4 * KIB)
         assert device.counts.reads - before <= 2, "an index block and the chunk"
         assert await store.get(b"no such object") is None
+
+
+async def records_in_one_run(device: SimulatedDevice) -> list[bytes]:
+    """Keys of as many records as fill some twenty blocks."""
+    keys = [b"record %06d" % number for number in range(2000)]
+    async with opened(device) as store:
+        batch = store.batch()
+        for key in keys:
+            batch.put(key, bytes(150))
+        store.apply(batch)
+        await store.checkpoint()
+    return keys
+
+
+async def test_neighbouring_blocks_are_brought_by_one_read() -> None:
+    device = await formatted(64)
+    keys = await records_in_one_run(device)
+    async with opened(device) as store:
+        for wanted, reads in ((keys[100:1500:7], 1), (keys[:20] + keys[-20:], 2)):
+            before = device.counts.reads
+            await store.bring(wanted)
+            for key in wanted:
+                assert await store.get_record(key) == bytes(150)
+            assert device.counts.reads - before <= reads
+        before = device.counts.reads
+        assert len(await store.records(b"record", b"recore", 2000)) == 2000
+        assert device.counts.reads - before <= 4
+
+
+async def test_a_damaged_block_is_lost_alone_however_it_is_read() -> None:
+    device = await formatted(64)
+    keys = await records_in_one_run(device)
+    async with opened(device) as store:
+        segment = store._tree.runs[0].segments[0]
+        damaged = segment.index.blocks[5]
+        device.rot(store.identity.extent_offset(damaged.extent) + damaged.offset + 500)
+        await store.bring(keys)
+        lost = []
+        for key in keys:
+            try:
+                assert await store.get_record(key) == bytes(150)
+            except CorruptionError:
+                lost.append(segment.block_number(key))
+        assert set(lost) == {5}
 
 
 async def test_overwriting_one_key_for_ever_needs_a_bounded_device() -> None:

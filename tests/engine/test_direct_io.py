@@ -20,7 +20,7 @@ from shardfs.engine.block_device import (
     BlockDevice,
     open_device,
 )
-from shardfs.engine.direct_io import FOLIO_BYTES
+from shardfs.engine.direct_io import FOLIO_BYTES, IDLE_BYTES_MAX, LENT_BYTES
 from shardfs.engine.images import create_image
 from shardfs.limits import BLOCK_BYTES
 from tests.engine.loops import attached
@@ -193,7 +193,9 @@ async def test_memory_of_a_read_is_used_again_when_nobody_looks_at_it(loop: str)
         assert await device.read(number * MIB, MIB) == data[number * MIB :][:MIB]
     assert part == data[1005:2005], "somebody still looked at it"
     del part
-    assert len(device._pages._idle) == 2 and not device._pages._lent
+    assert not device._pages._lent
+    assert len(device._pages._idle) * LENT_BYTES <= IDLE_BYTES_MAX
+    assert len({id(part.memory) for part in device._pages._idle}) == 1, "no more was taken"
     device.close()
 
 

@@ -8,6 +8,9 @@ import pytest
 
 from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
+from shardfs.checking.simulated_device import SimulatedDevice
+from shardfs.engine.mkfs import format_device, plan
+from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.namespace import Update
@@ -184,3 +187,39 @@ async def test_damage_is_named_by_inode_and_bytes() -> None:
         store.chunks.clear()
         with pytest.raises(CorruptionError, match=rf"inode {ino} bytes 100 to 199"):
             await caller.read("a", 100, 100)
+
+
+async def test_a_large_read_asks_for_all_its_pieces_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = SimulatedDevice(64 * MIB)
+    await format_device(device, plan(64 * MIB, 512))
+    content = bytearray(random.Random(5).randbytes(MIB))
+    content[400_000:500_000] = bytes(100_000)
+    under_way: list[int] = []
+    most: list[int] = []
+    read = device.read
+
+    async def watched(offset: int, length: int) -> bytes:
+        under_way.append(offset)
+        most.append(len(under_way))
+        try:
+            return await read(offset, length)
+        finally:
+            under_way.remove(offset)
+
+    async with Store.open(device) as store, serving(store) as file_system:
+        ino = await Caller(file_system).create("a")
+        for start, end in ((500_000, 700_000), (0, 400_000), (700_000, MIB)):
+            await file_system.writeback.write(ino, start, bytes(content[start:end]))
+            await file_system.sync()
+        shard = await store.get_shard(shard_key(ino, 0))
+        assert shard is not None and len(shard.pieces) >= 3
+        monkeypatch.setattr(device, "read", watched)
+        assert await file_system.writeback.read(ino, 0, MIB) == content
+        assert max(most) >= 3
+        last = shard.pieces[-1].locator
+        device.rot(store.identity.extent_offset(last.extent) + last.offset + 5000)
+        with pytest.raises(CorruptionError, match=f"inode {ino} bytes 0 to {MIB - 1}"):
+            await file_system.writeback.read(ino, 0, MIB)
+        assert await file_system.writeback.read(ino, 0, 300_000) == content[:300_000]
