@@ -80,7 +80,7 @@ from shardfs.engine.recording import encode_record as encode_recorded
 from shardfs.engine.superblock_record import ExtentEntry, Record, Root, decode_record
 from shardfs.engine.superblock_record import encode_record as encode_superblock_record
 from shardfs.errors import CorruptionError, IncompatibleError, ShardfsError
-from shardfs.fuse import promises, records
+from shardfs.fuse import listing, promises, records
 from shardfs.fuse.record_dissection import dissection_of
 
 LOCATOR: Final = Locator(5, 2, 4096, 40_000, 1 << 41, 9, bytes(range(80)))
@@ -348,6 +348,12 @@ def _file_decoders() -> dict[str, Decoder]:
             records.decode_entry_key,
             (records.entry_key(1, b"name"),),
             lambda value: records.entry_key(value[0], value[2]),
+        ),
+        "listing.decode_place": Decoder(listing.decode_place, (records.entry_key(1, b"name"),)),
+        "listing.decode_entries": Decoder(
+            lambda data: listing.decode_entries([data]),
+            (records.encode_entry(records.Entry(2, 8)),),
+            lambda found: records.encode_entry(records.Entry(*found[0])),
         ),
         "records.decode_name_page": Decoder(
             records.decode_name_page,

@@ -198,8 +198,8 @@ class Listing:
             start, _entries_end(self.ino), limits.DIRECTORY_PAGE_ENTRIES
         )
         is_last = len(found) < limits.DIRECTORY_PAGE_ENTRIES
-        names = [_place_and_name(key) for key, _ in found]
-        entries = _entries([record for _, record in found])
+        names = [decode_place(key) for key, _ in found]
+        entries = decode_entries([record for _, record in found])
         items: list[_Listed] = []
         for index, ((place, name), (ino, kind)) in enumerate(zip(names, entries, strict=True)):
             is_shared = (index > 0 and names[index - 1][0] == place) or (
@@ -263,8 +263,9 @@ class Listing:
         return items
 
 
-def _place_and_name(key: bytes) -> tuple[int, bytes]:
-    """(hash, name), as decode_entry_key; in one step for names that are as they should be.
+def decode_place(key: bytes) -> tuple[int, bytes]:
+    """(hash, name), as records.decode_entry_key of a key in a directory's range; in one step for
+    names that are as they should be.
 
     Raises:
         CorruptionError
@@ -281,8 +282,9 @@ def _place_and_name(key: bytes) -> tuple[int, bytes]:
     return decode_entry_key(key)[1:]
 
 
-def _entries(records: Sequence[bytes]) -> Sequence[tuple[int, int]]:
-    """(inode number, type) of each, as decode_entry; in one step if all are as they should be.
+def decode_entries(records: Sequence[bytes]) -> Sequence[tuple[int, int]]:
+    """(inode number, type) of each, as records.decode_entry; in one step if all are as they
+    should be.
 
     Raises:
         CorruptionError

@@ -109,8 +109,8 @@ CONTENT: Final = (
         (
             Edit(
                 FileReads._read_pieces,
-                "parts.append(bytes(first - position))\n",
-                "",
+                "parts.append(bytes(first - position))",
+                "pass",
             ),
             Edit(
                 FileReads._read_pieces,

@@ -224,7 +224,7 @@ class Segment:
             return cached
 
         async def load() -> tuple[Block, int]:
-            return await _decoded(await self._chunks.get(locator, 0, locator.length))
+            return await _block_and_size(await self._chunks.get(locator, 0, locator.length))
 
         loaded: Block = await self._cache.load(key, load)
         return loaded
@@ -246,10 +246,10 @@ class Segment:
                 continue
             for locator, payload in zip(group, payloads, strict=True):
                 with suppress(CorruptionError):
-                    await self._cache.load(_cache_key(locator), partial(_decoded, payload))
+                    await self._cache.load(_cache_key(locator), partial(_block_and_size, payload))
 
 
-async def _decoded(payload: Bytes) -> tuple[Block, int]:
+async def _block_and_size(payload: Bytes) -> tuple[Block, int]:
     """A block and what it takes in the cache."""
     block = decode_block(payload)
     return block, len(payload) + _DECODED_ENTRY_BYTES * len(block.keys)
