@@ -10,7 +10,7 @@ Invariants:
     I2. That works only if nobody dirties a folio that reaches into the range of a write meanwhile.
         So one writes here only in extents, one write at a time each, that are whole FOLIO_BYTES.
     I3. Memory that was lent for a read is not lent again while anybody can still look at it.
-    I4. What is kept to be lent is as much as was ever lent at once, and at most IDLE_BYTES_MAX.
+    I4. What is kept to be lent is as much as was ever lent at once, and at most 36 MiB.
 
 Not here: which requests go this way (block_device.py), loops over short transfers of reads
 (device_calls.py).
@@ -39,10 +39,10 @@ HUGE_PAGE_BYTES: Final = 2 * limits.MIB
 memory is one piece; in pages of 4 KiB it is several, because a device takes so many pieces only."""
 LENT_BYTES: Final = limits.MIB + 128 * limits.KIB
 """Memory for one read: the largest chunk and the rest of its first and last block."""
-IDLE_BYTES_MAX: Final = 36 * limits.MIB
-"""Kept for the next reads: for as many as the kernel's read-ahead has under way at once. What is
-taken anew is filled with zeros first, which takes the kernel as long as the copy of a reply."""
-_LENT_AT_ONCE: Final = 16
+_PARTS: Final = 16
+_MEMORIES_MAX: Final = 2
+"""Of _PARTS each: as many as the kernel's read-ahead has under way at once. What is taken anew for
+a read is filled with zeros first, which takes the kernel as long as the copy of an answer."""
 _COPIED_ALONE_BYTES_MIN: Final = 64 * limits.KIB
 
 _new_bytearray = ctypes.pythonapi.PyByteArray_FromStringAndSize
@@ -72,12 +72,16 @@ class HugePages:
     def __init__(self) -> None:
         self._idle: list[_Part] = []
         self._lent: dict[int, weakref.ref[ctypes.Array[ctypes.c_char]]] = {}
+        self._memories = 0
 
-    def lend(self) -> memoryview:
-        """LENT_BYTES, until nothing refers to a part of them any more."""
+    def lend(self) -> memoryview | None:
+        """LENT_BYTES, until nothing refers to a part of them any more; None: all are lent."""
         if not self._idle:
-            memory = _huge_pages(_LENT_AT_ONCE * LENT_BYTES)
-            self._idle = [_Part(memory, number * LENT_BYTES) for number in range(_LENT_AT_ONCE)]
+            if self._memories == _MEMORIES_MAX:
+                return None
+            self._memories += 1
+            memory = _huge_pages(_PARTS * LENT_BYTES)
+            self._idle = [_Part(memory, number * LENT_BYTES) for number in range(_PARTS)]
             self._idle.reverse()
         part = self._idle.pop()
         # Every view of it refers to this object, and to nothing else that could be asked.
@@ -87,8 +91,7 @@ class HugePages:
 
     def _take_back(self, number: int, part: _Part, _: object) -> None:
         del self._lent[number]
-        if len(self._idle) < IDLE_BYTES_MAX // LENT_BYTES:
-            self._idle.append(part)
+        self._idle.append(part)
 
 
 class AlignedRead:
@@ -157,8 +160,9 @@ class Bounce:
 
 def _aligned(length: int, pages: HugePages) -> memoryview:
     """So many bytes of memory that nobody has spent time on filling with zeros."""
-    if length <= LENT_BYTES:
-        return pages.lend()[:length]
+    lent = pages.lend() if length <= LENT_BYTES else None
+    if lent is not None:
+        return lent[:length]
     memory = _uninitialised(length + _ALIGNMENT_BYTES)
     skipped = -_address_of(memory) % _ALIGNMENT_BYTES
     return memoryview(memory)[skipped : skipped + length]

@@ -20,7 +20,7 @@ from shardfs.engine.block_device import (
     BlockDevice,
     open_device,
 )
-from shardfs.engine.direct_io import FOLIO_BYTES, IDLE_BYTES_MAX, LENT_BYTES
+from shardfs.engine.direct_io import FOLIO_BYTES, HugePages
 from shardfs.engine.images import create_image
 from shardfs.limits import BLOCK_BYTES
 from tests.engine.loops import attached
@@ -194,9 +194,33 @@ async def test_memory_of_a_read_is_used_again_when_nobody_looks_at_it(loop: str)
     assert part == data[1005:2005], "somebody still looked at it"
     del part
     assert not device._pages._lent
-    assert len(device._pages._idle) * LENT_BYTES <= IDLE_BYTES_MAX
     assert len({id(part.memory) for part in device._pages._idle}) == 1, "no more was taken"
     device.close()
+
+
+async def test_what_is_kept_for_reads_is_bounded(loop: str) -> None:
+    device = open_device(loop)
+    data = random.Random(6).randbytes(8 * MIB)
+    await device.write(0, [data])
+    await device.flush()
+    for _ in range(2):
+        kept = [await device.read(number * 4096 + 7, MIB) for number in range(36)]
+        for number, each in enumerate(kept):
+            assert each == data[number * 4096 + 7 :][:MIB]
+        del kept, each
+        parts = device._pages._idle
+        assert len({id(part.memory) for part in parts}) == 2 and not device._pages._lent
+        assert len(parts) == len(set(parts)) == 32
+    device.close()
+
+
+def test_parts_of_huge_pages_do_not_overlap() -> None:
+    pages = HugePages()
+    lent: list[memoryview] = []
+    while (view := pages.lend()) is not None:
+        view[0] = view[-1] = len(lent)
+        lent.append(view)
+    assert [(view[0], view[-1]) for view in lent] == [(number, number) for number in range(32)]
 
 
 async def test_large_reads_take_no_thread(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
