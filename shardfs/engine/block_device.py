@@ -8,7 +8,7 @@ Invariants (those of device.py, and):
     I1  A device is opened through claims.claim alone: two exclusive openings never exist at once.
     I2  The descriptor stays open while a thread uses it, whatever close() was told.
     I3  Only worker threads, the kernel's or ours, wait for the disk, and the trio thread for
-        moments (async_reads.I1); beside that it copies to and from memory.
+        moments (async_reads.I1); beside that it copies to and from memory (cached_reads.py).
 
 Not here: the calls themselves (device_calls.py), when to write or flush (scheduler.py), checksums.
 """
@@ -26,12 +26,13 @@ from typing import Any, Final, TypeVar
 import trio
 
 from shardfs.engine.async_reads import READ_BYTES_MAX, AsyncReads
+from shardfs.engine.cached_reads import CachedReads
 from shardfs.engine.claims import claim
 from shardfs.engine.device import Buffer, DeviceCounts
 from shardfs.engine.device_calls import (
     BLKROGET,
     BLKSSZGET,
-    CacheLooks,
+    UNSUPPORTED,
     discard_blocks,
     flush,
     ioctl_number,
@@ -64,10 +65,6 @@ DIRECT_WRITE_BYTES_MIN: Final = 256 * 1024
 START_BYTES: Final = 8 * 1024 * 1024
 """After this many bytes written through the page cache the kernel is told to begin writing them to
 the medium, so that a long copy keeps the disk busy and the flush at its end finds little to do."""
-
-_UNSUPPORTED: Final = frozenset(
-    {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM}
-)
 
 
 class BlockDevice:
@@ -103,14 +100,12 @@ class BlockDevice:
         self._pages = HugePages()
         self._async_reads = AsyncReads(direct, sector_bytes) if direct is not None else None
         self._neighbours = Neighbours()
-        self._cache_looks = CacheLooks(self._descriptor)
+        self._cached = CachedReads(self._descriptor)
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
         self._flush_errno = 0
         self._kernel_flush: KernelFlush | None = None
         self._flushes_in_kernel = True
         self._unstarted_bytes = 0
-        self._reads_inline = True
-        self._tells_cached = True
         self._discards = True
         self._closed = False
         self._requests_in_flight = 0
@@ -124,11 +119,9 @@ class BlockDevice:
         self.counts.reads += 1
         self.counts.read_bytes += length
         done, view = 0, memoryview(b"")
-        if self._reads_inline and length <= INLINE_READ_BYTES_MAX:
+        if self._cached.is_possible and length <= INLINE_READ_BYTES_MAX:
             await trio.lowlevel.checkpoint_if_cancelled()
-            if self._may_be_cached(length, offset):
-                view = memoryview(bytearray(length))
-                done = self._read_cached(view, offset)
+            view, done = self._cached.read(offset, length)
         around = None
         if self._direct is not None and not done:
             if length <= READ_BYTES_MAX:
@@ -256,7 +249,7 @@ class BlockDevice:
         try:
             await self._in_thread("discard", offset, length, call)
         except DeviceError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
             self._discards = False
         else:
@@ -305,28 +298,6 @@ class BlockDevice:
                 os.close(descriptor)
             self._descriptors = ()
 
-    def _read_cached(self, view: memoryview, offset: int) -> int:
-        """Bytes at the front of the range that the page cache has, copied into `view`."""
-        try:
-            return os.preadv(self._descriptor, [view], offset, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            if error.errno in _UNSUPPORTED:
-                self._reads_inline = False
-            return 0  # the thread will try again, and report
-
-    def _may_be_cached(self, length: int, offset: int) -> bool:
-        """Whether reading with RWF_NOWAIT is worth a try. What is not cached, that call begins to
-        read, and sleeps while the device's queue is full (I3). Kernels before 6.5 do not tell."""
-        if not self._tells_cached:
-            return True
-        try:
-            return self._cache_looks.has(offset, length)
-        except OSError:
-            self._tells_cached = False
-            return True
-
     async def _read_in_kernel(
         self, offset: int, length: int, memory: memoryview | None = None
     ) -> Buffer | None:
@@ -351,7 +322,7 @@ class BlockDevice:
                 "read", offset, length, call, memory.begin - offset, descriptor=direct
             )
         except DeviceError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
             self._stop_direct()
             return None
@@ -366,7 +337,7 @@ class BlockDevice:
         try:
             await self._in_thread("write", offset, length, call, descriptor=direct)
         except DeviceError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
             self._stop_direct()
             return False

@@ -23,6 +23,10 @@ from typing import Final
 from shardfs.engine.images import set_image_bytes
 from shardfs.engine.neighbours import Span
 
+UNSUPPORTED: Final = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM}
+)
+"""Errors of calls that a device or a kernel does not know."""
 BUFFERS_PER_CALL_MAX: Final = min(os.sysconf("SC_IOV_MAX"), 1024)
 
 # linux/fs.h and linux/falloc.h
@@ -34,20 +38,7 @@ _FALLOC_FL_KEEP_SIZE: Final = 0x01
 _FALLOC_FL_PUNCH_HOLE: Final = 0x02
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
-_CACHESTAT: Final = 451
-"""Number of the system call: Linux 6.5 and later, the same on every architecture."""
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_LIBC_AT_ONCE: Final = ctypes.PyDLL(None, use_errno=True)
-"""For calls that never wait: other threads do not get their turn meanwhile."""
-_cachestat = _LIBC_AT_ONCE["syscall"]
-_cachestat.argtypes = (
-    *(ctypes.c_long, ctypes.c_uint),
-    *(ctypes.c_void_p, ctypes.c_void_p),
-    ctypes.c_uint,
-)
-_cachestat.restype = ctypes.c_long
 
 
 def ioctl_number(descriptor: int, request: int, typecode: str) -> int:
@@ -67,33 +58,6 @@ def size_of(descriptor: int, _offset: int = 0) -> int:
 def set_length(size_bytes: int, descriptor: int, _offset: int) -> None:
     """Make an image file as long as that; durable when it returns."""
     set_image_bytes(size_bytes, descriptor)
-
-
-class CacheLooks:
-    """Looks at what the page cache has of one device; for one thread. The call's structures are
-    made once: making them took longer than the call."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._wanted = (ctypes.c_uint64 * 2)()
-        self._found = (ctypes.c_uint64 * 5)()
-        self._words = (
-            *(_CACHESTAT, descriptor),
-            *(ctypes.addressof(self._wanted), ctypes.addressof(self._found)),
-            0,
-        )
-
-    def has(self, offset: int, length: int) -> bool:
-        """Whether it has all of a range, or is about to. Never waits.
-
-        Raises:
-            OSError: the kernel does not tell.
-        """
-        wanted = self._wanted
-        wanted[0], wanted[1] = offset, length
-        if _cachestat(*self._words):
-            raise OSError(ctypes.get_errno(), "cachestat")
-        pages = (offset + length - 1) // _PAGE_BYTES - offset // _PAGE_BYTES + 1
-        return self._found[0] >= pages
 
 
 def read_all(view: memoryview, descriptor: int, offset: int) -> None:

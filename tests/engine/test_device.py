@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from shardfs.engine import claims
 from shardfs.engine.block_device import open_device
+from shardfs.engine.cached_reads import CacheLooks
 from shardfs.engine.claims import users_of
 from shardfs.engine.device import Buffer, Device
-from shardfs.engine.device_calls import CacheLooks
 from shardfs.engine.images import create_image
 from shardfs.errors import DeviceBusyError, DeviceError, UsageError
 from shardfs.limits import BLOCK_BYTES
@@ -137,7 +137,7 @@ async def test_transfers_in_small_pieces_and_many_buffers(
 async def test_cached_bytes_need_no_thread(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     device = open_device(image)
     await device.write(0, [block("a", 4)])
-    if not device._read_cached(memoryview(bytearray(8)), 0):
+    if not device._cached.read(0, 8)[1]:
         pytest.skip("this file system cannot say what it has cached")
 
     async def no_thread(*_: object, **__: object) -> None:

@@ -35,6 +35,7 @@ CLOCK = ("shardfs.clock.",)
 THREADS = ("shardfs.engine.block_device.", "shardfs.library.portal.")
 RAW_IO = (
     "shardfs.engine.block_device.",
+    "shardfs.engine.cached_reads.",
     "shardfs.engine.device_calls.",
     "shardfs.engine.direct_io.",
     "shardfs.engine.claims.",

@@ -44,7 +44,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("probe",),
     ("device", "neighbours"),
     ("device_calls", "direct_io", "kernel_requests"),
-    ("async_reads", "kernel_flush"),
+    ("async_reads", "cached_reads", "kernel_flush"),
     ("block_device",),
     ("scheduler", "recorder"),
     ("superblock_record",),
