@@ -10,7 +10,8 @@ Invariants:
         asked has freed nothing.
     I3. A writer that is cancelled while it waits leaves nothing behind.
     I4. Who is let in by `admits_at_once` would not have waited: everything was far from its bound
-        at most max(_PASSES) small writers ago, and no extent has been taken since.
+        when it was looked at last, what was let in since is not more than it was far from it, and
+        no extent has been taken since.
 
 Who waits for whom, each only for what stands to the right of it, so that nobody waits in a circle:
     writer in `admit` -> reclamation, checkpoint -> the lock of merges -> the lock of installing
@@ -38,9 +39,11 @@ from shardfs.engine.pacing import Throttle
 from shardfs.engine.reclamation import Reclamation
 
 _PASSES: Final = (32, 8, 2)
-"""So many small writers come in at once, if what they may take is there; else fewer."""
+"""What so many writers may take is let in at once, if it is there; else less."""
 _PASS_BYTES_MAX: Final = 64 * limits.KIB
-_PASS_DEBT_MAX: Final = 0.4
+_PASS_FRAME_BYTES: Final = 2 * limits.KEY_BYTES_MAX
+"""What the frame of a writer's data takes beside it, at most."""
+_PASS_DEBT_MAX: Final = 0.46
 """Below 0.5, from where writers are slowed (pacing.py)."""
 _PASS_EXTENTS_FREE: Final = 4
 
@@ -71,22 +74,30 @@ class Admission:
         self._merging = merging
         self._gatherer = gatherer
         self._throttle = Throttle()
-        self._passes = 0
+        self._change_bytes = self._data_bytes = 0
+        """What may come in without being looked at: changes of the tree, and data."""
         self._free_extents = -1
-        """How many were free when the passes were given."""
+        """How many were free when that was found."""
 
-    def admits_at_once(self, length: int) -> bool:
+    def admits_at_once(self, length: int, change_bytes: int) -> bool:
         """Whether a writer may come in without `admit`, which would not make it wait (I4).
 
         False says nothing: then `admit` finds out.
+
+        Args:
+            length: bytes of data that will be appended.
+            change_bytes: what its keys and values take at most.
         """
+        data_bytes = length + _PASS_FRAME_BYTES
         if (
-            not self._passes
+            change_bytes > self._change_bytes
+            or data_bytes > self._data_bytes
             or length > _PASS_BYTES_MAX
             or self._extents.free_count != self._free_extents
         ):
             return False
-        self._passes -= 1
+        self._change_bytes -= change_bytes
+        self._data_bytes -= data_bytes
         return True
 
     async def admit(self, length: int) -> None:
@@ -101,7 +112,7 @@ class Admission:
         Raises:
             DeviceError, ReadOnlyError: what is waited for has failed.
         """
-        self._passes = 0
+        self._change_bytes = self._data_bytes = 0
         if not self._health.is_writable:
             return
         debt = 1.0
@@ -125,16 +136,18 @@ class Admission:
             self._give_passes(wanted)
 
     def _give_passes(self, wanted: int) -> None:
-        """Let the next few small writers in at once, if all that they may take is there."""
+        """Let the next small writers in at once, if all that they may take is there."""
         extents = self._extents
         for passes in _PASSES:
-            room = passes * 2 * _PASS_BYTES_MAX + _PASS_EXTENTS_FREE * extents.extent_bytes
+            change_bytes = passes * limits.RECORD_BYTES_MAX
+            data_bytes = passes * _PASS_BYTES_MAX
+            room = 2 * data_bytes + _PASS_EXTENTS_FREE * extents.extent_bytes
             if (
-                self._committer.takes(passes * limits.RECORD_BYTES_MAX)
+                self._committer.takes(change_bytes)
                 and extents.space.user_bytes() >= wanted + room
                 and extents.ready_user_bytes() >= self._debts.scarce_bytes(0) + room
             ):
-                self._passes = passes
+                self._change_bytes, self._data_bytes = change_bytes, data_bytes
                 self._free_extents = extents.free_count
                 return
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Final
 
 from shardfs import limits
@@ -29,6 +28,8 @@ from shardfs.engine.pieces import Locator, Piece
 from shardfs.errors import NoSpaceError
 
 _NO_EXTENTS: Final = frozenset({DAMAGED_EXTENT})
+_APPENDED_MAX: Final = 1024
+"""When so many chunks wait for a batch, those that nobody needs to know of are let go of."""
 
 
 class ShardData:
@@ -42,6 +43,8 @@ class ShardData:
         self._chunks = chunks
         self._extents = extents
         self._appended: dict[int, Dependency] = {}
+        """Chunks that no batch has referred to yet, by sequence number; some of them settled."""
+        self._appended_max = _APPENDED_MAX
 
     def append(
         self,
@@ -65,8 +68,10 @@ class ShardData:
         locator, persistent = self._chunks.put(
             Kind.DATA, stream, owner, offset, buffers, floor=self._floor(stream)
         )
-        self._appended[locator.sequence] = persistent
-        persistent.on_settled(partial(self._forget, locator.sequence))
+        appended = self._appended
+        appended[locator.sequence] = persistent
+        if len(appended) >= self._appended_max:
+            self._forget_settled()
         return locator
 
     def append_pieces(
@@ -87,8 +92,11 @@ class ShardData:
                 be garbage at once, in the last room that is ready.
         """
         total = sum(map(len, buffers))
-        self._require_room(total, stream)
-        if 0 < total <= self._payload_room(owner, stream):
+        room = self._chunks.payload_room(stream, len(owner))
+        if total > room:  # more than the open extent takes
+            self._require_room(total, stream)
+            room = self._payload_room(owner, stream)
+        if 0 < total <= room:
             locator = self.append(owner, offset, buffers, stream=stream)
             return (Piece(offset, total, 0, locator),)
         pieces = []
@@ -104,7 +112,8 @@ class ShardData:
 
     def take_appended(self, locator: Locator) -> Dependency | None:
         """When the chunk is persistent, if it is not yet and no batch has referred to it."""
-        return self._appended.pop(locator.sequence, None)
+        persistent = self._appended.pop(locator.sequence, None)
+        return None if persistent is None or persistent.settled else persistent
 
     @contextmanager
     def pinned(self, pieces: Sequence[Piece]) -> Iterator[None]:
@@ -148,8 +157,11 @@ class ShardData:
         if length > ready:
             raise NoSpaceError(f"the device is full: {ready} bytes are ready, not {length}")
 
-    def _forget(self, sequence: int) -> None:
-        self._appended.pop(sequence, None)
+    def _forget_settled(self) -> None:
+        """Of chunks whose batch was not applied nothing is left to know once they are settled."""
+        pending = {at: each for at, each in self._appended.items() if not each.settled}
+        self._appended = pending
+        self._appended_max = max(_APPENDED_MAX, 2 * len(pending))
 
     def _cut_room(self, owner: bytes, stream: Stream, offset: int) -> int:
         """The same for what is cut at `offset` (I3), in whole granules: blocks of a file that is

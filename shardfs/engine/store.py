@@ -53,6 +53,9 @@ from shardfs.errors import CorruptionError, LimitError, ShardfsError
 
 _log = logging.getLogger(__name__)
 
+_SHORT_ENTRY_BYTES = 2048
+"""What the entry of a value that is let in at once takes at most, beside its key."""
+
 
 class Store:
     """One open store. Made by `Store.open`; everything runs on the one trio thread."""
@@ -160,24 +163,24 @@ class Store:
             LimitError, NoSpaceError, ReadOnlyError: nothing was changed.
             DeviceError, CorruptionError: the old value's entry could not be read.
         """
-        check_key(key)
-        if len(value) > limits.QUEUED_BYTES_MAX:
+        length = len(value)
+        if not 0 < len(key) <= limits.KEY_BYTES_MAX:
+            check_key(key)
+        if length > limits.QUEUED_BYTES_MAX:
             raise LimitError(
-                f"a value of {len(value)} bytes is larger than {limits.QUEUED_BYTES_MAX}; "
+                f"a value of {length} bytes is larger than {limits.QUEUED_BYTES_MAX}; "
                 "split it over several keys"
             )
-        if not self._maintenance.admission.admits_at_once(len(value)):
-            await self.admit(len(value))
-        old = None
-        if self._tree.find(key) != TOMBSTONE:
-            old = await self._load(key)
+        if not self._maintenance.admission.admits_at_once(length, len(key) + _SHORT_ENTRY_BYTES):
+            await self.admit(length)
+        old = None if self._tree.is_surely_absent(key) else await self._load(key)
         # No await from here on: what was loaded is current until the batch is applied.
         batch = self._applier.batch()
-        if len(value) <= limits.INLINE_VALUE_BYTES_MAX:
+        if length <= limits.INLINE_VALUE_BYTES_MAX:
             return self._replace(batch, key, old, encode_record(bytes(value)), ())
-        self._applier.require_room(len(value))
+        self._applier.require_room(length)
         replaced = old.pieces if isinstance(old, Shard) else ()
-        stream = self._temperature.stream_for_new(replaced, len(value))
+        stream = self._temperature.stream_for_new(replaced, length)
         pieces = self._shards.append_pieces(key, 0, (value,), stream=stream)
         return self._replace(batch, key, old, encode_shard(pieces), pieces)
 
@@ -375,7 +378,7 @@ class Store:
         Args:
             length: bytes of data that will be appended next.
         """
-        return self._maintenance.admission.admits_at_once(length)
+        return self._maintenance.admission.admits_at_once(length, limits.RECORD_BYTES_MAX)
 
     async def admit(self, length: int = 0) -> None:
         """Wait a little as the background work falls behind (pacing.py); wait longer while too much

@@ -59,11 +59,13 @@ class Temperature:
             replaced: what it takes the place of; empty if there was nothing.
             length: bytes of it.
         """
-        extents = self._extents
-        fits = extents.room(Stream.HOT) >= length + length // 64 + _FRAMES_BYTES
-        space = extents.space
+        extents, space = self._extents, self._extents.space
         least = max(space.total_bytes // _SHORT_SHARE, _SHORT_EXTENTS * extents.extent_bytes)
-        if space.user_bytes() < least or not (fits or extents.free_count > extents.reserve):
+        is_short = space.user_bytes() < least
+        if not (replaced or is_short) and extents.free_count > extents.reserve:  # as most is
+            return Stream.DATA
+        fits = extents.room(Stream.HOT) >= length + length // 64 + _FRAMES_BYTES
+        if is_short or not (fits or extents.free_count > extents.reserve):
             return Stream.HOT if fits else Stream.DATA
         if not replaced:
             return Stream.DATA

@@ -201,6 +201,11 @@ class Files:
             if not stretches:
                 return
             await self.store.admit(_length(stretches))
+            # Reclamation, waited for, may have moved it.
+            shard = await self.store.get_shard(key)
+            stretches = self._stretches_to_write(shard.pieces) if shard is not None else []
+            if shard is None or not stretches:
+                return
             runs = []
             for start, end in stretches:
                 data = await self.read(ino, index * SHARD_BYTES + start, end - start)

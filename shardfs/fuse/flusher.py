@@ -260,20 +260,27 @@ class Flusher:
     async def _flush_step(self, file: DirtyFile, index: int, start: int) -> int:
         """Flush some runs of a shard; returns where the next step starts."""
         key = shard_key(file.ino, index)
-        fruitless = 0
+        fruitless, is_gathered = 0, False
         while True:
             if not self._tables.is_loaded(file.ino):
                 await self._tables.load(file.ino)
             shard = await self._store.get_shard(key)
-            if not self._files.has_room_for(shard, RUNS_PER_STEP):
+            fits = is_gathered and self._files.fits(shard, RUNS_PER_STEP)
+            if not fits and not self._files.has_room_for(shard, RUNS_PER_STEP):
                 await self._gather(file.ino, index)
+                is_gathered = True
                 await self._tables.load(file.ino)
                 shard = await self._store.get_shard(key)
-            # The last await: what is ready, and what the log still takes, is for this batch. Many
-            # who flush at once come in one after the other.
+            # As a rule the last await: what is ready, and what the log still takes, is for this
+            # batch. Many who flush at once come in one after the other.
             length = min(limits.SHARD_BYTES, file.ranges.bytes)
             if not self._store.admits_at_once(length):
                 await self._store.admit(length)
+                # Reclamation, waited for, may have moved the shard: looking before the wait only
+                # would, on a device where each writer waits, be in vain every time.
+                shard = await self._store.get_shard(key)
+                if not self._files.fits(shard, RUNS_PER_STEP):
+                    continue
             try:
                 return self._flush_now(file, index, start, shard)
             except (StaleError, NotLoaded):

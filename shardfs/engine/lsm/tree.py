@@ -75,6 +75,12 @@ class Tree:
             value = self.frozen.entries.get(key)
         return value
 
+    def is_surely_absent(self, key: bytes) -> bool:
+        """Whether memory and filters say that there is no such key. False says nothing."""
+        if key in self.memtable.entries or self.frozen is not None:
+            return False
+        return not self.runs or next(candidates(self.runs, key), None) is None
+
     def find(self, key: bytes) -> bytes | None:
         """The encoded value, TOMBSTONE if there is none, or None if a block has to be read to know.
 
