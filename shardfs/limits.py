@@ -66,8 +66,10 @@ DELTA_BYTES_MAX: Final = 4 * MIB
 RECORD_BYTES_MAX: Final = 68 * KIB
 INLINE_VALUE_BYTES_MAX: Final = 256
 """Store.put keeps values up to this size in the tree itself."""
-RIDER_BYTES_MAX: Final = 4 * MIB
+RIDER_BYTES_MAX: Final = 16 * MIB
 """A delta may be issued together with at most this much unflushed data; recovery verifies it."""
+RIDERS_MAX: Final = 1024
+"""And with at most so many chunks of it, each of which recovery reads."""
 DELTA_PART_BYTES: Final = 16 * KIB
 """A large delta is cut into parts of this size, each encoded in a slice of its own."""
 MERGE_PAGE_ENTRIES: Final = 64

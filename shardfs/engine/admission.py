@@ -38,6 +38,8 @@ from shardfs.engine.merging import Merging
 from shardfs.engine.pacing import Throttle
 from shardfs.engine.reclamation import Reclamation
 
+SHORT_ENTRY_BYTES: Final = 2 * limits.KIB
+"""What the entry of a value that is let in at once takes at most, beside its key."""
 _PASSES: Final = (32, 8, 2)
 """What so many writers may take is let in at once, if it is there; else less."""
 _PASS_BYTES_MAX: Final = 64 * limits.KIB

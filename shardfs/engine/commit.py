@@ -11,7 +11,7 @@ Invariants:
     I3. The delta log goes only into extents that a durable superblock record declares.
 
 Ordering, for one commit: [superblock record if due] + [data] + [delta] -> one flush. With more
-than limits.RIDER_BYTES_MAX of unflushed data: data -> flush -> delta -> flush. A power cut
+than limits.RIDER_BYTES_MAX, or RIDERS_MAX chunks, of unflushed data: data -> flush -> delta -> flush. A power cut
 before the last flush may lose the delta and everything behind it, never a part of it.
 
 Not here: writing memtables as runs (checkpoint.py), reading the log back (recovery.py).
@@ -358,7 +358,10 @@ class Committer:
         riders = [each for each in self._riders.values() if not each.persistent.is_persistent()]
         data = all_of([each.persistent for each in riders])
         before = PERSISTENT
-        if sum(each.bytes for each in riders) > limits.RIDER_BYTES_MAX:
+        if (
+            sum([each.bytes for each in riders]) > limits.RIDER_BYTES_MAX
+            or sum([len(each.locators) for each in riders]) > limits.RIDERS_MAX
+        ):
             before, riders = data, []
         tails = self._extents.take_touched()
         changes = self._on_the_way = self._pending

@@ -27,6 +27,7 @@ from operator import itemgetter
 import trio
 
 from shardfs import limits
+from shardfs.engine.admission import SHORT_ENTRY_BYTES
 from shardfs.engine.applying import Applier
 from shardfs.engine.batch import Batch, check_key
 from shardfs.engine.chunks import ChunkStore
@@ -52,9 +53,6 @@ from shardfs.engine.temperature import Temperature
 from shardfs.errors import CorruptionError, LimitError, ShardfsError
 
 _log = logging.getLogger(__name__)
-
-_SHORT_ENTRY_BYTES = 2048
-"""What the entry of a value that is let in at once takes at most, beside its key."""
 
 
 class Store:
@@ -171,7 +169,7 @@ class Store:
                 f"a value of {length} bytes is larger than {limits.QUEUED_BYTES_MAX}; "
                 "split it over several keys"
             )
-        if not self._maintenance.admission.admits_at_once(length, len(key) + _SHORT_ENTRY_BYTES):
+        if not self._maintenance.admission.admits_at_once(length, len(key) + SHORT_ENTRY_BYTES):
             await self.admit(length)
         old = None if self._tree.is_surely_absent(key) else await self._load(key)
         # No await from here on: what was loaded is current until the batch is applied.
@@ -209,7 +207,8 @@ class Store:
             LimitError, ReadOnlyError, DeviceError, CorruptionError: nothing was changed.
         """
         check_key(key)
-        await self.admit()
+        if not self._maintenance.admission.admits_at_once(0, len(key) + SHORT_ENTRY_BYTES):
+            await self.admit()
         old = await self._load(key)
         if old is None:
             return self._committer.applied()

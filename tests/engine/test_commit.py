@@ -58,6 +58,29 @@ async def test_more_data_than_may_ride_along_is_flushed_first() -> None:
             assert await after.get(b"k") == value
 
 
+async def test_an_object_of_a_few_mib_rides_along() -> None:
+    device = await formatted(64)
+    async with opened(device) as store:
+        await store.put(b"k", bytes(8 * limits.MIB))
+        before = device.counts.flushes
+        await store.sync()
+        assert device.counts.flushes - before == 1
+        async with opened(device.power_cut()) as after:
+            assert await after.get(b"k") == bytes(8 * limits.MIB)
+
+
+async def test_more_chunks_than_may_ride_along_are_flushed_first() -> None:
+    device = await formatted(64)
+    async with opened(device) as store:
+        for number in range(limits.RIDERS_MAX + 1):
+            await store.put(b"%d" % number, bytes(512))
+        before = device.counts.flushes
+        await store.sync()
+        assert device.counts.flushes - before == 2
+        async with opened(device.power_cut()) as after:
+            assert await after.get(b"%d" % limits.RIDERS_MAX) == bytes(512)
+
+
 @pytest.mark.parametrize("extent_bytes", [64 * limits.KIB, None])
 async def test_a_delta_larger_than_the_extents_declared_ahead(extent_bytes: int | None) -> None:
     device = await formatted(32, extent_bytes=extent_bytes, zoned=True)
