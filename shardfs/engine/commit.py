@@ -11,8 +11,9 @@ Invariants:
     I3. The delta log goes only into extents that a durable superblock record declares.
 
 Ordering, for one commit: [superblock record if due] + [data] + [delta] -> one flush. With more
-than limits.RIDER_BYTES_MAX, or RIDERS_MAX chunks, of unflushed data: data -> flush -> delta -> flush. A power cut
-before the last flush may lose the delta and everything behind it, never a part of it.
+than limits.RIDER_BYTES_MAX, or RIDERS_MAX chunks, of unflushed data: data -> flush -> delta ->
+flush. A power cut before the last flush may lose the delta and everything behind it, never a part
+of it.
 
 Not here: writing memtables as runs (checkpoint.py), reading the log back (recovery.py).
 """
