@@ -19,10 +19,9 @@ Not here: files (fuse/), one module each for everything this one composes.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
-from operator import itemgetter
 
 import trio
 
@@ -30,7 +29,6 @@ from shardfs import limits
 from shardfs.engine.admission import SHORT_ENTRY_BYTES
 from shardfs.engine.applying import Applier
 from shardfs.engine.batch import Batch, check_key
-from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.dependency import Dependency
 from shardfs.engine.device import Buffer, Device
 from shardfs.engine.evacuation import Evacuator
@@ -38,24 +36,24 @@ from shardfs.engine.extents import Extents
 from shardfs.engine.figures import space_figures, space_parts, statistics_of
 from shardfs.engine.gathering import Gatherer
 from shardfs.engine.health import Health, HealthState
-from shardfs.engine.lsm.entry import TOMBSTONE, decode_value, encode_record, encode_shard
-from shardfs.engine.lsm.tree import Unread
+from shardfs.engine.lookups import Lookups
+from shardfs.engine.lsm.entry import TOMBSTONE, encode_record, encode_shard
 from shardfs.engine.maintenance import Maintenance
 from shardfs.engine.memory import StoreMemory
 from shardfs.engine.opening import Parts, open_parts
 from shardfs.engine.options import StoreOptions
-from shardfs.engine.pieces import Entry, Locator, Piece, Shard
+from shardfs.engine.pieces import Locator, Piece, Shard
 from shardfs.engine.recent_shards import RecentShards
 from shardfs.engine.shards import ShardData
 from shardfs.engine.stats import Space, SpaceParts, StoreStatistics
 from shardfs.engine.superblock_record import Identity
 from shardfs.engine.temperature import Temperature
-from shardfs.errors import CorruptionError, LimitError, ShardfsError
+from shardfs.errors import LimitError, ShardfsError
 
 _log = logging.getLogger(__name__)
 
 
-class Store:
+class Store(Lookups):
     """One open store. Made by `Store.open`; everything runs on the one trio thread."""
 
     def __init__(self, parts: Parts, options: StoreOptions) -> None:
@@ -65,33 +63,31 @@ class Store:
         self._parts = parts
         self._scheduler = parts.scheduler
         self._extents: Extents = parts.extents
-        self._chunks: ChunkStore = parts.chunks
-        self._tree = parts.tree
-        self.bring = parts.tree.bring
         self._committer = parts.committer
         self._checkpointer = parts.checkpointer
-        self._shards = ShardData(parts.chunks, parts.extents)
-        self._recent = RecentShards(limits.DECODED_BYTES_MAX)
-        self._memory = StoreMemory(parts, self._recent)
+        shards, recent = (
+            ShardData(parts.chunks, parts.extents),
+            RecentShards(limits.DECODED_BYTES_MAX),
+        )
+        self._memory = StoreMemory(parts, recent)
         self._applier = Applier(
-            parts.extents, parts.tree, parts.committer, parts.health, self._shards, self._applied
+            parts.extents, parts.tree, parts.committer, parts.health, shards, self._applied
         )
         self._temperature = Temperature(parts.extents)
         self._evacuator = Evacuator(
             parts.extents,
             parts.chunks,
             parts.tree,
-            self._shards,
+            shards,
             self._temperature,
             partial(self._applier.batch, essential=True),
             self._applier.apply,
         )
-        self._gatherer = Gatherer(
-            parts.extents, parts.tree, self._shards, self._applier.batch, self._applier.apply
+        gatherer = Gatherer(
+            parts.extents, parts.tree, shards, self._applier.batch, self._applier.apply
         )
-        self._maintenance = Maintenance(
-            parts, self._evacuator, self._gatherer, options.commit_interval_s
-        )
+        super().__init__(parts.tree, parts.chunks, shards, recent, gatherer)
+        self._maintenance = Maintenance(parts, self._evacuator, gatherer, options.commit_interval_s)
 
     @classmethod
     @asynccontextmanager
@@ -182,21 +178,6 @@ class Store:
         pieces = self._shards.append_pieces(key, 0, (value,), stream=stream)
         return self._replace(batch, key, old, encode_shard(pieces), pieces)
 
-    async def get(self, key: bytes, start: int = 0, length: int | None = None) -> bytes | None:
-        """The value of a key, or bytes [start, start+length) of it; None when there is none.
-
-        Raises:
-            DeviceError, CorruptionError: it cannot be read as it was written.
-        """
-        check_key(key)
-        value = await self._load(key)
-        if value is None:
-            return None
-        if isinstance(value, bytes):
-            return value[start:] if length is None else value[start : start + length]
-        stop = value.length if length is None else min(value.length, start + length)
-        return await self.read_shard(value, start, max(0, stop - start))
-
     async def delete(self, key: bytes) -> Dependency:
         """Remove a key; nothing happens if there is none.
 
@@ -215,61 +196,6 @@ class Store:
         return self._replace(self.batch(essential=True), key, old, TOMBSTONE, ())
 
     # --- records and shards -----------------------------------------------------------------
-
-    async def get_record(self, key: bytes) -> bytes | None:
-        """The record of a key, or None. Checkpoints: only when a tree block is not cached.
-
-        Raises:
-            DeviceError, CorruptionError: the tree cannot be read there.
-        """
-        value = await self._load(key)
-        if isinstance(value, Shard):
-            raise CorruptionError("a shard stands where a record should", f"key {key.hex()}")
-        return value
-
-    def find_record(self, key: bytes) -> bytes | Unread | None:
-        """What get_record gives, or UNREAD where it would wait; see Tree.find_record."""
-        return self._tree.find_record(key)
-
-    async def records(self, start: bytes, end: bytes, count_max: int) -> list[tuple[bytes, bytes]]:
-        """The first records of [start, end); see Tree.records."""
-        return await self._tree.records(start, end, count_max)
-
-    async def get_shard(self, key: bytes) -> Shard | None:
-        """The shard of a key, or None. Checkpoints: only when a tree block is not cached.
-
-        Raises:
-            DeviceError, CorruptionError: the tree cannot be read there.
-        """
-        value = await self._load(key)
-        if isinstance(value, bytes):
-            raise CorruptionError("a record stands where a shard should", f"key {key.hex()}")
-        return value
-
-    async def scan(self, start: bytes, end: bytes) -> AsyncGenerator[Entry, None]:
-        """Records (as bytes) and shards of [start, end), in key order.
-
-        Changes made while scanning may or may not be seen; what does not change is seen once. A
-        shard can be read until the next one is asked for; later, its data may have been moved,
-        and has to be looked up again.
-
-        Raises:
-            DeviceError, CorruptionError: the tree cannot be read there.
-        """
-        while True:
-            page = await self._tree.page(start, end)
-            generation = self._tree.generation
-            found = [(key, decode_value(page.entries[key], generation)) for key in page.entries]
-            pieces = [
-                piece for _, value in found if isinstance(value, Shard) for piece in value.pieces
-            ]
-            with self._shards.pinned(pieces):
-                for key, value in sorted(found, key=itemgetter(0)):
-                    if value is not None:
-                        yield key, value
-            if page.horizon is None:
-                return
-            start = page.horizon + b"\0"
 
     def batch(self, *, essential: bool = False, answered: bool = False) -> Batch:
         """An empty batch. `essential` batches free space or keep a promise already made: they
@@ -319,26 +245,6 @@ class Store:
         self._applier.require_open()
         stream = self._temperature.stream_for_new(replaced, sum(map(len, buffers)))
         return self._shards.append_pieces(owner, offset, buffers, stream=stream)
-
-    async def read_chunk(self, locator: Locator, start: int, length: int) -> bytes | memoryview:
-        """Bytes [start, start+length) of a chunk's payload, verified; at most one device read.
-
-        Raises:
-            DeviceError, CorruptionError: they cannot be read as they were written.
-        """
-        return await self._chunks.get(locator, start, length)
-
-    def pinned(self, pieces: Sequence[Piece]) -> AbstractContextManager[None]:
-        """Keeps the chunks of these pieces from being reclaimed while the body runs."""
-        return self._shards.pinned(pieces)
-
-    async def read_shard(self, shard: Shard, start: int, length: int) -> bytes:
-        """Bytes [start, start+length) of a shard; holes and what lies behind it are zeros.
-
-        Raises:
-            DeviceError, CorruptionError: they cannot be read as they were written.
-        """
-        return await self._shards.read(shard.pieces, start, length)
 
     def is_durable(self, key: bytes) -> bool:
         """Whether the present value of a key would survive a power cut; True if it has none."""
@@ -474,18 +380,6 @@ class Store:
         if batch.piece_counts:
             self._gatherer.changed(batch)
         self._maintenance.notice()
-
-    async def _load(self, key: bytes) -> bytes | Shard | None:
-        """The value of a key, current at the moment of return."""
-        value = self._tree.find(key)
-        if value is None:
-            value = await self._tree.get(key)
-        if value is None or value == TOMBSTONE:
-            return None
-        found = self._recent.shard_or_record(key, value, self._tree.generation)
-        if isinstance(found, Shard):
-            self._gatherer.seen(key, found)
-        return found
 
     def _replace(
         self,

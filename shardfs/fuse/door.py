@@ -77,6 +77,13 @@ class StoreDoor(Protocol):
     async def get_record(self, key: bytes) -> bytes | None:
         """The record at `key`. Checkpoints: not when cached."""
 
+    def find_shard(self, key: bytes) -> Shard | Unread | None:
+        """What get_shard gives, or UNREAD: then it would have to wait.
+
+        Raises:
+            CorruptionError: no shard stands where one should.
+        """
+
     def find_record(self, key: bytes) -> bytes | Unread | None:
         """What get_record gives, or UNREAD: then it would have to wait.
 

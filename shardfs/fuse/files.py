@@ -1,4 +1,4 @@
-"""Byte ranges of files as shards, shards as chunks: storing, truncating, freeing.
+"""Byte ranges of files as shards, shards as chunks: storing, truncating.
 
 Role: the content of files as the store has it. A file's shard i holds its bytes from
 i * SHARD_BYTES; what no piece covers is a hole and reads as zeros.
@@ -16,11 +16,9 @@ Invariants:
         limits.SCATTERED_SPACE_SHARE of each shard, or what SCATTERED_PIECES_MIN pieces take.
 
 Ordering: a truncation marks the file in the batch that cuts its size, and the mark goes in the
-batch that deletes the last shard. Freeing deletes shards and xattrs first, inode and orphan mark
-in the last batch.
+batch that deletes the last shard.
 
-Not here: reading (file_reads.py), dirty data (writeback.py), and who decides that a file is to be
-freed (orphans.py).
+Not here: reading (file_reads.py), dirty data (writeback.py), freeing (freeing.py).
 """
 
 from __future__ import annotations
@@ -43,12 +41,9 @@ from shardfs.fuse.records import (
     Inode,
     decode_file_key,
     decode_marker_key,
-    inode_key,
-    orphan_key,
     shard_key,
     shards_end,
     truncation_key,
-    xattrs_end,
 )
 from shardfs.fuse.tables import Tables
 
@@ -369,56 +364,6 @@ class Files:
     async def _shards_from(self, start: bytes, ino: int) -> list[tuple[bytes, Shard]]:
         items = await scan_some(self.store, start, shards_end(ino), limits.SHARDS_PER_BATCH_MAX)
         return [(key, value) for key, value in items if isinstance(value, Shard)]
-
-    # --- freeing
-
-    async def free(self, ino: int) -> None:
-        """Delete an inode with its shards, xattrs and marks. Requires: it has no name, no user.
-
-        Raises:
-            DeviceError, CorruptionError, ReadOnlyError
-        """
-        start = inode_key(ino)
-        end = xattrs_end(ino)
-        while True:
-            if await self._has_one_shard(ino):  # a look-up costs a third of a scan
-                key = shard_key(ino, 0)
-                shard = await self.store.get_shard(key)
-                items: list[tuple[bytes, bytes | Shard]] = [(key, shard)] if shard else []
-            else:
-                items = await scan_some(self.store, start, end, limits.SHARDS_PER_BATCH_MAX)
-            last = len(items) < limits.SHARDS_PER_BATCH_MAX
-            try:
-                await self.tables.run(partial(self._free_now, ino, items, last))
-            except StaleError:
-                continue
-            if last:
-                return
-            start = items[-1][0]
-            await self.store.admit()
-
-    async def _has_one_shard(self, ino: int) -> bool:
-        """Besides its inode a file has at most its first shard (I2)."""
-        if ino in self.truncations:
-            return False
-        inode = await self.tables.inode(ino)
-        return inode is not None and not inode.xattrs and inode.size <= SHARD_BYTES
-
-    def _free_now(self, ino: int, items: Sequence[tuple[bytes, bytes | Shard]], last: bool) -> None:
-        change = self.tables.change()
-        for key, value in items:
-            if isinstance(value, Shard):
-                change.batch.delete_shard(key, value)
-            elif key != inode_key(ino):
-                change.batch.delete(key)
-        if last:
-            change.delete_inode(ino)
-            change.batch.delete(orphan_key(ino))
-            if ino in self.truncations:
-                change.batch.delete(truncation_key(ino))
-        change.commit()
-        if last:
-            self.truncations.discard(ino)
 
 
 def _used_bytes(pieces: Sequence[Piece]) -> int:

@@ -23,6 +23,7 @@ import trio
 
 from shardfs import limits
 from shardfs.engine.health import HealthState
+from shardfs.engine.lsm.tree import Unread
 from shardfs.engine.pacing import Throttle, share_between
 from shardfs.engine.pieces import Shard
 from shardfs.errors import (
@@ -271,14 +272,15 @@ class Flusher:
                 is_gathered = True
                 await self._tables.load(file.ino)
                 shard = await self._store.get_shard(key)
-            # As a rule the last await: what is ready, and what the log still takes, is for this
-            # batch. Many who flush at once come in one after the other.
+            # The last await: what is ready, and what the log still takes, is for this batch. Many
+            # who flush at once come in one after the other.
             length = min(limits.SHARD_BYTES, file.ranges.bytes)
             if not self._store.admits_at_once(length):
                 await self._store.admit(length)
                 # Reclamation, waited for, may have moved the shard: looking before the wait only
                 # would, on a device where each writer waits, be in vain every time.
-                shard = await self._store.get_shard(key)
+                found = self._store.find_shard(key)
+                shard = shard if isinstance(found, Unread) else found
                 if not self._files.fits(shard, RUNS_PER_STEP):
                     continue
             try:

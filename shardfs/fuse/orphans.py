@@ -10,14 +10,15 @@ Invariants:
     I3. The queue is bounded: those who unlink wait (`admit`) while it is too long.
     I4. An inode that cannot be freed now (the device fails) keeps its orphan key for a later mount.
 
-Not here: who counts users (handles.py) and how an inode is freed (files.py).
+Not here: who counts users (handles.py) and how an inode is freed (freeing.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
+from itertools import islice
 from typing import Final, TypeVar
 
 import trio
@@ -27,6 +28,7 @@ from shardfs.engine.pacing import rest_s
 from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError
 from shardfs.fuse.door import StoreDoor, behind, scan_some
 from shardfs.fuse.files import Files
+from shardfs.fuse.freeing import Freeing
 from shardfs.fuse.records import ORPHAN_PREFIX, decode_marker_key
 
 _log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ T = TypeVar("T")
 _ORPHANS_END: Final = behind(ORPHAN_PREFIX)
 _SCAN_COUNT: Final = 256
 _ROOM_ATTEMPTS: Final = 2
-_FREED_PER_SLICE: Final = 2
+_FREED_AT_ONCE: Final = 4
 _REQUESTS_MANY: Final = 4
 """As many since the last slice are a burst, for which freeing rests."""
 
@@ -46,6 +48,7 @@ class Orphans:
     def __init__(self, store: StoreDoor, files: Files) -> None:
         self._store = store
         self._files = files
+        self._freeing = Freeing(files)
         self._held: set[int] = set()
         self._queue: dict[int, None] = {}
         self._is_searching = False
@@ -159,15 +162,13 @@ class Orphans:
             rests: leave the processor to requests while they keep coming and nobody waits for
                 what was removed; the less, the longer the queue is.
         """
-        freed = arrived = asked = 0
+        arrived = asked = 0
         while self._queue:
-            ino = next(iter(self._queue))
-            await self._free(ino)
-            self._queue.pop(ino, None)
+            inos = list(islice(self._queue, _FREED_AT_ONCE))
+            await self._free(inos)
+            for ino in inos:
+                self._queue.pop(ino, None)
             self._notify()
-            freed += 1
-            if freed % _FREED_PER_SLICE:
-                continue
             seconds = rest_s(len(self._queue) / limits.ORPHANS_QUEUED_MAX)
             is_busy = self._arrived != arrived or self.requests() >= asked + _REQUESTS_MANY
             arrived, asked = self._arrived, self.requests()
@@ -212,12 +213,21 @@ class Orphans:
             self._progress.set()
             self._progress = None
 
-    async def _free(self, ino: int) -> None:
-        try:
+    async def _free(self, inos: Sequence[int]) -> None:
+        """Free these, together if they are small: a batch of its own for each costs twice as much.
+        One that cannot be freed keeps no other from it."""
+        with suppress(ShardfsError):  # told below
             self._store.health.require_writable()
-            await self._files.free(ino)
-        except ShardfsError as error:
-            _log.error("freeing removed inode %d failed, a later mount tries again: %s", ino, error)
+            if len(inos) > 1 and await self._freeing.free_small(inos):
+                return
+        for ino in inos:
+            try:
+                self._store.health.require_writable()
+                await self._freeing.free(ino)
+            except ShardfsError as error:
+                _log.error(
+                    "freeing removed inode %d failed, a later mount tries again: %s", ino, error
+                )
 
     async def _finish_truncation(self, ino: int) -> None:
         try:

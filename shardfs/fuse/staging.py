@@ -67,6 +67,7 @@ class StagedStore:
         self.get_shard = store.get_shard
         self.find_record = store.find_record
         self.bring = store.bring
+        self.find_shard = store.find_shard
         self.batch = store.batch
         self.append_pieces = store.append_pieces
         self.pinned = store.pinned
