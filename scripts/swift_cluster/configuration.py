@@ -40,6 +40,8 @@ _DAEMONS: Final = {
 # The proxy waits longer than a container server does for an account server: else making a bucket
 # fails when one disk hangs.
 _PROXY_PATIENCE_S: Final = 4
+_OBJECT_LINES: Final = "network_chunk_size = 1048576\n"
+"""Object servers write to the disk in such pieces: each write is a request of FUSE."""
 _SERVER_PATIENCE_S: Final = 2
 
 
@@ -78,7 +80,7 @@ def server_conf(layout: Layout, kind: str, disk: str) -> str:
         f"recon_cache_path = {layout.cache}\n",
         f"[pipeline:main]\npipeline = {kind}-server\n",
         f"[app:{kind}-server]\nuse = egg:swift#{kind}\nnode_timeout = {_SERVER_PATIENCE_S}\n"
-        "conn_timeout = 1\n",
+        "conn_timeout = 1\n" + (_OBJECT_LINES if kind == "object" else ""),
     ]
     rsync = f"rsync://{{replication_ip}}:{layout.ports['rsync']}/{kind}"
     for daemon in _DAEMONS[kind]:
