@@ -167,7 +167,9 @@ class Store(Lookups):
             )
         if not self._maintenance.admission.admits_at_once(length, len(key) + SHORT_ENTRY_BYTES):
             await self.admit(length)
-        old = None if self._tree.is_surely_absent(key) else await self._load(key)
+        old = None
+        if not self._tree.is_surely_absent(key):
+            old = await self._load(key)
         # No await from here on: what was loaded is current until the batch is applied.
         batch = self._applier.batch()
         if length <= limits.INLINE_VALUE_BYTES_MAX:
