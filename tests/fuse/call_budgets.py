@@ -18,7 +18,7 @@ CALLS: Final = {
     "rename": 90,
     "unlink": 77,
     "entry of a directory": 21,
-    "freeing a removed file": 140,
+    "freeing a removed file": 100,
     "fsync of a file of 4 KiB": 520,
     "read of 4 KiB of a file in pieces": 58,
 }
