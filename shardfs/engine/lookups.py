@@ -99,7 +99,7 @@ class Lookups:
         value = self._tree.find(key)
         if value is None:
             return UNREAD
-        return self._as_shard(key, self._decoded(key, value))
+        return self._as_shard(key, self._value_of(key, value))
 
     async def scan(self, start: bytes, end: bytes) -> AsyncGenerator[Entry, None]:
         """Records (as bytes) and shards of [start, end), in key order.
@@ -151,9 +151,9 @@ class Lookups:
         value = self._tree.find(key)
         if value is None:
             value = await self._tree.get(key)
-        return self._decoded(key, value)
+        return self._value_of(key, value)
 
-    def _decoded(self, key: bytes, value: bytes | None) -> bytes | Shard | None:
+    def _value_of(self, key: bytes, value: bytes | None) -> bytes | Shard | None:
         if value is None or value == TOMBSTONE:
             return None
         found = self._recent.shard_or_record(key, value, self._tree.generation)

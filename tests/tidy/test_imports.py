@@ -73,6 +73,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("opening",),
     ("maintenance", "memory", "raw_store"),
     ("figures",),
+    ("lookups",),
     ("store",),
     ("careful_scan",),
     (
