@@ -86,7 +86,6 @@ async def test_listing_a_cold_directory_reads_neighbouring_blocks_at_once() -> N
             names |= {item.name for item in items if not item.is_dot}
             position = items[-1].next
         assert len(names) == 1001
-        print("COUNT", device.counts.reads - before)
         assert device.counts.reads - before <= 6
 
 
