@@ -10,6 +10,7 @@ Invariants:
         the new one is persistent.
     I3. A memtable's run is installed only when the deltas it replaces are durable, so that
         everything its entries refer to is.
+    I4. No run has a higher level than an older one, whatever is being merged beside it.
 
 Ordering: run chunks -> flush -> manifest -> flush -> superblock record -> flush -> old runs,
 old manifest and covered deltas are dead. A power cut in between leaves the old tree in force
@@ -231,12 +232,19 @@ class Checkpointer:
         if not chosen:
             return
         runs = self._tree.runs  # a checkpoint may have come meanwhile; it only adds behind
-        # Levels fall along the sequence: what is merged across levels stays at the oldest's.
+        # Levels fall along the sequence (I4): what is merged across levels stays at the oldest's.
         level = chosen[0].level + (chosen[-1].level == chosen[0].level)
-        level = min(level, limits.LEVEL_COUNT_MAX - 1)
+        level = min(level, limits.LEVEL_COUNT_MAX - 1, *self._levels_before(chosen[0]))
         sources = tuple(run.run_id for run in chosen)
         is_whole = len(chosen) == len(runs) and level == chosen[0].level
         self._merges.append(_Merge(sources, self._take_run_id(), level, is_whole))
+
+    def _levels_before(self, run: Run) -> list[int]:
+        """The levels of all older runs, and of what these are being merged to."""
+        older = self._tree.runs[: self._tree.runs.index(run)]
+        ids = {each.run_id for each in older}
+        merges = [each.level for each in self._merges if not ids.isdisjoint(each.sources)]
+        return [each.level for each in older] + merges
 
     def _sources(self, merge: _Merge) -> list[Run]:
         return [run for run in self._tree.runs if run.run_id in merge.sources]
@@ -280,14 +288,16 @@ class Checkpointer:
         segments = [*(segment for run in target for segment in run.segments), *writer.segments]
         level = merge.level
         if is_finished and merge.is_whole:
-            level = self._settled_level(segments, level, newer)
+            beside = [each.level for each in self._merges if each is not merge]
+            level = self._settled_level(segments, level, [run.level for run in newer] + beside)
         return _as_run(merge.target, level, segments)
 
-    def _settled_level(self, merged: Sequence[Segment], level: int, newer: Sequence[Run]) -> int:
-        """The level of what all runs have become: as high as its size needs. So the number of
-        levels follows the size of the tree, however often it has been rewritten."""
+    def _settled_level(self, merged: Sequence[Segment], level: int, newer: Sequence[int]) -> int:
+        """The level of what all runs have become: as high as its size needs, and as the levels are
+        that newer runs have or are being merged to (I4). So the number of levels follows the size
+        of the tree, however often it has been rewritten."""
         run_bytes = sum(segment.meta.total_bytes for segment in merged)
-        settled = max((run.level for run in newer), default=0)
+        settled = max(newer, default=0)
         base_bytes = self._committer.memtable_bytes_max // _MEMTABLE_BYTES_PER_RUN_BYTE
         while settled < level and run_bytes > base_bytes * limits.RUNS_PER_LEVEL_MAX**settled:
             settled += 1
