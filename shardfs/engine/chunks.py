@@ -126,8 +126,7 @@ class ChunkStore:
             raise CorruptionError("the data is lost: it was damaged, and fsck has recorded that")
         extent = self._extents.at(locator.extent)
         if extent.epoch != locator.epoch:
-            where = f"extent {locator.extent} byte {locator.offset} (chunk {locator.sequence})"
-            raise CorruptionError("the chunk's extent has been reset since", where)
+            raise CorruptionError("the chunk's extent has been reset since", _where(locator))
         unwritten = self._extents.unwritten(locator.extent, locator.offset)
         if unwritten is not None:
             return memoryview(concatenate(unwritten))[start : start + length]
@@ -139,7 +138,7 @@ class ChunkStore:
         end = min(locator.length, -(-(start + length) // granule) * granule)
         payload_at = payload_offset(locator)
         data = await self._extents.read(locator.extent, payload_at + begin, end - begin)
-        where = f"extent {locator.extent} byte {locator.offset} (chunk {locator.sequence})"
+        where = _where(locator)
         if len(data) != end - begin:
             raise CorruptionError("the device ends inside the chunk", where)
         verify_granules(data, locator.checksums, first, where)
@@ -160,7 +159,7 @@ class ChunkStore:
         data = memoryview(await self._extents.read(extent.index, begin, end - begin))
         payloads = []
         for locator in locators:
-            where = f"extent {locator.extent} byte {locator.offset} (chunk {locator.sequence})"
+            where = _where(locator)
             if locator.epoch != extent.epoch:
                 raise CorruptionError("the chunk's extent has been reset since", where)
             at = payload_offset(locator) - begin
@@ -193,3 +192,8 @@ class ChunkStore:
         except CorruptionError:
             return False
         return True
+
+
+def _where(locator: Locator) -> str:
+    """A chunk's place, for messages."""
+    return f"extent {locator.extent} byte {locator.offset} (chunk {locator.sequence})"

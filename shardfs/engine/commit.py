@@ -31,11 +31,11 @@ import trio
 from shardfs import limits
 from shardfs.engine.chunks import ChunkStore
 from shardfs.engine.dependency import PERSISTENT, Dependency, all_of
-from shardfs.engine.extent import UsageSnapshot
+from shardfs.engine.extent import TailFields, UsageSnapshot
 from shardfs.engine.extents import Extents
 from shardfs.engine.framing import frame_bytes
 from shardfs.engine.health import Health
-from shardfs.engine.layout import RIDER, Kind, Stream, TailFields
+from shardfs.engine.layout import RIDER, Kind, Stream
 from shardfs.engine.lsm.delta import PartContent, cut_parts, encode_part
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices

@@ -240,10 +240,9 @@ class Evacuator:
         )
 
     async def _place(self, extent: Extent, moves: Sequence[_Move]) -> int:
-        moved = 0
-        waiting = list(moves)
-        if not waiting:
-            return moved
+        if not moves:
+            return 0
+        moved, waiting = 0, moves
         await self.before_batch()
         for _ in range(_ATTEMPTS_MAX):
             await trio.lowlevel.checkpoint()  # what was read before is a slice of its own

@@ -16,13 +16,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from shardfs.engine.dependency import PERSISTENT, Dependency
 from shardfs.engine.device import Buffer
 from shardfs.engine.layout import USAGE, ExtentState, Stream
 from shardfs.engine.pacing import Slices
 from shardfs.engine.superblock_record import ExtentEntry
+
+TailFields: TypeAlias = tuple[int, int, int, int, int]
+"""What a delta says of an extent: the fields of `lsm.delta.Tail`, in that order."""
 
 _EXTENTS_PER_STEP = 256
 

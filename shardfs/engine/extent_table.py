@@ -27,8 +27,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from shardfs import limits
-from shardfs.engine.extent import Extent, FreeExtents, UsageSnapshot
-from shardfs.engine.layout import ExtentState, Stream, TailFields
+from shardfs.engine.extent import Extent, FreeExtents, TailFields, UsageSnapshot
+from shardfs.engine.layout import ExtentState, Stream
 from shardfs.engine.space import DATA_STREAMS, SpaceAccount
 from shardfs.engine.superblock_record import ExtentEntry
 from shardfs.errors import CorruptionError

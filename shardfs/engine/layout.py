@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from shardfs.errors import CorruptionError
 
@@ -259,9 +259,6 @@ TAIL: Final = Table(
         ("live_change", "q", "change of the extent's live bytes since the previous delta"),
     ),
 )
-
-TailFields: TypeAlias = tuple[int, int, int, int, int]
-"""The fields of a tail, in that order: what `lsm.delta.Tail` names."""
 
 RIDER: Final = Table(
     "rider",

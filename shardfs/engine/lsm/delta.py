@@ -20,7 +20,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from shardfs import limits
-from shardfs.engine.layout import DELTA_HEADER, RIDER, TAIL, Bytes, Stream, TailFields
+from shardfs.engine.extent import TailFields
+from shardfs.engine.layout import DELTA_HEADER, RIDER, TAIL, Bytes, Stream
 from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, Block, decode_block, encode_block
 from shardfs.engine.pieces import Locator
 from shardfs.errors import CorruptionError
