@@ -28,7 +28,7 @@ from shardfs.errors import CorruptionError, DeviceError, NoSpaceError
 
 _log = logging.getLogger(__name__)
 
-_HIDDEN_SHARE_WORTH_MERGING = 128
+_HIDDEN_SHARE_WORTH_MERGING = 256
 _CERTAINTY = 0.5
 """How much garbage there is in the tree is estimated: it may be twice as much."""
 _GARBAGE_SHARE_TIGHT = 1 / 32
@@ -131,7 +131,7 @@ class Merging:
         Raises: as `merge_all`.
         """
         space = self._extents.space
-        worth = space.total_bytes // _HIDDEN_SHARE_WORTH_MERGING
+        worth = space.unreserved_bytes // _HIDDEN_SHARE_WORTH_MERGING
         if self._checkpointer.hidden_bytes_max < worth:
             return
         async with self._squeezing:
