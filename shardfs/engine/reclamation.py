@@ -7,8 +7,8 @@ Invariants:
     I1. One step at a time; it may be cancelled between its parts and leaves nothing half-done.
     I2. `wait_for_space` says that nothing is to be had only when a whole step that began after
         the call has freed nothing, though it waited for what was being written or read.
-    I3. A step says that it has freed something only if more is free than before: moving what the
-        tree has in two extents to two others is not gone on with.
+    I3. A step says that it has freed something only if more is free than before; moving what the
+        tree has is gone on with only as long as that makes it use fewer bytes of extents.
     I4. Rot and failed reads keep an extent where it is, and are no reason to fail; a failed
         write is.
 
@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 _EVACUATED_AT_ONCE = 4
 _EVACUATED_BYTES = 16 * limits.MIB
+_GAIN_OF_RUNS_SHARE_MIN = 8
+"""Emptying an extent of the tree has to give at least this part of one."""
 _LOOKS_MAX = 100
 _LOOK_INTERVAL_S = 0.005
 
@@ -74,7 +76,8 @@ class Reclamation:
         self._freed_count = 0
         self._stuck: dict[int, int] = {}
         self._packed_tree = (0, 0)
-        """Extents and bytes of the tree when moving a part of it has last given nothing."""
+        """Bytes the tree's extents had used, and bytes of the tree, when moving a part of it has
+        last given nothing."""
         evacuator.before_batch = self._keep_log_short
         health.on_change(self._end_step)
 
@@ -205,19 +208,33 @@ class Reclamation:
         return len(log) > 1
 
     async def _empty_runs(self) -> int:
-        """Move what the tree has in one extent, if that is worth it; how many extents it gives."""
+        """Move what the tree has in some extents, if that is worth it; how many extents it gives.
+
+        What is moved fills an extent of its own: emptying one may give less than one, and is gone
+        on with as long as each gives a part (I3).
+        """
         space = self._extents.space
-        held = space.held_extents(Stream.RUNS)
-        packed_held, packed_bytes = self._packed_tree
-        if held <= packed_held and space.tree_bytes >= packed_bytes:
+        packed_used, packed_bytes = self._packed_tree
+        if self._used_by_runs() <= packed_used and space.tree_bytes >= packed_bytes:
             return await self._commit_and_reclaim()
-        is_moved = await self._empty_emptiest_of_runs()
-        freed = await self._commit_and_reclaim()
-        if is_moved and space.held_extents(Stream.RUNS) >= held:
-            # A segment that lies in two extents is moved as a whole, and may lie in two again.
-            self._packed_tree = held, space.tree_bytes
-            return 0
-        return freed
+        held = space.held_extents(Stream.RUNS)
+        while True:
+            used = self._used_by_runs()
+            is_moved = await self._empty_emptiest_of_runs()
+            freed = await self._commit_and_reclaim()
+            if not is_moved or space.held_extents(Stream.RUNS) < held:
+                return freed
+            gained = used - self._used_by_runs()
+            if gained < self._extents.extent_bytes // _GAIN_OF_RUNS_SHARE_MIN:
+                # A segment that lies in two extents is moved as a whole, and may lie in two again.
+                self._packed_tree = used, space.tree_bytes
+                return 0
+
+    def _used_by_runs(self) -> int:
+        """Bytes of the tree's extents, less what the open one still takes."""
+        extents = self._extents
+        held_bytes = extents.space.held_extents(Stream.RUNS) * extents.extent_bytes
+        return held_bytes - extents.room(Stream.RUNS)
 
     async def _empty_emptiest_of_runs(self) -> bool:
         runs = [
@@ -229,8 +246,11 @@ class Reclamation:
         if emptiest is None or 2 * emptiest.live_bytes > self._extents.extent_bytes:
             return False
         epoch = emptiest.epoch
+        is_moved = False
         try:
-            return await self._checkpointer.empty(emptiest.index)
+            while await self._checkpointer.empty(emptiest.index):  # one run after the other
+                is_moved = True
+            return is_moved
         except (CorruptionError, DeviceError) as error:
             require_read_trouble(error)
             self._stuck[emptiest.index] = epoch

@@ -81,14 +81,15 @@ async def read_superblock(device: Device) -> SuperblockState:
         NotShardfsError: no superblock of any kind is there.
         CorruptionError: one was there, and both copies are damaged.
         IncompatibleError: the format is newer than this build.
-        DeviceError: neither copy can be read.
+        DeviceError: neither copy can be read, or one is damaged and the other cannot be.
     """
     first, second = copies = await read_copies(device)
     numbers = [copy.last.number if copy.last is not None else -1 for copy in copies]
     best = copies[numbers.index(max(numbers))]
     if best.last is None or best.identity is None:
-        if first.error is not None:
-            raise first.error
+        error = first.error or second.error
+        if error is not None:
+            raise error
         if first.has_magic or second.has_magic:
             raise CorruptionError(
                 f"both superblock copies are damaged (first: {first.trouble}; "
@@ -140,6 +141,7 @@ async def _second_copy(device: Readable, identity: Identity | None) -> CopyState
         if candidate.identity is not None and candidate.identity.extent_bytes == size:
             return candidate
         found.has_magic = found.has_magic or candidate.has_magic
+        found.error = found.error or candidate.error
         size *= 2
     return found
 

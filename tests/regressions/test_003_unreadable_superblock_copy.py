@@ -26,3 +26,17 @@ async def test_two_unreadable_copies_are_an_error() -> None:
     with pytest.raises(DeviceError):
         async with opened(device):
             raise AssertionError("it opened")
+
+
+async def test_a_damaged_copy_beside_an_unreadable_one_is_an_error_of_the_device() -> None:
+    """It was told as damage of both, for which there is no remedy; the device may be read again."""
+    device = await formatted(24)
+    async with opened(device) as store:
+        await store.put(b"key", b"value")
+    device.rot(0, limits.BLOCK_BYTES)
+    device.fail("read", limits.MIB, limits.MIB)
+    with pytest.raises(DeviceError):
+        async with opened(device):
+            raise AssertionError("it opened")
+    async with opened(device) as store:
+        assert await content(store) == {b"key": b"value"}

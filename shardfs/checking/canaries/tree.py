@@ -63,6 +63,19 @@ RUNS: Final = (
         ("concurrent", "store"),
     ),
     Canary(
+        "merge-settles-below-its-neighbours",
+        "A merge of everything settles on the level of its size, whatever newer runs have or are "
+        "being merged to.",
+        (
+            Edit(
+                Checkpointer._settled_level,
+                "settled = max(newer, default=0)",
+                "settled = 0",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
         "older-run-wins-a-get",
         "A get asks the oldest run first.",
         (Edit(merge.candidates, "for run in reversed(runs):", "for run in runs:"),),

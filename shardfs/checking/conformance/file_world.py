@@ -11,26 +11,19 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
-from shardfs import clock, limits
+from shardfs import clock
 from shardfs.checking.conformance.case import Coverage, Operations
 from shardfs.checking.conformance.file_alphabet import ALPHABET, generate
 from shardfs.checking.conformance.file_devices import ground
 from shardfs.checking.conformance.file_run import FileRun, setup_of
+from shardfs.checking.conformance.small_limits import OF_FILES, in_force, replaced
 from shardfs.checking.schedule import Control, Program
 
 _FIRST_NS: Final = 1_700_000_000 * 10**9
 """Each look at the clock is one nanosecond later (I1)."""
-_SMALL_LIMITS: Final = {
-    "DIRECTORY_PAGE_ENTRIES": 2,
-    "INODES_PER_LEASE": 2,
-    "PIECES_PER_SHARD_MAX": 66,
-    "SHARDS_PER_BATCH_MAX": 2,
-}
-"""Then what is done page by page or batch by batch takes several, and shards are gathered."""
 
 
 class FileWorld:
@@ -57,19 +50,8 @@ class FileWorld:
 
         async def program(control: Control) -> None:
             times = {"now_ns": itertools.count(_FIRST_NS).__next__}
-            small = _SMALL_LIMITS if setup.variety & 8 else {}
-            with _replaced(vars(clock), times), _replaced(vars(limits), small):
+            small = in_force(OF_FILES, wanted=bool(setup.variety & 8))
+            with replaced(vars(clock), times), small:
                 await FileRun(control, coverage, setup, base, operations).run()
 
         return program
-
-
-@contextmanager
-def _replaced(module: dict[str, Any], changes: Mapping[str, Any]) -> Iterator[None]:
-    """A module with other values while the body runs."""
-    before = {name: module[name] for name in changes}
-    module.update(changes)
-    try:
-        yield
-    finally:
-        module.update(before)

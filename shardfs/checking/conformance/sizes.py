@@ -33,7 +33,14 @@ from shardfs.engine.options import StoreOptions
 from shardfs.engine.shrinking import Shrinking
 from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import Identity
-from shardfs.errors import DeviceBusyError, DeviceError, NoSpaceError, ReadOnlyError, ShardfsError
+from shardfs.errors import (
+    CorruptionError,
+    DeviceBusyError,
+    DeviceError,
+    NoSpaceError,
+    ReadOnlyError,
+    ShardfsError,
+)
 
 _STEP_EXTENTS: Final = 8
 _COUNTS: Final = range(limits.EXTENT_COUNT_MIN, 65, _STEP_EXTENTS)
@@ -199,7 +206,7 @@ class Sizes:
     async def _step(self, store: Store, under_way: _UnderWay) -> None:
         try:
             progress = await under_way.shrinking.step()
-        except (NoSpaceError, DeviceBusyError) as error:
+        except (NoSpaceError, DeviceBusyError, CorruptionError) as error:
             self._end(store)
             assert self.is_troubled(), f"a shrink that was not refused fails: {error}"  # S3
             self.coverage.counts["resize failed"] += 1

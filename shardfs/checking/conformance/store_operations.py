@@ -29,7 +29,13 @@ from shardfs.checking.conformance.store_steps import (
     scan_part,
     scatter,
 )
-from shardfs.checking.conformance.store_system import PLAIN_KEYS, Action, StoreSystem, many_key
+from shardfs.checking.conformance.store_system import (
+    PLAIN_KEYS,
+    RECORD_KEYS,
+    Action,
+    StoreSystem,
+    many_key,
+)
 from shardfs.checking.conformance.store_upkeep import (
     checkpoint,
     commit,
@@ -57,6 +63,7 @@ _FILL_BYTES = 16 * limits.KIB - 256
 _PATCHED_BYTES = 16_000
 _SPREAD_BYTES = 7 * limits.KIB
 _CHURN_BYTES = 60 * limits.KIB
+_PATTERN_BITS = 40
 
 
 async def fill(system: StoreSystem, count: int) -> None:
@@ -118,6 +125,20 @@ async def churn(system: StoreSystem, rounds: int, every: int, records: int) -> N
             await system.store.compact()
         if number % 2:
             await system.store.reclaim()
+
+
+async def layers(system: StoreSystem, rounds: int, pattern: int) -> None:
+    """A few changes, a checkpoint and some steps of merging, again and again: runs of several
+    levels, and merges that begin while others are under way. Of the pattern, two bits each say how
+    many changes and how many steps."""
+    for number in range(min(rounds, 32)):
+        bits = pattern >> number * 4 % _PATTERN_BITS
+        await batch(system, number, bits & 3, 0, RECORD_BYTES_MAX // 8)
+        await delete_key(system, RECORD_KEYS[bits % len(RECORD_KEYS)])
+        await checkpoint(system)
+        for _ in range(bits >> 2 & 3):
+            await system.store.compact()
+            system.check_levels()
 
 
 # --- endings ------------------------------------------------------------------------------------
@@ -195,6 +216,7 @@ _FUNCTIONS: tuple[Callable[..., Awaitable[None]], ...] = (
     gather,
     wait,
     churn,
+    layers,
     trim,
     grow,
     shrink,

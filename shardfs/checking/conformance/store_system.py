@@ -16,7 +16,8 @@ What is checked, beside the answers of operations (store_steps.py):
     C7.  After every operation what the store says of its space is what its content takes
          (space_model.I1 to I6); after bytes were lost nobody knows that.
     C8.  What lives is moved, or a fault explains that it is not; rot does not spread.
-    C9.  The store has a size that it was given, or, after a crash, was about to have (sizes.py).
+    C9.  No run has a higher level than an older one, whatever is being merged.
+    C10. The store has a size that it was given, or, after a crash, was about to have (sizes.py).
 
 Not here: the operations, and which sequences are tried (store_world.py).
 """
@@ -186,6 +187,11 @@ class StoreSystem:
         if found != expected and not (key in self.unread and self.model.was_written(key, found)):
             raise AssertionError(f"{key!r} is {brief(found)}, not {brief(expected)}")
 
+    def check_levels(self) -> None:
+        """Merges under way keep the order of levels (C9)."""
+        levels = [run.level for run in self.store._tree.runs]
+        assert levels == sorted(levels, reverse=True), f"levels do not fall with age: {levels}"
+
     # --- one life ---------------------------------------------------------------------------
 
     async def _live(self, actions: Iterator[Action]) -> bool:
@@ -226,6 +232,7 @@ class StoreSystem:
                 return
             await self._tolerating(action(self))
             self._check_health()
+            self.check_levels()
             self._check_space()
             if not self.settings.background and self.store._committer.is_overdue:
                 await self._tolerating(self.store.checkpoint())

@@ -79,9 +79,11 @@ async def reclaim_dead(system: StoreSystem) -> None:
 async def tidy(system: StoreSystem) -> None:
     """What an idle store does by and by."""
     await checkpoint(system)
-    while await system.store._checkpointer.compact(garbage_share_max=0.0):
-        pass
-    while await system.store.reclaim():
+    # What is freed may be the room that the next merge needs.
+    while (
+        await system.store._checkpointer.compact(garbage_share_max=0.0)
+        or await system.store.reclaim()
+    ):
         pass
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from shardfs import limits
 from shardfs.checking.conformance.case import Coverage, Operation, Operations
 from shardfs.checking.conformance.sizes import fresh_stores
+from shardfs.checking.conformance.small_limits import OF_TREES, in_force
 from shardfs.checking.conformance.store_devices import (
     EXTENT_BYTES,
     GEOMETRIES,
@@ -30,7 +31,7 @@ from shardfs.checking.conformance.store_system import KEYS, StoreSystem
 from shardfs.checking.schedule import Control, Program
 
 DEVICE = "device"
-"""The operation that a sequence begins with: geometry, latency, background."""
+"""The operation that a sequence begins with: geometry, latency, background, limits of the tree."""
 
 _STEPS_MIN, _STEPS_MAX = 10, 46
 _CORNERS = (
@@ -99,6 +100,8 @@ _SPREAD_PROBABILITY = 0.2
 _BACKGROUND_PROBABILITY = 0.3
 _KEY_AGAIN_PROBABILITY = 0.8
 _RESIZE_PROBABILITY = 0.12
+_SMALL_TREE_PROBABILITY = 0.25
+_LAYERS_PROBABILITY = 0.5
 
 
 class StoreWorld:
@@ -117,13 +120,21 @@ class StoreWorld:
             int(background),
             rng.randrange(2),
         )
-        return (Operation(DEVICE, first), *generator.steps())
+        steps = generator.steps()
+        small_tree = rng.random() < _SMALL_TREE_PROBABILITY
+        if small_tree and rng.random() < _LAYERS_PROBABILITY:
+            pattern = rng.getrandbits(40)
+            steps.insert(
+                rng.randrange(len(steps)), Operation("layers", (rng.randrange(32), pattern))
+            )
+        return (Operation(DEVICE, (*first, int(small_tree))), *steps)
 
     def program(self, operations: Operations, coverage: Coverage) -> Program[None]:
         """See World.program."""
-        settings = Settings()
+        settings, small_tree = Settings(), 0
         if operations and operations[0].name == DEVICE:
-            number, latency, background, is_image = (*operations[0].arguments, 0, 0, 0, 0)[:4]
+            arguments = (*operations[0].arguments, 0, 0, 0, 0, 0)[:5]
+            number, latency, background, is_image, small_tree = arguments
             geometry = GEOMETRIES[number % len(GEOMETRIES)]
             settings = Settings(
                 geometry,
@@ -136,7 +147,8 @@ class StoreWorld:
         actions = [action_of(each) for each in operations if each.name != DEVICE]
 
         async def program(control: Control) -> None:
-            await StoreSystem(control, coverage, settings, fresh).run(iter(actions))
+            with in_force(OF_TREES, wanted=bool(small_tree)):
+                await StoreSystem(control, coverage, settings, fresh).run(iter(actions))
 
         return program
 
