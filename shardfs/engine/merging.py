@@ -29,6 +29,8 @@ from shardfs.errors import CorruptionError, DeviceError, NoSpaceError
 _log = logging.getLogger(__name__)
 
 _HIDDEN_SHARE_WORTH_MERGING = 256
+_SQUEEZES_PER_WORTH = 8
+"""Where there was no room for it, it is tried again when the tree has grown by such a part."""
 _CERTAINTY = 0.5
 """How much garbage there is in the tree is estimated: it may be twice as much."""
 _GARBAGE_SHARE_TIGHT = 1 / 32
@@ -62,7 +64,7 @@ class Merging:
         self._reclamation = reclamation
         self._interval_s = interval_s
         self._squeezing = trio.Lock()
-        self._squeezed_bytes = 0
+        self._squeezed_bytes = self._squeeze_step = 0
         self._number_before = -1
         self._idle_since = 0.0
 
@@ -136,20 +138,24 @@ class Merging:
             return
         async with self._squeezing:
             grown = space.tree_share_bytes - self._squeezed_bytes
-            if 0 <= grown < worth or self._checkpointer.hidden_bytes_max < worth:
-                return  # it was merged a moment ago, and nothing was to be gained
+            if 0 <= grown < self._squeeze_step or self._checkpointer.hidden_bytes_max < worth:
+                return  # it was merged a moment ago, or nothing was to be gained
+            self._squeeze_step = worth
             # A writer waits. The tree has twice its size set aside: so much comes back.
             with self._debts.merges_awaited():
                 if 2 * await self._checkpointer.garbage_bytes() >= worth * _CERTAINTY:
-                    await self._merge_memory_too(worth / max(worth, space.tree_share_bytes))
+                    share = worth / max(worth, space.tree_share_bytes)
+                    if not await self._merge_memory_too(share):
+                        self._squeeze_step = worth // _SQUEEZES_PER_WORTH
             self._squeezed_bytes = space.tree_share_bytes
 
-    async def _merge_memory_too(self, garbage_share_max: float) -> None:
+    async def _merge_memory_too(self, garbage_share_max: float) -> bool:
+        """False: as `merge_all`."""
         try:
             await self._checkpointer.checkpoint()
         except NoSpaceError:
-            return
-        await self.merge_all(garbage_share_max=garbage_share_max)
+            return False
+        return await self.merge_all(garbage_share_max=garbage_share_max)
 
     async def tidy_when_idle(self) -> None:
         """When nothing has been applied for a while, what was deleted leaves the tree as well (I3).

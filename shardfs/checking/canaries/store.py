@@ -81,9 +81,9 @@ CANARIES: Final = (
         "longer be emptied.",
         (
             Edit(
-                SpaceAccount._room_with,
-                "SUPERBLOCK_EXTENTS - reserve\n",
-                "SUPERBLOCK_EXTENTS\n",
+                SpaceAccount._unreserved_extents,
+                "SUPERBLOCK_EXTENTS - reserve",
+                "SUPERBLOCK_EXTENTS",
             ),
             Edit(
                 SpaceAccount.ready_extents,
