@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -282,6 +283,26 @@ async def test_a_writer_does_not_wait_for_rests_of_a_merge() -> None:
         assert entries / limits.SLICE_COST_MAX * limits.REST_S_MAX > 0.2
         assert taken < 0.02
         assert store.statistics().levels.count(0) == len(store.statistics().levels) - 1
+
+
+async def test_a_tree_that_could_not_be_merged_for_a_writer_is_for_a_later_one() -> None:
+    """Not only when it has grown by as much as is worth a merge."""
+    device = await formatted(24)
+    async with Store.open(device, options=MANUAL) as store:
+        for number in range(12_000):
+            await store.put(b"%05d" % (number * 7919 % 6000), b"%d" % number * 12)
+            if number % 6000 == 5999:
+                await store.checkpoint()
+        maintenance, space = store._maintenance, store._extents.space
+        assert 2 * await store._checkpointer.garbage_bytes() > space.total_bytes // 64
+        maintenance.debts._merges_from = math.inf
+        await maintenance.merging.squeeze()
+        before = space.tree_bytes
+        maintenance.debts._merges_from = 0.0
+        for number in range(30):
+            await store.put(b"new %d" % number, bytes(200))
+        await maintenance.merging.squeeze()
+        assert space.tree_bytes < before
 
 
 async def test_a_tree_that_hides_nothing_is_not_merged_for_a_writer() -> None:
