@@ -44,6 +44,7 @@ from shardfs.checking.conformance.concurrent_clients import (
     Values,
 )
 from shardfs.checking.conformance.concurrent_devices import SHAPES, Prepared, prepared
+from shardfs.checking.conformance.small_limits import OF_TREES, in_force
 from shardfs.checking.conformance.store_checks import (
     applied_mark,
     check_account,
@@ -81,7 +82,7 @@ ARGUMENTS: Final = {
 }
 """Numbers of each operation of a client, beside the client's own."""
 ALPHABET: Final = tuple(ARGUMENTS)
-SETTING_UP: Final = ("device", "background", "cache", "latency", "fault", "cut")
+SETTING_UP: Final = ("device", "background", "cache", "latency", "fault", "cut", "small-tree")
 FAULT_KINDS: Final = ("read", "write", "flush", "discard", "read", "read")
 _SEEDS = 1 << 30
 _FSCK_EVERY = 8
@@ -91,6 +92,7 @@ _LATENCY_MAX = 4
 _OPERATIONS_MAX = 36
 _WEIGHTS = (0, 1, 1, 2, 4)
 _RECLAIMING_PROBABILITY = 0.12
+_SMALL_TREE_PROBABILITY = 0.25
 
 
 class ConcurrentWorld:
@@ -134,6 +136,8 @@ class ConcurrentWorld:
             operations.append(Operation(name, arguments[: 1 + ARGUMENTS[name]]))
         if rng.random() < _RECLAIMING_PROBABILITY:
             return rng.choice((_reading_what_is_reclaimed, _replacing_what_is_moved))(rng)
+        if rng.random() < _SMALL_TREE_PROBABILITY:
+            operations.append(Operation("small-tree", (1,)))
         return tuple(operations)
 
     def program(self, operations: Operations, coverage: Coverage) -> Program[None]:
@@ -142,7 +146,8 @@ class ConcurrentWorld:
         origin = prepared(SHAPES[setup.get("device", (0,))[0] % len(SHAPES)])
 
         async def program(control: Control) -> None:
-            await _Life(control, operations, setup, origin, coverage).run()
+            with in_force(OF_TREES, wanted=bool(setup.get("small-tree", (0,))[0])):
+                await _Life(control, operations, setup, origin, coverage).run()
 
         return program
 

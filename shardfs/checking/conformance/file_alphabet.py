@@ -49,7 +49,7 @@ class Setup(NamedTuple):
         clients: how many more than one work at a time.
         variety: 1: little may be buffered; 2: device requests overlap; 4: hardly any cache;
             8: the file system's own limits are small, so that two is many; 16: the device is an
-            image file, if it has no zones.
+            image file, if it has no zones; 32 (SMALL_TREE): the tree's limits are small.
     """
 
     store: int = 0
@@ -62,7 +62,9 @@ STORE_KINDS: Final = 6
 SMALL: Final = (4, 5)
 """Stores with as few extents as there may be."""
 FULL: Final = 5
-VARIETIES_END: Final = 32
+SMALL_TREE: Final = 32
+VARIETIES_END: Final = 64
+_SMALL_TREE_PROBABILITY: Final = 0.25
 CLIENT_OPERATIONS: Final = (
     "lookup",
     "read",
@@ -135,7 +137,10 @@ _LIVES_MAX = 2
 
 def generate(rng: random.Random) -> Operations:
     """A random sequence for the world of files."""
-    return _Generator(rng).sequence()
+    (_, setup), *steps = _Generator(rng).sequence()
+    small_tree = SMALL_TREE if rng.random() < _SMALL_TREE_PROBABILITY else 0
+    *others, variety = setup
+    return (Operation("setup", (*others, variety + small_tree)), *steps)
 
 
 class _Generator:

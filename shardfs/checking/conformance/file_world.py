@@ -16,10 +16,10 @@ from typing import Final
 
 from shardfs import clock
 from shardfs.checking.conformance.case import Coverage, Operations
-from shardfs.checking.conformance.file_alphabet import ALPHABET, generate
+from shardfs.checking.conformance.file_alphabet import ALPHABET, SMALL_TREE, generate
 from shardfs.checking.conformance.file_devices import ground
 from shardfs.checking.conformance.file_run import FileRun, setup_of
-from shardfs.checking.conformance.small_limits import OF_FILES, in_force, replaced
+from shardfs.checking.conformance.small_limits import OF_FILES, OF_TREES, in_force, replaced
 from shardfs.checking.schedule import Control, Program
 
 _FIRST_NS: Final = 1_700_000_000 * 10**9
@@ -51,7 +51,8 @@ class FileWorld:
         async def program(control: Control) -> None:
             times = {"now_ns": itertools.count(_FIRST_NS).__next__}
             small = in_force(OF_FILES, wanted=bool(setup.variety & 8))
-            with replaced(vars(clock), times), small:
+            small_tree = in_force(OF_TREES, wanted=bool(setup.variety & SMALL_TREE))
+            with replaced(vars(clock), times), small, small_tree:
                 await FileRun(control, coverage, setup, base, operations).run()
 
         return program
