@@ -19,7 +19,7 @@ from shardfs import limits
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.records import ROOT_INO
+from shardfs.fuse.keys import ROOT_INO
 
 KIB, MIB = limits.KIB, limits.MIB
 EXTENT_BYTES = 4 * MIB

@@ -25,7 +25,7 @@ from shardfs.engine.block_device import BlockDevice, open_device
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.records import ROOT_INO
+from shardfs.fuse.keys import ROOT_INO
 
 FILES_PER_DIRECTORY = 1000
 FILE_BYTES = 4 * limits.KIB

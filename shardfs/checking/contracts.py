@@ -18,7 +18,7 @@ from shardfs.engine.framing import align
 from shardfs.engine.lsm.entry import decode_value
 from shardfs.engine.pieces import granule_count
 from shardfs.errors import CorruptionError  # noqa: F401 (in contracts)
-from shardfs.fuse import records
+from shardfs.fuse import keys, records
 from shardfs.limits import FRAME_ALIGNMENT_BYTES  # noqa: F401 (in contracts)
 
 
@@ -26,47 +26,47 @@ def marker_keys(key: bytes) -> int:
     """A marker's key names an inode, or is corrupt.
 
     pre: len(key) <= 10
-    post: 0 < __return__ <= records.INO_MAX
+    post: 0 < __return__ <= keys.INO_MAX
     raises: CorruptionError
     """
-    return records.decode_marker_key(key)
+    return keys.decode_marker_key(key)
 
 
-def file_keys(key: bytes) -> records.FileKey:
+def file_keys(key: bytes) -> keys.FileKey:
     """A file's key is of the inode, a shard or an attribute, or is corrupt.
 
     pre: len(key) <= 20
-    post: 0 < __return__.ino <= records.INO_MAX
+    post: 0 < __return__.ino <= keys.INO_MAX
     post: __return__.shard is None or __return__.xattr is None
     raises: CorruptionError
     """
-    return records.decode_file_key(key)
+    return keys.decode_file_key(key)
 
 
-def shard_keys_survive(ino: int, index: int) -> records.FileKey:
+def shard_keys_survive(ino: int, index: int) -> keys.FileKey:
     """A shard's key says which shard.
 
-    pre: 0 < ino <= records.INO_MAX
+    pre: 0 < ino <= keys.INO_MAX
     pre: 0 <= index < 2 ** 64
     post: __return__ == (ino, index, None)
     """
-    return records.decode_file_key(records.shard_key(ino, index))
+    return keys.decode_file_key(keys.shard_key(ino, index))
 
 
 def orphan_keys_survive(ino: int) -> int:
     """An orphan's key says which inode.
 
-    pre: 0 < ino <= records.INO_MAX
+    pre: 0 < ino <= keys.INO_MAX
     post: __return__ == ino
     """
-    return records.decode_marker_key(records.orphan_key(ino))
+    return keys.decode_marker_key(keys.orphan_key(ino))
 
 
 def entries(data: bytes) -> records.Entry:
     """A directory entry has an inode, or is corrupt.
 
     pre: len(data) <= 10
-    post: 0 < __return__.ino <= records.INO_MAX
+    post: 0 < __return__.ino <= keys.INO_MAX
     raises: CorruptionError
     """
     return records.decode_entry(data)
@@ -76,7 +76,7 @@ def facts(data: bytes) -> records.Facts:
     """The file system's facts are possible, or corrupt.
 
     pre: len(data) <= 18
-    post: records.ROOT_INO < __return__.next_ino <= records.INO_MAX
+    post: keys.ROOT_INO < __return__.next_ino <= keys.INO_MAX
     post: 0 < __return__.inodes < __return__.next_ino
     raises: CorruptionError
     """
@@ -101,7 +101,7 @@ def names(name: bytes) -> bool:
     pre: len(name) <= 3
     post: not __return__ or (len(name) > 0 and 47 not in name and 0 not in name)
     """
-    return records.is_name(name)
+    return keys.is_name(name)
 
 
 def granules(length: int) -> int:

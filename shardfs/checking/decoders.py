@@ -80,7 +80,7 @@ from shardfs.engine.recording import encode_record as encode_recorded
 from shardfs.engine.superblock_record import ExtentEntry, Record, Root, decode_record
 from shardfs.engine.superblock_record import encode_record as encode_superblock_record
 from shardfs.errors import CorruptionError, IncompatibleError, ShardfsError
-from shardfs.fuse import listing, promises, records
+from shardfs.fuse import keys, listing, promises, records
 from shardfs.fuse.record_dissection import dissection_of
 
 LOCATOR: Final = Locator(5, 2, 4096, 40_000, 1 << 41, 9, bytes(range(80)))
@@ -339,17 +339,17 @@ def _file_decoders() -> dict[str, Decoder]:
             (records.encode_access_list([records.AccessEntry(1, 7, 0xFFFFFFFF)] * 3),),
             records.encode_access_list,
         ),
-        "records.decode_file_key": Decoder(
-            records.decode_file_key,
-            (records.inode_key(7), records.shard_key(7, 3), records.xattr_key(7, b"user.a")),
+        "keys.decode_file_key": Decoder(
+            keys.decode_file_key,
+            (keys.inode_key(7), keys.shard_key(7, 3), keys.xattr_key(7, b"user.a")),
             _encode_file_key,
         ),
-        "records.decode_entry_key": Decoder(
-            records.decode_entry_key,
-            (records.entry_key(1, b"name"),),
-            lambda value: records.entry_key(value[0], value[2]),
+        "keys.decode_entry_key": Decoder(
+            keys.decode_entry_key,
+            (keys.entry_key(1, b"name"),),
+            lambda value: keys.entry_key(value[0], value[2]),
         ),
-        "listing.decode_place": Decoder(listing.decode_place, (records.entry_key(1, b"name"),)),
+        "listing.decode_place": Decoder(listing.decode_place, (keys.entry_key(1, b"name"),)),
         "listing.decode_entries": Decoder(
             lambda data: listing.decode_entries([data]),
             (records.encode_entry(records.Entry(2, 8)),),
@@ -369,21 +369,19 @@ def _file_decoders() -> dict[str, Decoder]:
             ),
             lambda value: records.encode_name_page(*value),
         ),
-        "records.decode_name_page_key": Decoder(
-            records.decode_name_page_key, (records.name_page_key(7),), records.name_page_key
+        "keys.decode_name_page_key": Decoder(
+            keys.decode_name_page_key, (keys.name_page_key(7),), keys.name_page_key
         ),
-        "records.decode_marker_key": Decoder(
-            records.decode_marker_key, (records.orphan_key(7), records.truncation_key(7))
+        "keys.decode_marker_key": Decoder(
+            keys.decode_marker_key, (keys.orphan_key(7), keys.truncation_key(7))
         ),
     }
 
 
-def _encode_file_key(key: records.FileKey) -> bytes:
+def _encode_file_key(key: keys.FileKey) -> bytes:
     if key.shard is not None:
-        return records.shard_key(key.ino, key.shard)
-    return (
-        records.inode_key(key.ino) if key.xattr is None else records.xattr_key(key.ino, key.xattr)
-    )
+        return keys.shard_key(key.ino, key.shard)
+    return keys.inode_key(key.ino) if key.xattr is None else keys.xattr_key(key.ino, key.xattr)
 
 
 # --- recordings -----------------------------------------------------------------------------------

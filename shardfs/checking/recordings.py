@@ -42,8 +42,9 @@ from shardfs.engine.store import Store
 from shardfs.errors import FileError, NotShardfsError, ShardfsError, UsageError
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.fsck import check_files
+from shardfs.fuse.keys import ENTRY_PREFIX, decode_entry_key
 from shardfs.fuse.promises import Promised
-from shardfs.fuse.records import ENTRY_PREFIX, decode_entry, decode_entry_key
+from shardfs.fuse.records import decode_entry
 
 FINDINGS_MAX: Final = 20
 _READ_BYTES: Final = 1 * limits.MIB

@@ -21,8 +21,8 @@ from typing import Final
 from shardfs.errors import ShardfsError
 from shardfs.fuse.calls import Call
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.paths import find_paths
-from shardfs.fuse.records import ROOT_INO
 
 _log = logging.getLogger(__name__)
 

@@ -14,16 +14,14 @@ from __future__ import annotations
 from typing import Protocol
 
 from shardfs.fuse.door import BatchDoor, StoreDoor
+from shardfs.fuse.keys import FACT_KEY, entry_key, inode_key
 from shardfs.fuse.records import (
-    FACT_KEY,
     Entry,
     Facts,
     Inode,
     encode_entry,
     encode_facts,
     encode_inode,
-    entry_key,
-    inode_key,
 )
 
 EntryName = tuple[int, bytes]

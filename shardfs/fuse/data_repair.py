@@ -17,19 +17,17 @@ from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError
 from shardfs.fuse.door import behind
-from shardfs.fuse.paths import find_paths
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     ENTRY_PREFIX,
     INODE_PREFIX,
     NAME_PAGE_PREFIX,
     NAMES_KEY,
-    decode_entry,
     decode_file_key,
-    decode_inode,
-    encode_inode,
     inode_key,
     orphan_key,
 )
+from shardfs.fuse.paths import find_paths
+from shardfs.fuse.records import decode_entry, decode_inode, encode_inode
 from shardfs.fuse.repair_report import RepairReport
 
 

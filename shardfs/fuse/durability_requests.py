@@ -27,15 +27,15 @@ import trio
 from shardfs.engine.careful_scan import LostRange
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, UsageError
-from shardfs.fuse.paths import find_paths
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     INODE_PREFIX,
     ROOT_INO,
-    Inode,
     decode_file_key,
     entry_key,
     inode_key,
 )
+from shardfs.fuse.paths import find_paths
+from shardfs.fuse.records import Inode
 from shardfs.fuse.requests import Answer, Handlers, Pages, text_of
 from shardfs.fuse.resolving import MountedFiles, Resolver, clean_path
 

@@ -29,18 +29,16 @@ from shardfs.engine.pieces import Piece, Shard, locators
 from shardfs.engine.store import Store
 from shardfs.errors import UNREADABLE, CorruptionError
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.paths import find_paths
-from shardfs.fuse.records import (
-    Inode,
-    decode_entry,
+from shardfs.fuse.keys import (
     decode_file_key,
-    decode_inode,
     entries_start,
     inode_key,
     orphan_key,
     shard_key,
     shards_end,
 )
+from shardfs.fuse.paths import find_paths
+from shardfs.fuse.records import Inode, decode_entry, decode_inode
 from shardfs.fuse.requests import Answer
 
 EXTENTS_LISTED_MAX: Final = 1024

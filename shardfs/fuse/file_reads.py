@@ -26,7 +26,7 @@ from shardfs.engine.pieces import Piece, Shard, overlapped
 from shardfs.errors import CorruptionError, DeviceError
 from shardfs.fuse.dirty import split
 from shardfs.fuse.door import StoreDoor
-from shardfs.fuse.records import shard_key
+from shardfs.fuse.keys import shard_key
 
 SHARD_BYTES: Final = limits.SHARD_BYTES
 _READS_AT_ONCE_MAX: Final = 8

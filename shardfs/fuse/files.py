@@ -36,15 +36,15 @@ from shardfs.errors import StaleError
 from shardfs.fuse.dirty import Run
 from shardfs.fuse.door import StoreDoor, scan_some
 from shardfs.fuse.file_reads import FileReads
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     TRUNCATION_PREFIX,
-    Inode,
     decode_file_key,
     decode_marker_key,
     shard_key,
     shards_end,
     truncation_key,
 )
+from shardfs.fuse.records import Inode
 from shardfs.fuse.tables import Tables
 
 SHARD_BYTES: Final = limits.SHARD_BYTES

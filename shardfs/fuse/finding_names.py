@@ -14,8 +14,8 @@ from shardfs import limits
 from shardfs.engine.findings import Finding, Report
 from shardfs.errors import CorruptionError, ShardfsError
 from shardfs.fuse.door import StoreDoor
+from shardfs.fuse.keys import decode_file_key
 from shardfs.fuse.paths import find_paths
-from shardfs.fuse.records import decode_file_key
 
 
 async def name_files(store: StoreDoor, report: Report) -> None:

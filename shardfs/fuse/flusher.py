@@ -39,8 +39,9 @@ from shardfs.fuse.dirty import DirtyRanges
 from shardfs.fuse.dirty_files import DirtyFile, DirtyFiles
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.files import RUNS_PER_STEP, SHARD_BYTES, Files
+from shardfs.fuse.keys import shard_key
 from shardfs.fuse.orphans import Orphans
-from shardfs.fuse.records import Inode, shard_key
+from shardfs.fuse.records import Inode
 from shardfs.fuse.tables import NotLoaded, Tables
 
 _log = logging.getLogger(__name__)

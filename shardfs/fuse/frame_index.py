@@ -27,18 +27,20 @@ from shardfs.engine.lsm.entry import Block, decode_block
 from shardfs.engine.salvage import FoundFrame
 from shardfs.engine.superblock_record import ExtentEntry, Identity, Record, decode_record
 from shardfs.errors import CorruptionError, IncompatibleError
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     ENTRY_PREFIX,
     INO_MAX,
-    INODES_PER_NAME_PAGE,
     NAME_PAGE_PREFIX,
-    NamedInode,
-    decode_entry,
     decode_entry_key,
     decode_file_key,
+    decode_name_page_key,
+)
+from shardfs.fuse.records import (
+    INODES_PER_NAME_PAGE,
+    NamedInode,
+    decode_entry,
     decode_inode,
     decode_name_page,
-    decode_name_page_key,
     encode_inode,
 )
 from shardfs.fuse.scratch import Scratch

@@ -45,28 +45,30 @@ from shardfs.fuse import access_lists
 from shardfs.fuse.access_lists import AccessList
 from shardfs.fuse.door import StoreDoor, behind, scan_some
 from shardfs.fuse.finding_names import name_files
-from shardfs.fuse.name_pages import NAME_PAGES_END, read_pieces
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     ENTRY_PREFIX,
     FACT_KEY,
     INODE_PREFIX,
     NAME_PAGE_PREFIX,
     NAMES_KEY,
-    NAMES_PER_INODE_MAX,
     ORPHAN_PREFIX,
     ROOT_INO,
     SCRUB_KEY,
     TRUNCATION_PREFIX,
+    decode_entry_key,
+    decode_file_key,
+    decode_marker_key,
+    decode_name_page_key,
+)
+from shardfs.fuse.name_pages import NAME_PAGES_END, read_pieces
+from shardfs.fuse.records import (
+    NAMES_PER_INODE_MAX,
     Inode,
     decode_access_list,
     decode_entry,
-    decode_entry_key,
     decode_facts,
-    decode_file_key,
     decode_inode,
-    decode_marker_key,
     decode_name_page,
-    decode_name_page_key,
 )
 
 _KEY_END = b"\xff" * 16

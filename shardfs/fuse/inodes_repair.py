@@ -17,7 +17,7 @@ from shardfs.engine.pieces import Shard
 from shardfs.errors import CorruptionError
 from shardfs.fuse import access_lists
 from shardfs.fuse.door import behind
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     ENTRY_PREFIX,
     FACT_KEY,
     INODE_PREFIX,
@@ -26,16 +26,18 @@ from shardfs.fuse.records import (
     ORPHAN_PREFIX,
     SCRUB_KEY,
     TRUNCATION_PREFIX,
-    Inode,
-    decode_access_list,
     decode_file_key,
-    decode_inode,
     decode_marker_key,
-    encode_inode,
     inode_key,
     orphan_key,
     truncation_key,
     xattr_key,
+)
+from shardfs.fuse.records import (
+    Inode,
+    decode_access_list,
+    decode_inode,
+    encode_inode,
 )
 from shardfs.fuse.repair_changes import Changes
 

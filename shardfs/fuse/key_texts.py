@@ -14,7 +14,7 @@ import os
 from contextlib import suppress
 
 from shardfs.errors import CorruptionError
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     ENTRY_PREFIX,
     FACT_KEY,
     NAME_PAGE_PREFIX,

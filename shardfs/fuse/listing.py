@@ -34,17 +34,19 @@ from xxhash import xxh3_64_intdigest
 from shardfs import limits
 from shardfs.errors import CorruptionError, FileError
 from shardfs.fuse.door import StoreDoor
-from shardfs.fuse.records import (
-    ENTRY,
+from shardfs.fuse.keys import (
     HASH_FIRST,
     HASH_MAX,
     INO_MAX,
-    KEY_TYPES,
-    Inode,
-    decode_entry,
     decode_entry_key,
     entries_start,
     inode_key,
+)
+from shardfs.fuse.records import (
+    ENTRY,
+    KEY_TYPES,
+    Inode,
+    decode_entry,
 )
 from shardfs.fuse.tables import NotLoaded, Tables
 
@@ -264,7 +266,7 @@ class Listing:
 
 
 def decode_place(key: bytes) -> tuple[int, bytes]:
-    """(hash, name), as records.decode_entry_key of a key in a directory's range; in one step for
+    """(hash, name), as keys.decode_entry_key of a key in a directory's range; in one step for
     names that are as they should be.
 
     Raises:

@@ -29,9 +29,9 @@ from shardfs.engine.lsm.delta import DeltaPart, decode_delta
 from shardfs.engine.store import Store
 from shardfs.errors import UNREADABLE, CorruptionError
 from shardfs.fuse.frame_index import FrameIndex
+from shardfs.fuse.keys import ENTRY_PREFIX, decode_entry_key, decode_file_key
 from shardfs.fuse.lost_names import FILES_MAX, paths_of
 from shardfs.fuse.paths import find_paths
-from shardfs.fuse.records import ENTRY_PREFIX, decode_entry_key, decode_file_key
 
 _WHERE: Final = "delta log"
 

@@ -28,7 +28,7 @@ from shardfs.engine.salvage import scan_device
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, DeviceError, ShardfsError
 from shardfs.fuse.frame_index import FrameIndex
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     ENTRY_PREFIX,
     INO_MAX,
     INODE_PREFIX,

@@ -33,26 +33,28 @@ from shardfs.engine.layout import Bytes
 from shardfs.engine.pieces import Shard
 from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError, StaleError
 from shardfs.fuse.door import BatchDoor, StoreDoor, behind, scan_some
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     ENTRY_PREFIX,
     INO_MAX,
     INODE_PREFIX,
-    INODES_PER_NAME_PAGE,
     NAME_PAGE_PREFIX,
     NAMES_KEY,
-    NAMES_PER_INODE_MAX,
     ROOT_INO,
+    decode_entry_key,
+    decode_file_key,
+    decode_name_page_key,
+    inode_key,
+    name_page_key,
+)
+from shardfs.fuse.records import (
+    INODES_PER_NAME_PAGE,
+    NAMES_PER_INODE_MAX,
     Entry,
     Inode,
     NamedInode,
     decode_entry,
-    decode_entry_key,
-    decode_file_key,
     decode_name_page,
-    decode_name_page_key,
     encode_name_page,
-    inode_key,
-    name_page_key,
 )
 from shardfs.fuse.tables import Tables
 

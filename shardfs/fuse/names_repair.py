@@ -13,29 +13,31 @@ from typing import Final
 from shardfs.engine.pieces import Shard
 from shardfs.errors import CorruptionError, DeviceError
 from shardfs.fuse.door import behind
-from shardfs.fuse.name_pages import NAME_PAGES_END, read_pieces
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     ENTRY_PREFIX,
     FACT_KEY,
     NAME_PAGE_PREFIX,
     NAMES_KEY,
     ROOT_INO,
+    decode_entry_key,
+    decode_name_page_key,
+    entries_start,
+    entry_key,
+    inode_key,
+)
+from shardfs.fuse.name_pages import NAME_PAGES_END, read_pieces
+from shardfs.fuse.records import (
     Entry,
     Facts,
     Inode,
     NamedInode,
     decode_entry,
-    decode_entry_key,
     decode_facts,
     decode_inode,
     decode_name_page,
-    decode_name_page_key,
     encode_entry,
     encode_facts,
     encode_inode,
-    entries_start,
-    entry_key,
-    inode_key,
 )
 from shardfs.fuse.repair_changes import DIRECTORY_TYPE, Changes, Known
 

@@ -29,7 +29,7 @@ from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError
 from shardfs.fuse.door import StoreDoor, behind, scan_some
 from shardfs.fuse.files import Files
 from shardfs.fuse.freeing import Freeing
-from shardfs.fuse.records import ORPHAN_PREFIX, decode_marker_key
+from shardfs.fuse.keys import ORPHAN_PREFIX, decode_marker_key
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")

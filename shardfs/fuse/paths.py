@@ -23,16 +23,14 @@ from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
 from shardfs.errors import UNREADABLE, CorruptionError
 from shardfs.fuse.door import StoreDoor, behind
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     ENTRY_PREFIX,
     ROOT_INO,
-    Entry,
-    decode_entry,
     decode_entry_key,
-    decode_inode,
     entries_start,
     inode_key,
 )
+from shardfs.fuse.records import Entry, decode_entry, decode_inode
 
 NAMES_MAX: Final = 16
 """Names that are looked for of one inode; it may have more."""

@@ -32,19 +32,21 @@ from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import ExtentEntry
 from shardfs.errors import CorruptionError, DeviceError
 from shardfs.fuse.frame_index import DataFrame, FrameIndex
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     ENTRY_PREFIX,
     INODE_PREFIX,
     NAME_PAGE_PREFIX,
-    Inode,
-    decode_entry,
     decode_entry_key,
     decode_file_key,
-    decode_inode,
-    encode_inode,
     inode_key,
     shard_key,
     shards_end,
+)
+from shardfs.fuse.records import (
+    Inode,
+    decode_entry,
+    decode_inode,
+    encode_inode,
 )
 from shardfs.fuse.repair_changes import Tell
 from shardfs.fuse.tree_remains import TreeRemains

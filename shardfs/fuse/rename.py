@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 from shardfs.errors import CorruptionError, FileError
 from shardfs.fuse.change import Change
-from shardfs.fuse.records import ROOT_INO, Entry, Inode, orphan_key
+from shardfs.fuse.keys import ROOT_INO, orphan_key
+from shardfs.fuse.records import Entry, Inode
 from shardfs.fuse.tables import Tables
 
 NOREPLACE: Final = 1

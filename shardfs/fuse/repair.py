@@ -40,16 +40,13 @@ from shardfs.fuse.data_repair import delete_damaged_files, give_up_damaged_data
 from shardfs.fuse.files_repair import repair_files
 from shardfs.fuse.frame_index import FrameIndex
 from shardfs.fuse.fsck import check_all
+from shardfs.fuse.keys import FACT_KEY, NAMES_KEY
 from shardfs.fuse.lost_changes import name_lost_changes
 from shardfs.fuse.lost_names import holds_frames, lost_keys, name_lost, read_names
 from shardfs.fuse.name_pages import NamePages
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.reconstruction import Reconstruction
-from shardfs.fuse.records import (
-    FACT_KEY,
-    NAMES_KEY,
-    NamedInode,
-)
+from shardfs.fuse.records import NamedInode
 from shardfs.fuse.repair_report import RepairReport
 from shardfs.fuse.tables import Tables
 from shardfs.fuse.tree_remains import TreeRemains

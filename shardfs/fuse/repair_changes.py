@@ -20,7 +20,8 @@ import trio
 from shardfs import clock
 from shardfs.engine.pieces import Shard
 from shardfs.fuse.door import StoreDoor
-from shardfs.fuse.records import ROOT_INO, Inode, NamedInode, encode_inode, inode_key
+from shardfs.fuse.keys import ROOT_INO, inode_key
+from shardfs.fuse.records import Inode, NamedInode, encode_inode
 
 DIRECTORY_TYPE: Final = stat.S_IFDIR >> 12
 _CHANGES_PER_BATCH: Final = 128

@@ -35,7 +35,8 @@ from shardfs.engine.device import Device
 from shardfs.engine.pieces import granule_bytes
 from shardfs.errors import DeviceError
 from shardfs.fuse.frame_index import DataFrame, FrameIndex
-from shardfs.fuse.records import ROOT_INO, Inode, NamedInode
+from shardfs.fuse.keys import ROOT_INO
+from shardfs.fuse.records import Inode, NamedInode
 
 SHARD_BYTES: Final = limits.SHARD_BYTES
 LOST_AND_FOUND: Final = b"lost+found"

@@ -40,9 +40,9 @@ from shardfs.engine.store import Store
 from shardfs.engine.tree_scrub import verify_tree
 from shardfs.errors import UNREADABLE, ShardfsError, UsageError
 from shardfs.fuse.door import behind
+from shardfs.fuse.keys import INODE_PREFIX, SCRUB_KEY, decode_file_key
 from shardfs.fuse.lost_names import files_of_keys, range_text
 from shardfs.fuse.paths import find_paths
-from shardfs.fuse.records import INODE_PREFIX, SCRUB_KEY, decode_file_key
 from shardfs.fuse.requests import Answer, Handlers, number_of
 
 _log = logging.getLogger(__name__)

@@ -38,12 +38,9 @@ from shardfs.engine.pieces import DIGEST_BYTES, Piece, Shard, granule_bytes
 from shardfs.engine.store import Store
 from shardfs.errors import UNREADABLE, CorruptionError, UsageError
 from shardfs.fuse.door import behind
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     ORPHAN_PREFIX,
     ROOT_INO,
-    Entry,
-    Inode,
-    decode_entry,
     decode_entry_key,
     decode_file_key,
     decode_marker_key,
@@ -51,6 +48,7 @@ from shardfs.fuse.records import (
     shard_key,
     shards_end,
 )
+from shardfs.fuse.records import Entry, Inode, decode_entry
 from shardfs.fuse.requests import Answer, Handlers, Pages, number_of, text_of
 from shardfs.fuse.resolving import Resolver, clean_path
 

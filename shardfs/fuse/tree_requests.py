@@ -31,9 +31,7 @@ from shardfs.engine.careful_scan import LostRange, careful_scan
 from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
 from shardfs.errors import UNREADABLE, CorruptionError, UsageError
-from shardfs.fuse.records import (
-    Inode,
-    decode_entry,
+from shardfs.fuse.keys import (
     decode_entry_key,
     decode_file_key,
     entries_start,
@@ -42,6 +40,7 @@ from shardfs.fuse.records import (
     xattr_key,
     xattrs_end,
 )
+from shardfs.fuse.records import Inode, decode_entry
 from shardfs.fuse.requests import Answer, Handlers, Pages
 from shardfs.fuse.resolving import Resolver
 

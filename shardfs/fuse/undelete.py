@@ -24,8 +24,9 @@ from shardfs.engine.device import Device
 from shardfs.engine.store import Store
 from shardfs.errors import UNREADABLE
 from shardfs.fuse.frame_index import DataFrame, FrameIndex
+from shardfs.fuse.keys import inode_key
 from shardfs.fuse.paths import find_paths
-from shardfs.fuse.records import NamedInode, inode_key
+from shardfs.fuse.records import NamedInode
 from shardfs.fuse.salvage import Content, write_content
 
 

@@ -36,8 +36,9 @@ from shardfs.fuse.dirty_files import DirtyFile, DirtyFiles
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.files import SHARD_BYTES, Files
 from shardfs.fuse.flusher import Flusher
+from shardfs.fuse.keys import inode_key
 from shardfs.fuse.orphans import Orphans
-from shardfs.fuse.records import Inode, inode_key
+from shardfs.fuse.records import Inode
 from shardfs.fuse.tables import NotLoaded, Tables
 
 _BLOCK_BYTES: Final = limits.BLOCK_BYTES

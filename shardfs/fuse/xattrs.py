@@ -32,15 +32,9 @@ from shardfs import limits
 from shardfs.errors import CorruptionError, FileError
 from shardfs.fuse import access_lists
 from shardfs.fuse.access_lists import AccessList
+from shardfs.fuse.keys import decode_file_key, xattr_key, xattrs_end
 from shardfs.fuse.orphans import Orphans
-from shardfs.fuse.records import (
-    Inode,
-    decode_access_list,
-    decode_file_key,
-    encode_access_list,
-    xattr_key,
-    xattrs_end,
-)
+from shardfs.fuse.records import Inode, decode_access_list, encode_access_list
 from shardfs.fuse.tables import Tables
 from shardfs.fuse.writeback import Writeback
 

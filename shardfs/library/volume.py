@@ -38,9 +38,10 @@ from shardfs.engine.store import Store
 from shardfs.errors import DeviceBusyError, FileError, ReadOnlyError, ShardfsError
 from shardfs.fuse.errnos import errno_of
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.mounts import mounts_of
 from shardfs.fuse.namespace import Found, Update
-from shardfs.fuse.records import ROOT_INO, Inode
+from shardfs.fuse.records import Inode
 
 FOLLOWED_MAX: Final = 40
 """Symbolic links on one way, as in the kernel."""

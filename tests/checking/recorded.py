@@ -16,8 +16,8 @@ from shardfs.engine.options import StoreOptions
 from shardfs.engine.recorder import Recorder, RecordingDevice
 from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.promises import PromiseRecorder
-from shardfs.fuse.records import ROOT_INO
 
 MANUAL = StoreOptions(background=False)
 

@@ -19,8 +19,8 @@ from shardfs.checking.conformance.running import Case, run_case
 from shardfs.checking.conformance.telling import tell
 from shardfs.fuse import files
 from shardfs.fuse.handles import Handles
+from shardfs.fuse.keys import orphan_key
 from shardfs.fuse.namespace import Namespace
-from shardfs.fuse.records import orphan_key
 from shardfs.fuse.rename import Renaming, apply_rename
 from shardfs.fuse.writeback import Writeback
 from tests.checking.cases import Plant, check_found_and_shrunk, check_same_elsewhere

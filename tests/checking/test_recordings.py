@@ -27,6 +27,7 @@ from shardfs.engine.recording import (
 )
 from shardfs.errors import CorruptionError, NotShardfsError, UsageError
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.namespace import Update
 from shardfs.fuse.promises import (
     ContentChanged,
@@ -36,7 +37,6 @@ from shardfs.fuse.promises import (
     decode_mark,
     encode_mark,
 )
-from shardfs.fuse.records import ROOT_INO
 from shardfs.fuse.writeback import Writeback
 from tests.checking.recorded import create, formatted, mail_spool, recorded
 

@@ -18,7 +18,7 @@ from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.options import StoreOptions
 from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.records import ROOT_INO
+from shardfs.fuse.keys import ROOT_INO
 from tests.fuse.harness import Caller
 
 SAMPLE_BYTES = 32 * limits.MIB

@@ -16,8 +16,8 @@ from shardfs.checking.models.file_model import FileModel, Found
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.namespace import Update
-from shardfs.fuse.records import ROOT_INO
 from tests.crash.harness import open_quietly
 from tests.fuse.harness import verify
 

@@ -31,7 +31,7 @@ from shardfs.engine.store import Store
 from shardfs.errors import NoSpaceError
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.fsck import check_files
-from shardfs.fuse.records import ROOT_INO
+from shardfs.fuse.keys import ROOT_INO
 from tests.crash.harness import CrashFinding, causes_of, run_in_order
 from tests.crash.workloads import value_of
 

@@ -21,7 +21,7 @@ from shardfs.engine.pieces import Locator, Shard, locators
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, ShardfsError
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     NAME_PAGE_PREFIX,
     ROOT_INO,
     decode_entry_key,

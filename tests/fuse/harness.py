@@ -23,7 +23,7 @@ from shardfs.errors import FileError
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.fsck import check_files
-from shardfs.fuse.records import ROOT_INO
+from shardfs.fuse.keys import ROOT_INO
 
 FILE_MODE = 0o100644
 DIRECTORY_MODE = 0o40755

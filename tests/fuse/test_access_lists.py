@@ -21,8 +21,9 @@ from shardfs.fuse.access_lists import (
     AccessList,
 )
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.namespace import Update
-from shardfs.fuse.records import ROOT_INO, AccessEntry, decode_access_list, encode_access_list
+from shardfs.fuse.records import AccessEntry, decode_access_list, encode_access_list
 from tests.fuse.harness import DIRECTORY_MODE, FILE_MODE, Caller, mounted
 
 NOBODY = 0xFFFFFFFF

@@ -11,9 +11,10 @@ from shardfs import limits
 from shardfs.errors import NoSpaceError
 from shardfs.fuse.access_times import OLD_NS
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO, inode_key
 from shardfs.fuse.mount_options import AccessTimes
 from shardfs.fuse.namespace import Update
-from shardfs.fuse.records import ROOT_INO, Inode, decode_inode, inode_key
+from shardfs.fuse.records import Inode, decode_inode
 from shardfs.fuse.touched import TOUCHED_MAX
 from tests.fuse.harness import Caller, mounted
 

@@ -20,9 +20,9 @@ from shardfs.engine.images import create_image
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.mount_options import MountOptions
 from shardfs.fuse.operations import Operations
-from shardfs.fuse.records import ROOT_INO
 from tests.fuse.call_budgets import CALLS
 
 FILES = 200

@@ -10,7 +10,7 @@ from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.records import ROOT_INO
+from shardfs.fuse.keys import ROOT_INO
 from tests.fuse.harness import MIB, Caller, serving
 
 SIZE_BYTES = 128 * MIB

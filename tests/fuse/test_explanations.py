@@ -13,8 +13,8 @@ from shardfs.engine.store import Store
 from shardfs.errors import UsageError
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.inspection import Inspection
+from shardfs.fuse.keys import ROOT_INO, entry_key
 from shardfs.fuse.paths import NAMES_MAX, find_paths
-from shardfs.fuse.records import ROOT_INO, entry_key
 from tests.fuse.harness import Caller, mounted
 
 MIB = limits.MIB

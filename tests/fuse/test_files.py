@@ -13,8 +13,8 @@ from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import orphan_key, shard_key, truncation_key
 from shardfs.fuse.namespace import Update
-from shardfs.fuse.records import orphan_key, shard_key, truncation_key
 from tests.fuse.harness import MIB, SHARD_BYTES, Caller, mounted, serving, verify
 
 TERABYTE = 1 << 40

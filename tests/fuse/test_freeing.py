@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
-from shardfs.fuse.records import inode_key
+from shardfs.fuse.keys import inode_key
 from tests.fuse.harness import Caller, serving
 
 FILES = 8

@@ -19,9 +19,18 @@ from shardfs.fuse.door import BatchDoor
 from shardfs.fuse.files_repair import repair_files
 from shardfs.fuse.finding_names import name_files
 from shardfs.fuse.fsck import check_files
-from shardfs.fuse.records import (
+from shardfs.fuse.keys import (
     FACT_KEY,
     ROOT_INO,
+    entry_key,
+    inode_key,
+    name_page_key,
+    orphan_key,
+    shard_key,
+    truncation_key,
+    xattr_key,
+)
+from shardfs.fuse.records import (
     AccessEntry,
     Entry,
     Facts,
@@ -32,13 +41,6 @@ from shardfs.fuse.records import (
     encode_entry,
     encode_facts,
     encode_inode,
-    entry_key,
-    inode_key,
-    name_page_key,
-    orphan_key,
-    shard_key,
-    truncation_key,
-    xattr_key,
 )
 from tests.fuse.harness import DIRECTORY_MODE, Caller, serving
 

@@ -10,8 +10,8 @@ from shardfs import limits
 from shardfs.errors import CorruptionError
 from shardfs.fuse import records
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO, inode_key
 from shardfs.fuse.listing import Item
-from shardfs.fuse.records import ROOT_INO, inode_key
 from tests.fuse.harness import Caller, mounted
 
 

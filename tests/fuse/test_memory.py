@@ -17,8 +17,9 @@ from shardfs.engine.pieces import Locator, Piece, splice
 from shardfs.engine.recent_shards import RecentShards
 from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.memory import dirty_share, resident_bytes
-from shardfs.fuse.records import ROOT_INO, Entry, Inode
+from shardfs.fuse.records import Entry, Inode
 from tests.fuse.harness import FILE_MODE, opened_store, serving
 
 MIB = limits.MIB

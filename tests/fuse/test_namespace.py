@@ -10,8 +10,8 @@ import pytest
 from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.errors import FileError, NoSpaceError, ReadOnlyError
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.namespace import Update
-from shardfs.fuse.records import ROOT_INO
 from shardfs.fuse.rename import EXCHANGE, NOREPLACE
 from tests.fuse.harness import DIRECTORY_MODE, FILE_MODE, Caller, mounted, serving
 

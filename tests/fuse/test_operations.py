@@ -11,9 +11,9 @@ import pytest
 
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.mount_options import MountOptions
 from shardfs.fuse.operations import Operations
-from shardfs.fuse.records import ROOT_INO
 from tests.fuse.harness import Caller, mounted, serving
 
 CONTEXT = pyfuse3.RequestContext()

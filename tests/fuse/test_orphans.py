@@ -8,7 +8,7 @@ import trio
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.errors import FileError
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.records import inode_key, orphan_key
+from shardfs.fuse.keys import inode_key, orphan_key
 from tests.fuse.harness import Caller, mounted, serving
 
 

@@ -19,8 +19,8 @@ from shardfs.checking.models.namespace_model import EXCHANGE, NOREPLACE
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.errors import FileError
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.namespace import Update
-from shardfs.fuse.records import ROOT_INO
 from tests.fuse.harness import SHARD_BYTES, Caller, opened_store, serving, verify
 
 PATHS = [

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from shardfs import limits
 from shardfs.errors import CorruptionError
-from shardfs.fuse import records
+from shardfs.fuse import keys, records
 from shardfs.fuse.records import Entry, Facts, Inode
 
-INO = st.integers(1, records.INO_MAX)
+INO = st.integers(1, keys.INO_MAX)
 U32 = st.integers(0, 2**32 - 1)
 TIME = st.integers(-(2**63), 2**63 - 1)
-NAME = st.binary(min_size=1, max_size=255).filter(records.is_name)
+NAME = st.binary(min_size=1, max_size=255).filter(keys.is_name)
 
 REGULAR = st.builds(
     Inode,
@@ -51,7 +51,7 @@ def test_entries_survive_encoding(ino: int, kind: int) -> None:
     assert records.decode_entry(records.encode_entry(Entry(ino, kind))) == Entry(ino, kind)
 
 
-@given(st.integers(2, records.INO_MAX), st.data())
+@given(st.integers(2, keys.INO_MAX), st.data())
 def test_facts_survive_encoding(next_ino: int, data: st.DataObject) -> None:
     facts = Facts(next_ino, data.draw(st.integers(1, next_ino - 1)))
     assert records.decode_facts(records.encode_facts(facts)) == facts
@@ -59,28 +59,28 @@ def test_facts_survive_encoding(next_ino: int, data: st.DataObject) -> None:
 
 @given(INO, st.integers(0, 2**64 - 1), NAME)
 def test_keys_tell_what_they_are_about(ino: int, index: int, name: bytes) -> None:
-    assert records.decode_file_key(records.inode_key(ino)) == (ino, None, None)
-    assert records.decode_file_key(records.shard_key(ino, index)) == (ino, index, None)
-    assert records.decode_file_key(records.xattr_key(ino, name)) == (ino, None, name)
-    assert records.decode_marker_key(records.orphan_key(ino)) == ino
-    assert records.decode_marker_key(records.truncation_key(ino)) == ino
-    parent, position, found = records.decode_entry_key(records.entry_key(ino, name))
-    assert (parent, position, found) == (ino, records.entry_hash(name), name)
-    assert records.HASH_FIRST <= position <= records.HASH_MAX
+    assert keys.decode_file_key(keys.inode_key(ino)) == (ino, None, None)
+    assert keys.decode_file_key(keys.shard_key(ino, index)) == (ino, index, None)
+    assert keys.decode_file_key(keys.xattr_key(ino, name)) == (ino, None, name)
+    assert keys.decode_marker_key(keys.orphan_key(ino)) == ino
+    assert keys.decode_marker_key(keys.truncation_key(ino)) == ino
+    parent, position, found = keys.decode_entry_key(keys.entry_key(ino, name))
+    assert (parent, position, found) == (ino, keys.entry_hash(name), name)
+    assert keys.HASH_FIRST <= position <= keys.HASH_MAX
 
 
 @given(st.integers(1, 2**63 - 2), st.integers(0, 2**64 - 2), NAME)
 def test_key_order_is_the_order_of_scans(ino: int, index: int, name: bytes) -> None:
-    keys = [
-        records.inode_key(ino),
-        records.shard_key(ino, index),
-        records.shard_key(ino, index + 1),
-        records.shards_end(ino),
-        records.xattr_key(ino, name),
-        records.xattrs_end(ino),
-        records.inode_key(ino + 1),
+    ascending = [
+        keys.inode_key(ino),
+        keys.shard_key(ino, index),
+        keys.shard_key(ino, index + 1),
+        keys.shards_end(ino),
+        keys.xattr_key(ino, name),
+        keys.xattrs_end(ino),
+        keys.inode_key(ino + 1),
     ]
-    assert keys == sorted(keys) and len(set(keys)) == len(keys)
+    assert ascending == sorted(ascending) and len(set(ascending)) == len(ascending)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,14 @@ def test_the_bytes_of_an_inode_do_not_change() -> None:
     fields = "01 00 a481 01000000 02000000 03000000 04000000 05000000"
     numbers = "".join(f"{number:02x}00000000000000" for number in (6, 7, 8, 9, 10, 11, 0))
     assert records.encode_inode(inode) == bytes.fromhex(fields.replace(" ", "") + numbers)
-    assert records.inode_key(258) == b"F\0\0\0\0\0\0\1\2\0"
-    assert records.shard_key(258, 3) == b"F\0\0\0\0\0\0\1\2\1\0\0\0\0\0\0\0\3"
-    assert records.entry_key(1, b"a").hex() == "4400000000000000017363195b0f4b270f61"
+    assert keys.inode_key(258) == b"F\0\0\0\0\0\0\1\2\0"
+    assert keys.shard_key(258, 3) == b"F\0\0\0\0\0\0\1\2\1\0\0\0\0\0\0\0\3"
+    assert keys.entry_key(1, b"a").hex() == "4400000000000000017363195b0f4b270f61"
 
 
 @pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"a\0b", b"x" * 256])
 def test_names_that_no_entry_has(name: bytes) -> None:
-    assert not records.is_name(name)
+    assert not keys.is_name(name)
 
 
 def test_inodes_are_changed_as_replace_does() -> None:

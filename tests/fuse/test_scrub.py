@@ -13,7 +13,7 @@ from shardfs.engine.store import Store
 from shardfs.engine.tree_scrub import verify_tree
 from shardfs.errors import UsageError
 from shardfs.fuse.fsck import check_files
-from shardfs.fuse.records import SCRUB_KEY
+from shardfs.fuse.keys import SCRUB_KEY
 from shardfs.fuse.scrub import Scrub, ScrubState, state_of
 from tests.engine.stores import MANUAL
 from tests.fuse.damage import EXTENT_BYTES, make_sample, places_of

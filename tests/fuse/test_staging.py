@@ -13,7 +13,7 @@ from shardfs.engine.pieces import Shard
 from shardfs.errors import FileError, ReadOnlyError
 from shardfs.fuse import staging
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.records import ENTRY_PREFIX, ROOT_INO, inode_key
+from shardfs.fuse.keys import ENTRY_PREFIX, ROOT_INO, inode_key
 from tests.fuse.harness import Caller, opened_store, serving
 
 FILES = staging.CHANGES_MAX

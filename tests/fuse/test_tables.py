@@ -9,8 +9,9 @@ import trio.testing
 from shardfs import clock, limits
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.errors import CorruptionError, ReadOnlyError
+from shardfs.fuse.keys import FACT_KEY
 from shardfs.fuse.recent_cache import RecentCache
-from shardfs.fuse.records import FACT_KEY, Inode, decode_facts
+from shardfs.fuse.records import Inode, decode_facts
 from shardfs.fuse.tables import Tables
 
 FILE = Inode(0o100644)

@@ -12,9 +12,9 @@ import trio
 from shardfs.errors import UsageError
 from shardfs.fuse import call_paths, tracing
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.mount_options import MountOptions
 from shardfs.fuse.operations import Operations
-from shardfs.fuse.records import ROOT_INO
 from shardfs.fuse.tracing import Listener, TraceConversation, Tracer
 from tests.fuse.harness import mounted
 

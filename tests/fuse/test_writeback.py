@@ -15,8 +15,9 @@ from shardfs.checking.models.store_model import ModelStore
 from shardfs.engine.pieces import Locator
 from shardfs.errors import CorruptionError, DeviceError, FileError, NoSpaceError, ReadOnlyError
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import inode_key
 from shardfs.fuse.namespace import Update
-from shardfs.fuse.records import decode_inode, inode_key
+from shardfs.fuse.records import decode_inode
 from tests.fuse.harness import MIB, SHARD_BYTES, Caller, mounted, opened_store, serving, verify
 
 

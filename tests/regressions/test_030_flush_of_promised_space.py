@@ -24,7 +24,7 @@ from shardfs.checking.models.store_model import ModelStore
 from shardfs.engine.layout import Bytes
 from shardfs.engine.pieces import Piece
 from shardfs.errors import NoSpaceError
-from shardfs.fuse.records import shard_key
+from shardfs.fuse.keys import shard_key
 from tests.engine.stores import formatted, opened
 from tests.fuse.harness import Caller, serving
 

@@ -15,8 +15,9 @@ import trio
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.engine.layout import Bytes
 from shardfs.engine.pieces import Piece
+from shardfs.fuse.keys import NAME_PAGE_PREFIX
 from shardfs.fuse.name_pages import INTERVAL_S
-from shardfs.fuse.records import INODES_PER_NAME_PAGE, NAME_PAGE_PREFIX
+from shardfs.fuse.records import INODES_PER_NAME_PAGE
 from shardfs.limits import MIB
 from tests.fuse.harness import Caller, serving
 

@@ -13,7 +13,7 @@ from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.errors import NoSpaceError
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.records import shard_key
+from shardfs.fuse.keys import shard_key
 from tests.fuse.harness import Caller, serving
 
 KIB = limits.KIB

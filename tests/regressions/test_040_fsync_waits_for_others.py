@@ -13,7 +13,7 @@ import trio.testing
 
 from shardfs.checking.simulated_device import SimulatedDevice
 from shardfs.engine.store import Store
-from shardfs.fuse.records import inode_key
+from shardfs.fuse.keys import inode_key
 from tests.engine.stores import formatted, opened
 from tests.fuse.harness import Caller, serving
 

@@ -11,7 +11,7 @@ import trio
 
 from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
-from shardfs.fuse.records import orphan_key
+from shardfs.fuse.keys import orphan_key
 from tests.fuse.harness import Caller, mounted, serving, verify
 
 

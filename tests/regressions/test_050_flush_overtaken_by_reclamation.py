@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from shardfs.engine.store import Store
 from shardfs.fuse.door import StoreDoor
-from shardfs.fuse.records import shard_key
+from shardfs.fuse.keys import shard_key
 from tests.fuse.harness import Caller, opened_store, serving
 
 ADMITTED_MAX = 20

@@ -21,7 +21,7 @@ import pytest
 from shardfs import limits
 from shardfs.cli.main import group
 from shardfs.engine import layout
-from shardfs.fuse import records
+from shardfs.fuse import keys, records
 from tests.tidy.documents import (
     Row,
     Section,
@@ -85,7 +85,7 @@ def stored_numbers() -> dict[str, dict[str, int]]:
     flag = layout.SUPERBLOCK_CLEAN.bit_length() - 1
     numbers["Superblock flags"] = {"SUPERBLOCK_CLEAN": flag}
     numbers["Key prefixes"] = {
-        name: value[0] for name, value in vars(records).items() if name.endswith("_PREFIX")
+        name: value[0] for name, value in vars(keys).items() if name.endswith("_PREFIX")
     }
     return numbers
 

@@ -30,9 +30,9 @@ from shardfs.checking.models.file_model import FileModel, Found, Promise
 from shardfs.checking.models.namespace_model import Node
 from shardfs.errors import DeviceError, FileError, NoSpaceError, ReadOnlyError
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.listing import Listing
 from shardfs.fuse.namespace import Update
-from shardfs.fuse.records import ROOT_INO
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -53,7 +53,7 @@ from shardfs.errors import DeviceError, ReadOnlyError
 from shardfs.fuse.door import StoreDoor, behind, scan_some
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.fsck import check_files
-from shardfs.fuse.records import ORPHAN_PREFIX
+from shardfs.fuse.keys import ORPHAN_PREFIX
 
 _SEEDS: Final = 1 << 30
 _LITTLE_BUFFERED_BYTES: Final = 64 * limits.KIB

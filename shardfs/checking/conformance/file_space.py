@@ -25,7 +25,8 @@ from shardfs.engine.liveness import live_bytes
 from shardfs.engine.pieces import Shard
 from shardfs.engine.reserve import reserve_extents
 from shardfs.engine.store import Store
-from shardfs.fuse.records import INODE_PREFIX, decode_file_key, decode_inode
+from shardfs.fuse.keys import INODE_PREFIX, decode_file_key
+from shardfs.fuse.records import decode_inode
 
 _KEYS_END: Final = b"\xff" * limits.KEY_BYTES_MAX
 

@@ -17,8 +17,8 @@ from shardfs.checking.conformance.file_alphabet import CLIENTS_MAX, OFFSETS_END
 from shardfs.checking.models.file_model import Found
 from shardfs.checking.models.namespace_model import Kind
 from shardfs.fuse.filesystem import FileSystem
+from shardfs.fuse.keys import ROOT_INO
 from shardfs.fuse.listing import Listing
-from shardfs.fuse.records import ROOT_INO
 from shardfs.limits import BLOCK_BYTES
 
 FILE_MODE: Final = stat.S_IFREG | 0o644
