@@ -39,18 +39,8 @@ from shardfs.engine.layout import Stream
 from shardfs.engine.mkfs import format_device, plan
 from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.keys import (
-    ROOT_INO,
-    entry_key,
-    inode_key,
-    shard_key,
-)
-from shardfs.fuse.records import (
-    Entry,
-    Inode,
-    encode_entry,
-    encode_inode,
-)
+from shardfs.fuse.keys import ROOT_INO, entry_key, inode_key, shard_key
+from shardfs.fuse.records import Entry, Inode, encode_entry, encode_inode
 
 FILE_BYTES = 4 * limits.KIB
 FILE_MODE = 0o100644

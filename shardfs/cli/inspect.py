@@ -34,13 +34,7 @@ from shardfs.engine.lsm.entry import TOMBSTONE
 from shardfs.engine.raw_store import RawStore, open_raw_store, record_addresses
 from shardfs.errors import CorruptionError, DeviceError, UsageError
 from shardfs.fuse.key_texts import key_text
-from shardfs.fuse.keys import (
-    INO_MAX,
-    ROOT_INO,
-    entry_key,
-    inode_key,
-    shard_key,
-)
+from shardfs.fuse.keys import INO_MAX, ROOT_INO, entry_key, inode_key, shard_key
 from shardfs.fuse.raw_targets import open_raw
 from shardfs.fuse.record_dissection import dissection_of
 from shardfs.fuse.records import decode_entry

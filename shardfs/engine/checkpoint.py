@@ -51,7 +51,8 @@ from shardfs.engine.lsm.compaction import (
 )
 from shardfs.engine.lsm.manifest import Manifest, encode_manifest
 from shardfs.engine.lsm.merge import Run
-from shardfs.engine.lsm.segment import Segment, SegmentWriter
+from shardfs.engine.lsm.segment import Segment
+from shardfs.engine.lsm.segment_writer import SegmentWriter
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator

@@ -15,14 +15,7 @@ from typing import Protocol
 
 from shardfs.fuse.door import BatchDoor, StoreDoor
 from shardfs.fuse.keys import FACT_KEY, entry_key, inode_key
-from shardfs.fuse.records import (
-    Entry,
-    Facts,
-    Inode,
-    encode_entry,
-    encode_facts,
-    encode_inode,
-)
+from shardfs.fuse.records import Entry, Facts, Inode, encode_entry, encode_facts, encode_inode
 
 EntryName = tuple[int, bytes]
 """(directory, name)."""

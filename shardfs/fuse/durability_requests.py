@@ -27,13 +27,7 @@ import trio
 from shardfs.engine.careful_scan import LostRange
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, UsageError
-from shardfs.fuse.keys import (
-    INODE_PREFIX,
-    ROOT_INO,
-    decode_file_key,
-    entry_key,
-    inode_key,
-)
+from shardfs.fuse.keys import INODE_PREFIX, ROOT_INO, decode_file_key, entry_key, inode_key
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.records import Inode
 from shardfs.fuse.requests import Answer, Handlers, Pages, text_of

@@ -21,13 +21,7 @@ from shardfs.engine.pieces import Shard
 from shardfs.errors import StaleError
 from shardfs.fuse.door import scan_some
 from shardfs.fuse.files import SHARD_BYTES, Files
-from shardfs.fuse.keys import (
-    inode_key,
-    orphan_key,
-    shard_key,
-    truncation_key,
-    xattrs_end,
-)
+from shardfs.fuse.keys import inode_key, orphan_key, shard_key, truncation_key, xattrs_end
 
 
 class Freeing:

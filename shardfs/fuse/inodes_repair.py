@@ -33,12 +33,7 @@ from shardfs.fuse.keys import (
     truncation_key,
     xattr_key,
 )
-from shardfs.fuse.records import (
-    Inode,
-    decode_access_list,
-    decode_inode,
-    encode_inode,
-)
+from shardfs.fuse.records import Inode, decode_access_list, decode_inode, encode_inode
 from shardfs.fuse.repair_changes import Changes
 
 _KEY_END: Final = b"\xff" * 16

@@ -42,12 +42,7 @@ from shardfs.fuse.keys import (
     entries_start,
     inode_key,
 )
-from shardfs.fuse.records import (
-    ENTRY,
-    KEY_TYPES,
-    Inode,
-    decode_entry,
-)
+from shardfs.fuse.records import ENTRY, KEY_TYPES, Inode, decode_entry
 from shardfs.fuse.tables import NotLoaded, Tables
 
 _DOT: Final = 1

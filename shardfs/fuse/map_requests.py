@@ -32,12 +32,7 @@ from shardfs.engine.places import Place, PlaceKind, Places
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError
 from shardfs.fuse.key_texts import key_text
-from shardfs.fuse.keys import (
-    NAME_PAGE_PREFIX,
-    decode_file_key,
-    shard_key,
-    shards_end,
-)
+from shardfs.fuse.keys import NAME_PAGE_PREFIX, decode_file_key, shard_key, shards_end
 from shardfs.fuse.paths import find_paths
 from shardfs.fuse.requests import Answer, Handlers, Pages, number_of
 from shardfs.fuse.resolving import MountedFiles, Resolver

@@ -31,20 +31,9 @@ from shardfs.fuse import access_lists
 from shardfs.fuse.access_lists import ACCESS, DEFAULT, AccessList
 from shardfs.fuse.change import Change
 from shardfs.fuse.handles import Handles
-from shardfs.fuse.keys import (
-    ROOT_INO,
-    is_name,
-    orphan_key,
-    xattr_key,
-)
+from shardfs.fuse.keys import ROOT_INO, is_name, orphan_key, xattr_key
 from shardfs.fuse.orphans import Orphans
-from shardfs.fuse.records import (
-    Entry,
-    Inode,
-    clamp_time_ns,
-    decode_access_list,
-    encode_access_list,
-)
+from shardfs.fuse.records import Entry, Inode, clamp_time_ns, decode_access_list, encode_access_list
 from shardfs.fuse.rename import EXCHANGE, Renaming, apply_rename, plan_rename
 from shardfs.fuse.tables import NotLoaded, Tables
 from shardfs.fuse.writeback import Writeback, without_set_id

@@ -23,13 +23,7 @@ from shardfs.engine.pieces import Shard
 from shardfs.engine.store import Store
 from shardfs.errors import UNREADABLE, CorruptionError
 from shardfs.fuse.door import StoreDoor, behind
-from shardfs.fuse.keys import (
-    ENTRY_PREFIX,
-    ROOT_INO,
-    decode_entry_key,
-    entries_start,
-    inode_key,
-)
+from shardfs.fuse.keys import ENTRY_PREFIX, ROOT_INO, decode_entry_key, entries_start, inode_key
 from shardfs.fuse.records import Entry, decode_entry, decode_inode
 
 NAMES_MAX: Final = 16

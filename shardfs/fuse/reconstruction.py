@@ -42,12 +42,7 @@ from shardfs.fuse.keys import (
     shard_key,
     shards_end,
 )
-from shardfs.fuse.records import (
-    Inode,
-    decode_entry,
-    decode_inode,
-    encode_inode,
-)
+from shardfs.fuse.records import Inode, decode_entry, decode_inode, encode_inode
 from shardfs.fuse.repair_changes import Tell
 from shardfs.fuse.tree_remains import TreeRemains
 

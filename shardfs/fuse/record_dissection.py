@@ -15,13 +15,7 @@ from shardfs.engine.layout import Table
 from shardfs.errors import CorruptionError
 from shardfs.fuse import access_lists
 from shardfs.fuse.key_texts import key_text
-from shardfs.fuse.keys import (
-    ENTRY_PREFIX,
-    FACT_KEY,
-    NAME_PAGE_PREFIX,
-    FileKey,
-    decode_file_key,
-)
+from shardfs.fuse.keys import ENTRY_PREFIX, FACT_KEY, NAME_PAGE_PREFIX, FileKey, decode_file_key
 from shardfs.fuse.records import (
     ACCESS_ENTRY,
     ACCESS_LIST,

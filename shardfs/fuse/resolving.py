@@ -19,18 +19,8 @@ from typing import Protocol
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, UsageError
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.keys import (
-    ROOT_INO,
-    entry_key,
-    inode_key,
-    is_name,
-)
-from shardfs.fuse.records import (
-    Entry,
-    Inode,
-    decode_entry,
-    decode_inode,
-)
+from shardfs.fuse.keys import ROOT_INO, entry_key, inode_key, is_name
+from shardfs.fuse.records import Entry, Inode, decode_entry, decode_inode
 from shardfs.fuse.requests import Answer, number_of, text_of
 
 

@@ -30,12 +30,7 @@ from shardfs.engine.lsm.tree import UNREAD
 from shardfs.errors import CorruptionError, ReadOnlyError
 from shardfs.fuse.change import Change, EntryName, fill
 from shardfs.fuse.door import BatchDoor, StoreDoor
-from shardfs.fuse.keys import (
-    FACT_KEY,
-    ROOT_INO,
-    entry_key,
-    inode_key,
-)
+from shardfs.fuse.keys import FACT_KEY, ROOT_INO, entry_key, inode_key
 from shardfs.fuse.promises import Observer
 from shardfs.fuse.recent_cache import RecentCache
 from shardfs.fuse.records import (

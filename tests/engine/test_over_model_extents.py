@@ -13,7 +13,8 @@ from shardfs.engine.lsm.compaction import is_held_below, merge_step, without, wr
 from shardfs.engine.lsm.entry import TOMBSTONE
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.merge import Run, load_page
-from shardfs.engine.lsm.segment import Segment, SegmentWriter
+from shardfs.engine.lsm.segment import Segment
+from shardfs.engine.lsm.segment_writer import SegmentWriter
 from shardfs.engine.pieces import Locator
 from shardfs.errors import CorruptionError
 from tests.engine.model_extents import EXTENT_BYTES, ModelBench

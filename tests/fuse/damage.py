@@ -21,12 +21,7 @@ from shardfs.engine.pieces import Locator, Shard, locators
 from shardfs.engine.store import Store
 from shardfs.errors import CorruptionError, ShardfsError
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.keys import (
-    NAME_PAGE_PREFIX,
-    ROOT_INO,
-    decode_entry_key,
-    entries_start,
-)
+from shardfs.fuse.keys import NAME_PAGE_PREFIX, ROOT_INO, decode_entry_key, entries_start
 from shardfs.limits import KIB, MIB
 from tests.fuse.harness import DIRECTORY_MODE, FILE_MODE, Caller
 

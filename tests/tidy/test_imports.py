@@ -58,7 +58,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("lsm.entry",),
     ("lsm.memtable", "lsm.filter", "lsm.delta", "recent_shards"),
     ("lsm.segment",),
-    ("lsm.merge", "lsm.manifest"),
+    ("lsm.merge", "lsm.manifest", "lsm.segment_writer"),
     ("lsm.compaction", "lsm.tree"),
     ("batch", "shards"),
     ("commit",),

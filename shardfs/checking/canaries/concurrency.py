@@ -15,7 +15,7 @@ from shardfs.engine.cache import Cache
 from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
 from shardfs.engine.extents import Extents
-from shardfs.engine.lsm.segment import SegmentWriter
+from shardfs.engine.lsm.segment_writer import SegmentWriter
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.store import Store
 

@@ -19,7 +19,8 @@ from shardfs.engine.delta_log import _LogReader, read_log
 from shardfs.engine.extent_table import ExtentTable
 from shardfs.engine.lsm import compaction, merge
 from shardfs.engine.lsm.memtable import Memtable
-from shardfs.engine.lsm.segment import Segment, SegmentWriter
+from shardfs.engine.lsm.segment import Segment
+from shardfs.engine.lsm.segment_writer import SegmentWriter
 
 RUNS: Final = (
     Canary(

@@ -33,7 +33,8 @@ from shardfs import limits
 from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, TOMBSTONE, Block
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.merge import Run, candidates
-from shardfs.engine.lsm.segment import Segment, SegmentWriter
+from shardfs.engine.lsm.segment import Segment
+from shardfs.engine.lsm.segment_writer import SegmentWriter
 from shardfs.engine.pacing import Slices, share_between
 from shardfs.errors import CorruptionError
 
