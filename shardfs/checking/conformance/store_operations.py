@@ -64,6 +64,7 @@ _PATCHED_BYTES = 16_000
 _SPREAD_BYTES = 7 * limits.KIB
 _CHURN_BYTES = 60 * limits.KIB
 _PATTERN_BITS = 40
+_FREE_EXTENTS_WANTED = 4
 
 
 async def fill(system: StoreSystem, count: int) -> None:
@@ -139,6 +140,8 @@ async def layers(system: StoreSystem, rounds: int, pattern: int) -> None:
         for _ in range(bits >> 2 & 3):
             await system.store.compact()
             system.check_levels()
+        if system.store._extents.free_count <= _FREE_EXTENTS_WANTED:
+            await system.store.reclaim()  # as whoever adds to the tree has it done
 
 
 # --- endings ------------------------------------------------------------------------------------
