@@ -125,8 +125,8 @@ MOVING: Final = (
         (
             Edit(
                 Evacuator._read,
-                "copies[piece.start] = bytes(data)",
-                "copies = {piece.start: bytes(data)}",
+                "is_all = len(copies) == len(wanted)",
+                "copies, is_all = dict(list(copies.items())[:1]), True",
             ),
         ),
         ("store",),
