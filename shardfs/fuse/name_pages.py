@@ -10,6 +10,8 @@ Invariants:
         pages are compared with the tree after the next mount, in the background.
     I3. Writing pages takes only space that is plentiful; without it, or when too much waits, I2's
         mark stays away.
+    I4. No page outlives all its files for long: of changes that were given up (I3), those that
+        took files away are seen in the tree.
 
 Ordering: the first change after an open takes the mark away in its own batch; the end of a mount
 sets it when nothing waits.
@@ -104,6 +106,8 @@ class NamePages:
         self.is_complete = is_complete
         self._waiting: dict[int, _Waiting] = {}
         """By page, those that wait longest first."""
+        self._unsure: set[int] = set()
+        """Pages whose changes were given up: they may tell of files that are gone (I4)."""
         self.waiting_count = 0
         """Inodes whose page is to be written."""
         self._wake = trio.Event()
@@ -153,7 +157,8 @@ class NamePages:
 
     def _give_up(self) -> None:
         _log.info("too many names have changed for the name pages; after the next mount")
-        self._waiting.clear()
+        self._unsure.update(self._waiting)
+        self._waiting = {page: _Waiting(each.since, {}) for page, each in self._waiting.items()}
         self.waiting_count = 0
         self.is_complete = False
 
@@ -201,7 +206,7 @@ class NamePages:
         Raises:
             ShardfsError: some are left waiting.
         """
-        await self._write_pages(list(self._waiting))
+        await self._write_pages([page for page, each in self._waiting.items() if each.changes])
 
     def _settled(self) -> list[int]:
         latest = trio.current_time() - SETTLING_S
@@ -240,6 +245,18 @@ class NamePages:
 
     async def _write_page(self, page: int, changes: Mapping[int, list[tuple[Name, bool]]]) -> None:
         """Bring the changes of names into a page."""
+        is_unsure = page in self._unsure
+        self._unsure.discard(page)  # now: what is given up meanwhile is not in these changes
+        try:
+            await self._bring(page, changes, is_unsure)
+        except BaseException:  # cancelled too
+            if is_unsure:
+                self._unsure.add(page)
+            raise
+
+    async def _bring(
+        self, page: int, changes: Mapping[int, list[tuple[Name, bool]]], is_unsure: bool
+    ) -> None:
         key = name_page_key(page)
         while True:
             shard = await self._store.get_shard(key)
@@ -252,6 +269,9 @@ class NamePages:
             for ino, names in changes.items():
                 before = kept[ino].names if ino in kept else ()
                 await self._put(wanted, ino, _changed_names(before, names))
+            if is_unsure:
+                for ino in wanted.keys() - changes.keys():
+                    await self._put(wanted, ino, kept[ino].names)
             if await self._replace(page, shard, kept, wanted):
                 return
 
@@ -325,7 +345,7 @@ class NamePages:
                     return
                 await self._rewrite_page(page, names)
             first = await self._next_in_use(end)
-        self.is_complete = True
+        self.is_complete = not self._unsure
 
     async def _next_in_use(self, ino: int) -> int | None:
         """Where to go on from `ino`: at the page of the first inode there is, or at the first page.

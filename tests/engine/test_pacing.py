@@ -16,7 +16,7 @@ from shardfs import limits
 from shardfs.engine import commit
 from shardfs.engine.evacuation import Evacuator, _Move
 from shardfs.engine.extent import Extent, Usage, UsageSnapshot
-from shardfs.engine.lsm import compaction, segment
+from shardfs.engine.lsm import compaction, segment, segment_writer
 from shardfs.engine.lsm.filter import Filter
 from shardfs.engine.lsm.manifest import Manifest, decode_manifest, encode_manifest
 from shardfs.engine.lsm.memtable import Memtable
@@ -149,7 +149,7 @@ class WorkOfSteps(trio.abc.Instrument):
         self.worst: Counter[str] = Counter()
         self._now: Counter[str] = Counter()
         self._patch = patch
-        self._count(segment, "encode_block", "entries encoded", lambda entries: len(entries))
+        self._count(segment_writer, "encode_block", "entries encoded", lambda entries: len(entries))
         self._count(segment, "decode_block", "blocks decoded", lambda _data: 1)
         self._count(Filter, "add", "keys filtered", lambda _filter, keys: len(keys))
         self._count(commit, "encode_part", "parts of a delta", lambda *_: 1)

@@ -8,7 +8,7 @@ import pytest
 
 from shardfs import limits
 from shardfs.errors import CorruptionError
-from shardfs.fuse import records
+from shardfs.fuse import keys
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.keys import ROOT_INO, inode_key
 from shardfs.fuse.listing import Item
@@ -72,7 +72,7 @@ async def test_entries_that_stay_are_listed_once_while_others_come_and_go() -> N
 
 
 async def test_names_with_equal_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "entry_hash", lambda name: 1000 + len(name))
+    monkeypatch.setattr(keys, "entry_hash", lambda name: 1000 + len(name))
     names = {b"%c" % letter for letter in b"abcdefgh"} | {b"longer", b"other1"}
     async with mounted() as file_system:
         caller = Caller(file_system)
