@@ -18,6 +18,7 @@ import trio
 
 from shardfs.cli.errors import FINDING, SUCCESS
 from shardfs.cli.examples import examples
+from shardfs.cli.interrupting import run_until_interrupted
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_json, print_line, printable, size_text
 from shardfs.cli.progress import progress, waiting
@@ -65,7 +66,7 @@ def fsck(device: str, data: bool, repair: bool, delete_damaged: bool, as_json: b
         raise UsageError("--delete-damaged goes with --repair")
     path = unmounted_device(device)
     if repair:
-        report = trio.run(partial(_repair, path, delete_damaged))
+        report = run_until_interrupted(partial(_repair, path, delete_damaged))
         if as_json:
             print_json(_repaired_as_json(report))
         else:

@@ -22,6 +22,7 @@ import trio
 
 from shardfs.cli.errors import FINDING, SUCCESS, root_cause
 from shardfs.cli.examples import examples
+from shardfs.cli.interrupting import run_until_interrupted
 from shardfs.cli.options import PATH, json_option
 from shardfs.cli.output import print_facts, print_json, size_text
 from shardfs.cli.progress import Bar, progress
@@ -63,7 +64,7 @@ def gc(target: str | None, now: bool, as_json: bool) -> int:
         return SUCCESS
     done: dict[str, Any] = {}
     try:
-        trio.run(partial(_collect, name, done))
+        run_until_interrupted(partial(_collect, name, done))
     except BaseException as error:  # KeyboardInterrupt is one: what was done is told
         if isinstance(root_cause(error), KeyboardInterrupt) and "stage" in done:
             _print_done(done, as_json)

@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 import click
-import trio
 
 from shardfs.cli.examples import examples
+from shardfs.cli.interrupting import run_until_interrupted
 from shardfs.cli.options import PATH, SIZE, json_option
 from shardfs.cli.output import print_resized
 from shardfs.cli.progress import waiting
@@ -35,7 +35,7 @@ def grow(target: str, size: int | None, as_json: bool) -> None:
 
     TARGET is a block device or image file, or the mount point of a mount, which goes on meanwhile.
     """
-    print_resized(target, trio.run(partial(_grow, target, size)), as_json=as_json)
+    print_resized(target, run_until_interrupted(partial(_grow, target, size)), as_json=as_json)
 
 
 async def _grow(target: str, size: int | None) -> dict[str, Any]:

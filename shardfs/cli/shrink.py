@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 import click
-import trio
 
 from shardfs.cli.examples import examples
+from shardfs.cli.interrupting import run_until_interrupted
 from shardfs.cli.options import PATH, SIZE, json_option
 from shardfs.cli.output import print_resized, size_text
 from shardfs.cli.progress import progress
@@ -39,7 +39,7 @@ def shrink(target: str, size: int, as_json: bool) -> None:
     An image file is cut off at its new end; a block device can be made smaller afterwards. Nothing
     is changed if what is stored would not fit. When it is interrupted, the store keeps its size.
     """
-    print_resized(target, trio.run(partial(_shrink, target, size)), as_json=as_json)
+    print_resized(target, run_until_interrupted(partial(_shrink, target, size)), as_json=as_json)
 
 
 async def _shrink(target: str, size: int) -> dict[str, Any]:

@@ -307,8 +307,13 @@ class Committer:
             # What the records so far have promised is in both copies before one is given up.
             await self._scheduler.write_out()
             await self._scheduler.flush()
-            self._superblock.resize(change())
-            await self._superblock.start_logs(self._root, self._extents.entries(), 0)
+            try:
+                self._superblock.resize(change())
+                await self._superblock.start_logs(self._root, self._extents.entries(), 0)
+            except BaseException:  # whatever breaks it off, ^C too
+                # A record of one size in a log of the other, and nothing could be opened any more.
+                self._health.make_read_only("a change of its size was broken off; mount it again")
+                raise
         await self._scheduler.settle(await self.write_record())
 
     async def _commit_once(self) -> None:

@@ -45,6 +45,7 @@ from shardfs.fuse.polling import Polling, standing_in
 from shardfs.fuse.promises import Observer
 
 _log = logging.getLogger(__name__)
+_UNWANTED: Final = f"fuse_reply_* failed with {os.strerror(errno.ENOENT)}"
 
 GRACE_S: Final = 10.0
 """After a signal, open files may delay the end for this long."""
@@ -181,10 +182,17 @@ async def serve_store(
         raise ReadOnlyError(f"{mountpoint} was unmounted, {store.health.reason}")
 
 
+def is_wanted(record: logging.LogRecord) -> bool:
+    """Whether a record of pyfuse3's log is of use. An answer that the kernel does not wait for any
+    more, because who asked was killed or the mount was taken away, is no trouble."""
+    return _UNWANTED not in record.getMessage()
+
+
 async def _answer_requests(
     mount: Mount, ready: Callable[[], None] | None, services: Sequence[Service]
 ) -> None:
     """Be there for the kernel until it lets go of the mount, with everything that runs beside."""
+    logging.getLogger(pyfuse3.__name__).addFilter(is_wanted)
     try:
         async with trio.open_nursery() as nursery:
             mount.file_system.start(nursery)

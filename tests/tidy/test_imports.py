@@ -105,8 +105,8 @@ CLI_SHARED = frozenset(
             "machine",
             "manual",
         ),
-        *("mount_helper", "mount_preparation", "options", "output", "pages", "progress"),
-        *("serving", "systemd", "top_figures", "top_view", "unmounted", "unmounting"),
+        *("interrupting", "mount_helper", "mount_preparation", "options", "output", "pages"),
+        *("progress", "serving", "systemd", "top_figures", "top_view", "unmounted", "unmounting"),
         "versions",
     )
 )
