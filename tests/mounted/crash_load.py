@@ -110,12 +110,15 @@ def until_the_end(work: Work, folder: Path, source: random.Random) -> None:
 
 def main() -> None:
     """Arguments: the directory to work in, and a seed. Ends when the mount does."""
-    root, seed = Path(sys.argv[1]), int(sys.argv[2])
+    seed = int(sys.argv[2])
+    # From within the mount: copytree makes missing parents, and of an absolute path it would make
+    # them below the mount point when the mount has gone.
+    os.chdir(sys.argv[1])
     threads = []
     for number, work in enumerate(
         (fsync_new_files, replace_by_rename, copy_and_remove, make_and_remove)
     ):
-        folder = root / work.__name__
+        folder = Path(work.__name__)
         folder.mkdir()
         source = random.Random(seed * 10 + number)
         threads.append(threading.Thread(target=until_the_end, args=(work, folder, source)))
