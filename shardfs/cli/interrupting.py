@@ -26,26 +26,18 @@ def run_until_interrupted(work: Callable[[], Awaitable[T]]) -> T:
 
     Raises:
         KeyboardInterrupt: it was cancelled, and has ended in good order.
-        Exception: as the work does.
+        ExceptionGroup: of what the work raises.
     """
     results: list[T] = []
-    failures: list[BaseException] = []
 
     async def run() -> None:
         with trio.open_signal_receiver(signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_at, signals, nursery.cancel_scope)
-                try:
-                    results.append(await work())
-                except trio.Cancelled:
-                    raise
-                except BaseException as error:  # not in a group with the other task's end
-                    failures.append(error)
+                results.append(await work())
                 nursery.cancel_scope.cancel()
 
     trio.run(run)
-    if failures:
-        raise failures[0]
     if not results:
         raise KeyboardInterrupt
     return results[0]
