@@ -159,7 +159,7 @@ class SpaceAccount:
     @property
     def unreserved_bytes(self) -> int:
         """Size of what user data and the tree share: of a small device, much less than all."""
-        return self._unreserved_extents(self._extent_count, self._reserve) * self._extent_bytes
+        return self._unreserved_with(self._extent_count, self._reserve)
 
     def user_bytes(self) -> int:
         """Bytes that user data may still take, frame overhead included, once all garbage that can
@@ -176,13 +176,11 @@ class SpaceAccount:
         return self._room_with(extent_count, reserve) - self._live_bytes
 
     def _room_with(self, extent_count: int, reserve: int) -> int:
-        unreserved_bytes = self._unreserved_extents(extent_count, reserve) * self._extent_bytes
-        room = unreserved_bytes - self._tree_share_bytes
+        room = self._unreserved_with(extent_count, reserve) - self._tree_share_bytes
         return room * self._data_bytes_per_extent // self._extent_bytes
 
-    @staticmethod
-    def _unreserved_extents(extent_count: int, reserve: int) -> int:
-        return extent_count - limits.SUPERBLOCK_EXTENTS - reserve
+    def _unreserved_with(self, extent_count: int, reserve: int) -> int:
+        return (extent_count - limits.SUPERBLOCK_EXTENTS - reserve) * self._extent_bytes
 
     def ready_extents(self, free_extents: int) -> int:
         """Of the free extents, those that user data may take right now (I3).

@@ -87,6 +87,8 @@ class _Waiting(NamedTuple):
 
     since: float
     changes: Changes
+    is_unsure: bool = False
+    """Others were given up: the page may tell of files that are gone (I4)."""
 
 
 class NamePages:
@@ -106,8 +108,6 @@ class NamePages:
         self.is_complete = is_complete
         self._waiting: dict[int, _Waiting] = {}
         """By page, those that wait longest first."""
-        self._unsure: set[int] = set()
-        """Pages whose changes were given up: they may tell of files that are gone (I4)."""
         self.waiting_count = 0
         """Inodes whose page is to be written."""
         self._wake = trio.Event()
@@ -157,8 +157,9 @@ class NamePages:
 
     def _give_up(self) -> None:
         _log.info("too many names have changed for the name pages; after the next mount")
-        self._unsure.update(self._waiting)
-        self._waiting = {page: _Waiting(each.since, {}) for page, each in self._waiting.items()}
+        self._waiting = {
+            page: _Waiting(each.since, {}, is_unsure=True) for page, each in self._waiting.items()
+        }
         self.waiting_count = 0
         self.is_complete = False
 
@@ -224,7 +225,7 @@ class NamePages:
                 continue  # given up meanwhile
             self.waiting_count -= len(waiting.changes)
             try:
-                await self._write_page(page, waiting.changes)
+                await self._write_page(page, waiting)
             except BaseException:  # cancelled too
                 self._put_back(page, waiting)
                 raise
@@ -236,6 +237,7 @@ class NamePages:
             self.waiting_count -= len(later.changes)
             for ino, names in later.changes.items():
                 waiting.changes.setdefault(ino, []).extend(names)
+            waiting = waiting._replace(is_unsure=waiting.is_unsure or later.is_unsure)
         self._waiting[page] = waiting
         self.waiting_count += len(waiting.changes)
 
@@ -243,21 +245,9 @@ class NamePages:
         space = self._store.space()
         return space.free_bytes * _FREE_SHARE_MIN > space.total_bytes
 
-    async def _write_page(self, page: int, changes: Mapping[int, list[tuple[Name, bool]]]) -> None:
+    async def _write_page(self, page: int, waiting: _Waiting) -> None:
         """Bring the changes of names into a page."""
-        is_unsure = page in self._unsure
-        self._unsure.discard(page)  # now: what is given up meanwhile is not in these changes
-        try:
-            await self._bring(page, changes, is_unsure)
-        except BaseException:  # cancelled too
-            if is_unsure:
-                self._unsure.add(page)
-            raise
-
-    async def _bring(
-        self, page: int, changes: Mapping[int, list[tuple[Name, bool]]], is_unsure: bool
-    ) -> None:
-        key = name_page_key(page)
+        key, changes = name_page_key(page), waiting.changes
         while True:
             shard = await self._store.get_shard(key)
             try:
@@ -269,7 +259,7 @@ class NamePages:
             for ino, names in changes.items():
                 before = kept[ino].names if ino in kept else ()
                 await self._put(wanted, ino, _changed_names(before, names))
-            if is_unsure:
+            if waiting.is_unsure:
                 for ino in wanted.keys() - changes.keys():
                     await self._put(wanted, ino, kept[ino].names)
             if await self._replace(page, shard, kept, wanted):
@@ -345,7 +335,7 @@ class NamePages:
                     return
                 await self._rewrite_page(page, names)
             first = await self._next_in_use(end)
-        self.is_complete = not self._unsure
+        self.is_complete = not any(each.is_unsure for each in self._waiting.values())
 
     async def _next_in_use(self, ino: int) -> int | None:
         """Where to go on from `ino`: at the page of the first inode there is, or at the first page.

@@ -220,7 +220,7 @@ ACCOUNT: Final = (
         "What a user can write, as told, includes the extents that are kept for reclamation.",
         (
             Edit(
-                SpaceAccount._unreserved_extents,
+                SpaceAccount._unreserved_with,
                 "limits.SUPERBLOCK_EXTENTS - reserve",
                 "limits.SUPERBLOCK_EXTENTS",
             ),

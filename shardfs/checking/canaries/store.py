@@ -81,7 +81,7 @@ CANARIES: Final = (
         "longer be emptied.",
         (
             Edit(
-                SpaceAccount._unreserved_extents,
+                SpaceAccount._unreserved_with,
                 "SUPERBLOCK_EXTENTS - reserve",
                 "SUPERBLOCK_EXTENTS",
             ),

@@ -44,7 +44,7 @@ from shardfs.checking.conformance.concurrent_clients import (
     Values,
 )
 from shardfs.checking.conformance.concurrent_devices import SHAPES, Prepared, prepared
-from shardfs.checking.conformance.small_limits import OF_TREES, in_force
+from shardfs.checking.conformance.small_limits import OF_TREES, SMALL_TREE_PROBABILITY, in_force
 from shardfs.checking.conformance.store_checks import (
     applied_mark,
     check_account,
@@ -92,7 +92,6 @@ _LATENCY_MAX = 4
 _OPERATIONS_MAX = 36
 _WEIGHTS = (0, 1, 1, 2, 4)
 _RECLAIMING_PROBABILITY = 0.12
-_SMALL_TREE_PROBABILITY = 0.25
 
 
 class ConcurrentWorld:
@@ -136,7 +135,7 @@ class ConcurrentWorld:
             operations.append(Operation(name, arguments[: 1 + ARGUMENTS[name]]))
         if rng.random() < _RECLAIMING_PROBABILITY:
             return rng.choice((_reading_what_is_reclaimed, _replacing_what_is_moved))(rng)
-        if rng.random() < _SMALL_TREE_PROBABILITY:
+        if rng.random() < SMALL_TREE_PROBABILITY:
             operations.append(Operation("small-tree", (1,)))
         return tuple(operations)
 

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from shardfs import limits
 from shardfs.checking.conformance.case import Operation, Operations
+from shardfs.checking.conformance.small_limits import SMALL_TREE_PROBABILITY
 
 PATHS: Final = (
     *("a", "b", "c", "d", "e"),
@@ -64,7 +65,6 @@ SMALL: Final = (4, 5)
 FULL: Final = 5
 SMALL_TREE: Final = 32
 VARIETIES_END: Final = 64
-_SMALL_TREE_PROBABILITY: Final = 0.25
 CLIENT_OPERATIONS: Final = (
     "lookup",
     "read",
@@ -138,7 +138,7 @@ _LIVES_MAX = 2
 def generate(rng: random.Random) -> Operations:
     """A random sequence for the world of files."""
     (_, setup), *steps = _Generator(rng).sequence()
-    small_tree = SMALL_TREE if rng.random() < _SMALL_TREE_PROBABILITY else 0
+    small_tree = SMALL_TREE if rng.random() < SMALL_TREE_PROBABILITY else 0
     *others, variety = setup
     return (Operation("setup", (*others, variety + small_tree)), *steps)
 

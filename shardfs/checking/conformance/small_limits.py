@@ -26,6 +26,8 @@ OF_TREES: Final = {
     "SEGMENT_BYTES_MAX": 512,
 }
 """Then a tree of few entries has several levels, and merges take many steps beside each other."""
+SMALL_TREE_PROBABILITY: Final = 0.25
+"""Of a case of any world to have such a tree."""
 
 
 @contextmanager

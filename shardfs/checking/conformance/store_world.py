@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from shardfs import limits
 from shardfs.checking.conformance.case import Coverage, Operation, Operations
 from shardfs.checking.conformance.sizes import fresh_stores
-from shardfs.checking.conformance.small_limits import OF_TREES, in_force
+from shardfs.checking.conformance.small_limits import OF_TREES, SMALL_TREE_PROBABILITY, in_force
 from shardfs.checking.conformance.store_devices import (
     EXTENT_BYTES,
     GEOMETRIES,
@@ -100,7 +100,6 @@ _SPREAD_PROBABILITY = 0.2
 _BACKGROUND_PROBABILITY = 0.3
 _KEY_AGAIN_PROBABILITY = 0.8
 _RESIZE_PROBABILITY = 0.12
-_SMALL_TREE_PROBABILITY = 0.25
 _LAYERS_PROBABILITY = 0.5
 
 
@@ -121,7 +120,7 @@ class StoreWorld:
             rng.randrange(2),
         )
         steps = generator.steps()
-        small_tree = rng.random() < _SMALL_TREE_PROBABILITY
+        small_tree = rng.random() < SMALL_TREE_PROBABILITY
         if small_tree and rng.random() < _LAYERS_PROBABILITY:
             pattern = rng.getrandbits(40)
             steps.insert(
