@@ -156,6 +156,12 @@ ENTRY_MEMORY_BYTES: Final = 320
 """A cached directory entry takes this much besides its name."""
 LOOKUP_MEMORY_BYTES: Final = 110
 """An inode that the kernel knows takes this much."""
+LISTED_NAME_MEMORY_BYTES: Final = 230
+"""A name of a directory that was listed a moment ago takes this much."""
+WAITING_NAMES_MAX: Final = 128 * KIB
+"""Inodes, and names that were given to them or taken away, whose second copy may wait."""
+WAITING_NAME_MEMORY_BYTES: Final = 200
+"""Each of them takes this much."""
 MEMORY_BYTES_MAX: Final = 512 * MIB
 """A mount takes no more memory than this, if not told otherwise."""
 MEMORY_BYTES_MIN: Final = 192 * MIB

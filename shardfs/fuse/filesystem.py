@@ -72,17 +72,19 @@ class FileSystem:
             if isinstance(self.writeback, ObservedWriteback)
             else Namespace(tables, self.writeback, self.orphans, self.handles)
         )
+        self._recent_pages = RecentPages()
         self.memory = Memory(
             store,
             tables,
             self.writeback,
             self.handles,
+            name_pages,
+            self._recent_pages,
             bytes_max=memory_bytes_max,
             dirty_bytes_max=dirty_bytes_max,
         )
         self.xattrs = Xattrs(tables, self.writeback, self.orphans)
         self.reading = Reading(tables, self.writeback)
-        self._recent_pages = RecentPages()
         self.started = trio.Event()
         """Set when a kernel has begun to send requests."""
 

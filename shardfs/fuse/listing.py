@@ -107,6 +107,11 @@ class RecentPages:
         self._pages: OrderedDict[int, _Page] = OrderedDict()
         self._entries = 0
 
+    @property
+    def memory_bytes(self) -> int:
+        """About what they take."""
+        return limits.LISTED_NAME_MEMORY_BYTES * self._entries
+
     def get(self, ino: int, directory: Inode) -> _Page | None:
         """The names of a directory if nothing has changed among them."""
         page = self._pages.get(ino)

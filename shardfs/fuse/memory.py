@@ -5,9 +5,9 @@ leaves of the bound (`-o cache=SIZE`).
 
 What the program is by itself and what cannot be smaller comes first: the memtables, the index and
 the filter of each run, the state of each extent, the count of lookups for each inode that the
-kernel knows. Then comes the room for buffered data and for requests being served. The caches share
-what is left: tree blocks, decoded shards, inodes, entries. So they shrink as the store grows, and
-nothing is refused for want of memory.
+kernel knows, names that wait for their second copy. Then comes the room for buffered data and for
+requests being served. The caches share what is left: tree blocks, decoded shards, inodes, entries.
+So they shrink as the store grows, and nothing is refused for want of memory.
 
 Invariants:
     I1. What the caches may hold, with all else, is at most the bound, or `limits.CACHES_BYTES_MIN`
@@ -29,6 +29,8 @@ import trio
 from shardfs import limits
 from shardfs.fuse.door import StoreDoor
 from shardfs.fuse.handles import Handles
+from shardfs.fuse.listing import RecentPages
+from shardfs.fuse.name_pages import NamePages
 from shardfs.fuse.tables import Tables
 from shardfs.fuse.writeback import Writeback
 
@@ -55,6 +57,8 @@ class Memory:
         tables: Tables,
         writeback: Writeback,
         handles: Handles,
+        name_pages: NamePages,
+        recent_pages: RecentPages,
         *,
         bytes_max: int,
         dirty_bytes_max: int,
@@ -64,6 +68,8 @@ class Memory:
         self._tables = tables
         self._writeback = writeback
         self._handles = handles
+        self._name_pages = name_pages
+        self._recent_pages = recent_pages
         self._dirty_bytes_max = dirty_bytes_max
         self.caches_bytes_max = limits.CACHES_BYTES_MIN
         """What the caches may hold now."""
@@ -79,6 +85,8 @@ class Memory:
             "inodes": self._tables.inode_bytes,
             "entries": self._tables.entry_bytes,
             "known_to_kernel": self._handles.memory_bytes,
+            "listed": self._recent_pages.memory_bytes,
+            "names_waiting": self._name_pages.memory_bytes,
         }
 
     @property

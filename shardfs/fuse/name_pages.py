@@ -11,7 +11,9 @@ Invariants:
     I3. Writing pages takes only space that is plentiful; without it, or when too much waits, I2's
         mark stays away.
     I4. No page outlives all its files for long: of changes that were given up (I3), those that
-        took files away are seen in the tree.
+        took files away are seen in the tree, where the pages in question are looked through.
+    I5. What waits takes little memory (limits.WAITING_NAMES_MAX), also while nothing can be written
+        for want of space.
 
 Ordering: the first change after an open takes the mark away in its own batch; the end of a mount
 sets it when nothing waits.
@@ -67,9 +69,7 @@ INTERVAL_S: Final = 10.0
 SETTLING_S: Final = limits.DIRTY_AGE_S + 2.0
 """A page waits at least so long, unless many do: until what was written to new files is flushed,
 which changes their inodes again."""
-_WAITING_MAX: Final = 64 * limits.KIB
-"""Inodes that may wait; beyond it the pages are given up until the next mount."""
-_WAITING_MANY: Final = 32 * limits.KIB
+_WAITING_MANY: Final = limits.WAITING_NAMES_MAX // 2
 """From there on those that have waited longest are written at once."""
 _FREE_SHARE_MIN: Final = 16
 """Pages are written only while more than this part of the device is free."""
@@ -78,8 +78,10 @@ _ENTRIES_PER_SLICE: Final = 64
 _INODES_END: Final = behind(INODE_PREFIX)
 
 Name = tuple[int, bytes]
-Changes = dict[int, list[tuple[Name, bool]]]
-"""What was done to the names of inodes, in order: a name was given, or taken away."""
+NameChanges = dict[Name, bool]
+"""What was done last to each name: it was given, or taken away."""
+Changes = dict[int, NameChanges]
+"""By inode."""
 
 
 class _Waiting(NamedTuple):
@@ -87,8 +89,18 @@ class _Waiting(NamedTuple):
 
     since: float
     changes: Changes
-    is_unsure: bool = False
-    """Others were given up: the page may tell of files that are gone (I4)."""
+
+    @property
+    def names_count(self) -> int:
+        """Inodes, and names of theirs."""
+        return sum(1 + len(names) for names in self.changes.values())
+
+
+class _Pages(NamedTuple):
+    """Page numbers, both ends included."""
+
+    first: int
+    last: int
 
 
 class NamePages:
@@ -109,7 +121,9 @@ class NamePages:
         self._waiting: dict[int, _Waiting] = {}
         """By page, those that wait longest first."""
         self.waiting_count = 0
-        """Inodes whose page is to be written."""
+        """Inodes whose page is to be written, and their names that have changed."""
+        self._unsure: _Pages | None = None
+        """Of these pages changes were given up: they may tell of files that are gone (I4)."""
         self._wake = trio.Event()
         self._full = trio.Event()
 
@@ -144,24 +158,34 @@ class NamePages:
             page = self._waiting.get(number)
             if page is None:
                 page = self._waiting[number] = _Waiting(trio.current_time(), {})
-            changes = page.changes.get(ino)
-            if changes is None:
-                changes = page.changes[ino] = []
+            names = page.changes.get(ino)
+            if names is None:
+                names = page.changes[ino] = {}
                 self.waiting_count += 1
+            self.waiting_count -= len(names)
             for name, entry in entries.items():
-                changes.append((name, entry is not None and entry.ino == ino))
+                names[name] = entry is not None and entry.ino == ino
+            self.waiting_count += len(names)
         if self.waiting_count >= _WAITING_MANY:
             self._full.set()
-            if self.waiting_count > _WAITING_MAX:
+            if self.waiting_count > limits.WAITING_NAMES_MAX:
                 self._give_up()
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what is held for the pages that are to be written."""
+        return limits.WAITING_NAME_MEMORY_BYTES * self.waiting_count
 
     def _give_up(self) -> None:
         _log.info("too many names have changed for the name pages; after the next mount")
-        self._waiting = {
-            page: _Waiting(each.since, {}, is_unsure=True) for page, each in self._waiting.items()
-        }
+        self._look_through(_Pages(min(self._waiting), max(self._waiting)))
+        self._waiting = {}
         self.waiting_count = 0
         self.is_complete = False
+
+    def _look_through(self, pages: _Pages) -> None:
+        unsure = self._unsure or pages
+        self._unsure = _Pages(min(unsure.first, pages.first), max(unsure.last, pages.last))
 
     # --- writing
 
@@ -170,7 +194,7 @@ class NamePages:
         if not self.is_complete and self._store.health.state is HealthState.HEALTHY:
             await self._logged(self.rebuild)
         while self._store.health.state is HealthState.HEALTHY:
-            if not self._waiting:
+            if not self._waiting and self._unsure is None:
                 await self._wake.wait()
             self._wake = trio.Event()
             with trio.move_on_after(INTERVAL_S) as interval:
@@ -180,6 +204,7 @@ class NamePages:
             self._full = trio.Event()
             settled = self._settled() if interval.cancelled_caught else self._longest_waiting()
             await self._logged(partial(self._write_pages, settled))
+            await self._logged(self._look_through_unsure)
 
     async def finish(self) -> None:
         """Write what waits, and mark the pages as complete if they are. The end of a mount."""
@@ -207,7 +232,7 @@ class NamePages:
         Raises:
             ShardfsError: some are left waiting.
         """
-        await self._write_pages([page for page, each in self._waiting.items() if each.changes])
+        await self._write_pages(list(self._waiting))
 
     def _settled(self) -> list[int]:
         latest = trio.current_time() - SETTLING_S
@@ -223,9 +248,9 @@ class NamePages:
             waiting = self._waiting.pop(page, None)
             if waiting is None:
                 continue  # given up meanwhile
-            self.waiting_count -= len(waiting.changes)
+            self.waiting_count -= waiting.names_count
             try:
-                await self._write_page(page, waiting)
+                await self._write_page(page, waiting.changes)
             except BaseException:  # cancelled too
                 self._put_back(page, waiting)
                 raise
@@ -234,21 +259,39 @@ class NamePages:
         """Changes wait again, before those that have come since."""
         later = self._waiting.pop(page, None)
         if later is not None:
-            self.waiting_count -= len(later.changes)
+            self.waiting_count -= later.names_count
             for ino, names in later.changes.items():
-                waiting.changes.setdefault(ino, []).extend(names)
-            waiting = waiting._replace(is_unsure=waiting.is_unsure or later.is_unsure)
+                waiting.changes.setdefault(ino, {}).update(names)
         self._waiting[page] = waiting
-        self.waiting_count += len(waiting.changes)
+        self.waiting_count += waiting.names_count
+
+    async def _look_through_unsure(self) -> None:
+        """Take what is gone out of pages of which changes were given up, until many others wait."""
+        while (unsure := self._unsure) is not None and self._has_room():
+            if self._full.is_set():
+                return
+            start, end = name_page_key(unsure.first), behind(name_page_key(unsure.last))
+            found = await scan_some(self._store, start, end, 1)
+            if self._unsure != unsure:
+                continue  # more were given up meanwhile
+            page = decode_name_page_key(found[0][0]) if found else unsure.last
+            self._unsure = _Pages(page + 1, unsure.last) if page < unsure.last else None
+            if found:
+                await self._write_page(page, {}, is_unsure=True)
 
     def _has_room(self) -> bool:
         space = self._store.space()
         return space.free_bytes * _FREE_SHARE_MIN > space.total_bytes
 
-    async def _write_page(self, page: int, waiting: _Waiting) -> None:
-        """Bring the changes of names into a page."""
-        key, changes = name_page_key(page), waiting.changes
+    async def _write_page(self, page: int, changes: Changes, *, is_unsure: bool = False) -> None:
+        """Bring the changes of names into a page.
+
+        Args:
+            is_unsure: others were given up; see which of its files are gone.
+        """
+        key = name_page_key(page)
         while True:
+            await trio.lowlevel.checkpoint()
             shard = await self._store.get_shard(key)
             try:
                 kept = await self._read(page, shard)
@@ -259,7 +302,7 @@ class NamePages:
             for ino, names in changes.items():
                 before = kept[ino].names if ino in kept else ()
                 await self._put(wanted, ino, _changed_names(before, names))
-            if waiting.is_unsure:
+            if is_unsure:
                 for ino in wanted.keys() - changes.keys():
                     await self._put(wanted, ino, kept[ino].names)
             if await self._replace(page, shard, kept, wanted):
@@ -335,7 +378,7 @@ class NamePages:
                     return
                 await self._rewrite_page(page, names)
             first = await self._next_in_use(end)
-        self.is_complete = not any(each.is_unsure for each in self._waiting.values())
+        self.is_complete = self._unsure is None
 
     async def _next_in_use(self, ino: int) -> int | None:
         """Where to go on from `ino`: at the page of the first inode there is, or at the first page.
@@ -378,6 +421,7 @@ class NamePages:
     async def _rewrite_page(self, page: int, names: Mapping[int, list[Name]]) -> None:
         first = page * INODES_PER_NAME_PAGE
         while True:
+            await trio.lowlevel.checkpoint()
             shard = await self._store.get_shard(name_page_key(page))
             try:
                 kept = await self._read(page, shard)
@@ -389,12 +433,11 @@ class NamePages:
                     await self._put(wanted, ino, tuple(names[ino]))
             if await self._replace(page, shard, kept, wanted):
                 return
-            await trio.lowlevel.checkpoint()
 
 
-def _changed_names(before: tuple[Name, ...], changes: list[tuple[Name, bool]]) -> tuple[Name, ...]:
+def _changed_names(before: tuple[Name, ...], changes: NameChanges) -> tuple[Name, ...]:
     names = dict.fromkeys(before)
-    for name, is_there in changes:
+    for name, is_there in changes.items():
         if is_there:
             names[name] = None
         else:

@@ -18,9 +18,10 @@ from shardfs.engine.recent_shards import RecentShards
 from shardfs.engine.store import Store
 from shardfs.fuse.filesystem import FileSystem
 from shardfs.fuse.keys import ROOT_INO
+from shardfs.fuse.listing import Listing
 from shardfs.fuse.memory import dirty_share, resident_bytes
 from shardfs.fuse.records import Entry, Inode
-from tests.fuse.harness import FILE_MODE, opened_store, serving
+from tests.fuse.harness import FILE_MODE, Caller, opened_store, serving
 
 MIB = limits.MIB
 _INO = 1 << 40
@@ -90,6 +91,35 @@ async def test_what_the_kernel_knows_is_counted() -> None:
         for number in range(50_000):
             file_system.handles.looked_up(_INO + number)
         assert is_about(file_system.memory.use()["known_to_kernel"], count())
+
+
+async def test_names_that_wait_for_their_second_copy_are_counted() -> None:
+    file_system = await FileSystem.open(ModelStore())
+    pages = file_system.name_pages
+    with allocated() as count:
+        for number in range(20_000):
+            ino = _INO + number
+            pages.changed({ino: None}, {(ROOT_INO, b"file-%d" % number): Entry(ino, 8)})
+        assert is_about(file_system.memory.use()["names_waiting"], count())
+    with allocated() as count:
+        for number in range(20_000):  # one file, under ever new names
+            pages.changed({_INO: None}, {(ROOT_INO, b"name-%d" % number): Entry(_INO, 8)})
+        assert pages.memory_bytes >= 60_000 * limits.WAITING_NAME_MEMORY_BYTES
+        assert is_about(20_000 * limits.WAITING_NAME_MEMORY_BYTES, count())
+
+
+async def test_names_that_were_listed_are_counted() -> None:
+    store = ModelStore()
+    async with serving(store) as file_system:
+        for number in range(limits.DIRECTORY_PAGE_ENTRIES - 1):
+            await Caller(file_system).create(f"file-{number}")
+        directory = await file_system.tables.inode(ROOT_INO)
+        assert directory is not None
+        listing = Listing(store, file_system.tables, ROOT_INO)
+        await listing._load(directory, 0)  # Python keeps small tuples for the next who needs some
+        with allocated() as count:
+            file_system._recent_pages.keep(ROOT_INO, await listing._load(directory, 0))
+            assert is_about(file_system.memory.use()["listed"], count())
 
 
 def test_decoded_shards_are_counted() -> None:

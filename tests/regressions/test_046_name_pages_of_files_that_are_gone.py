@@ -10,6 +10,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.fuse import name_pages
 from shardfs.fuse.door import behind, scan_some
@@ -36,7 +37,7 @@ async def test_pages_go_with_their_files(stay: int, monkeypatch: pytest.MonkeyPa
         await trio.sleep(3 * INTERVAL_S)
         assert await pages_of(store) > FILES // 40
         monkeypatch.setattr(name_pages, "_WAITING_MANY", WAITING_MAX)
-        monkeypatch.setattr(name_pages, "_WAITING_MAX", WAITING_MAX)
+        monkeypatch.setattr(limits, "WAITING_NAMES_MAX", WAITING_MAX)
         for number in range(stay, FILES):
             await caller.unlink(f"file {number}")
         assert not pages.is_complete, "nothing was given up"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
 from shardfs.fuse import name_pages
 from shardfs.fuse.keys import NAMES_KEY
@@ -32,7 +33,7 @@ async def test_complete_only_if_nothing_was_given_up(
     batch.delete(NAMES_KEY)  # as a mount that was killed leaves it
     store.apply(batch)
     monkeypatch.setattr(name_pages, "_WAITING_MANY", WAITING_MAX)
-    monkeypatch.setattr(name_pages, "_WAITING_MAX", WAITING_MAX)
+    monkeypatch.setattr(limits, "WAITING_NAMES_MAX", WAITING_MAX)
     monkeypatch.setattr(name_pages, "_ENTRIES_PER_SLICE", 1)  # the others get their turn
     async with serving(store, tasks=False) as file_system:
         caller, pages = Caller(file_system), file_system.name_pages
