@@ -71,6 +71,8 @@ SETTLING_S: Final = limits.DIRTY_AGE_S + 2.0
 which changes their inodes again."""
 _WAITING_MANY: Final = limits.WAITING_NAMES_MAX // 2
 """From there on those that have waited longest are written at once."""
+_UNSURE_PAGES_MIN: Final = 1024
+"""So many are looked through between others even if many wait: half of those that do."""
 _FREE_SHARE_MIN: Final = 16
 """Pages are written only while more than this part of the device is free."""
 _INODES_PER_SCAN: Final = 64 * limits.KIB
@@ -266,10 +268,13 @@ class NamePages:
         self.waiting_count += waiting.names_count
 
     async def _look_through_unsure(self) -> None:
-        """Take what is gone out of pages of which changes were given up, until many others wait."""
+        """Take what is gone out of pages of which changes were given up; when many others wait,
+        out of some of them."""
+        seen = 0
         while (unsure := self._unsure) is not None and self._has_room():
-            if self._full.is_set():
+            if seen >= _UNSURE_PAGES_MIN and self._full.is_set():
                 return
+            seen += 1
             start, end = name_page_key(unsure.first), behind(name_page_key(unsure.last))
             found = await scan_some(self._store, start, end, 1)
             if self._unsure != unsure:
