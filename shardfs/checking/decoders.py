@@ -45,7 +45,7 @@ from shardfs.engine.lsm.entry import (
     encode_record,
     encode_shard,
 )
-from shardfs.engine.lsm.filter import Filter
+from shardfs.engine.lsm.filter import Filter, hash_of
 from shardfs.engine.lsm.manifest import Manifest, decode_manifest, encode_manifest
 from shardfs.engine.lsm.segment import (
     SegmentIndex,
@@ -294,7 +294,7 @@ def _tree_decoders() -> dict[str, Decoder]:
 def _decode_filter(data: bytes) -> Filter:
     """Also asked once: a filter does its work then."""
     key_filter = Filter.decode(data)
-    key_filter.may_contain(b"a")
+    key_filter.may_contain(hash_of(b"a"))
     return key_filter
 
 

@@ -26,6 +26,7 @@ from shardfs import limits
 from shardfs.engine.commit import Committer
 from shardfs.engine.extents import Extents
 from shardfs.engine.lsm.compaction import merge_debt
+from shardfs.engine.lsm.merge import Run
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import share_between
 from shardfs.engine.scheduler import Scheduler
@@ -58,6 +59,8 @@ class Debts:
         self._scheduler = scheduler
         self._tree = tree
         self._interval_s = interval_s
+        self._runs_weighed: tuple[Run, ...] = ()
+        self._merge_debt = 0.0
         self._merges_awaited = 0
         self._merges_from = -math.inf
         self._fruitless_until = -math.inf
@@ -76,7 +79,10 @@ class Debts:
         """How far merging is behind; nothing while it cannot be done."""
         if self.merging_is_put_off:
             return 0.0
-        return merge_debt(self._tree.runs)
+        runs = self._tree.runs
+        if runs is not self._runs_weighed:  # each writer asks, and they change with a merge
+            self._runs_weighed, self._merge_debt = runs, merge_debt(runs)
+        return self._merge_debt
 
     def space(self) -> float:
         """How far reclamation is behind: from when it begins to when writers wait for it. Nothing

@@ -45,6 +45,7 @@ from shardfs.engine.framing import Frame, decode_head, head_bytes
 from shardfs.engine.layout import ExtentState, Kind, Stream
 from shardfs.engine.liveness import live_bytes
 from shardfs.engine.lsm.entry import TOMBSTONE, decode_block
+from shardfs.engine.lsm.filter import hash_of
 from shardfs.engine.lsm.manifest import decode_manifest
 from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.pieces import DIGEST_BYTES, Locator, Shard, granule_bytes, locators
@@ -163,7 +164,7 @@ class _StoreCheck:
                 self._find("E3", "a block begins with the wrong key", where=where, locator=locator)
             if block.keys and block.keys[-1] >= end:
                 self._find("E3", "a block reaches into the next", where=where, locator=locator)
-            missed = [key for key in block.keys if not index.filter.may_contain(key)]
+            missed = [key for key in block.keys if not index.filter.may_contain(hash_of(key))]
             if missed:
                 self._find("E3", f"the filter denies {len(missed)} keys", where, missed[0], locator)
             last_key = block.keys[-1] if block.keys else last_key

@@ -410,10 +410,10 @@ async def test_the_tombstone_of_something_old_asks_one_filter(
     real = Filter.may_contain
     asked = 0
 
-    def may_contain(self: Filter, key: bytes) -> bool:
+    def may_contain(self: Filter, key_hash: int) -> bool:
         nonlocal asked
         asked += 1
-        return real(self, key)
+        return real(self, key_hash)
 
     async with opened(await formatted(32)) as store:
         for run in range(3):

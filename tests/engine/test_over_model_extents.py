@@ -9,10 +9,10 @@ import pytest
 from shardfs import limits
 from shardfs.engine.chunks import locator_bytes
 from shardfs.engine.layout import Kind, Stream
-from shardfs.engine.lsm.compaction import is_held_below, merge_step, without, write_memtable
+from shardfs.engine.lsm.compaction import Below, merge_step, without, write_memtable
 from shardfs.engine.lsm.entry import TOMBSTONE
 from shardfs.engine.lsm.memtable import Memtable
-from shardfs.engine.lsm.merge import Run, load_page
+from shardfs.engine.lsm.merge import Run, candidates, load_page
 from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.lsm.segment_writer import SegmentWriter
 from shardfs.engine.pieces import Locator
@@ -93,6 +93,28 @@ async def reopened(bench: ModelBench, number: int, writer: SegmentWriter) -> Run
 
 
 @pytest.mark.parametrize("seed", range(6))
+async def test_older_runs_are_asked_for_rising_keys_as_for_any(seed: int) -> None:
+    rng = random.Random(seed)
+    bench = ModelBench()
+    older = []
+    for number in range(1, 4):
+        keys = rng.sample(range(100, 1900), 900 if number == 2 else rng.choice((1, 40)))
+        writer = SegmentWriter(bench.chunks, bench.extents, bench.cache, number, 0)
+        writer.segment_bytes_max = 4 * KIB
+        await writer.add([(b"k%04d" % key, bytes(30)) for key in sorted(keys)])
+        await writer.finish()
+        older.append(Run(number, 0, tuple(writer.segments)))
+    assert len(older[1].segments) > 3
+    every = [b"k%04d" % number for number in range(2000)]
+    ends = [segment.meta.last_key for segment in older[1].segments]
+    for keys_asked in (every, every[:: rng.randrange(2, 60)], ends):
+        below = Below(older)
+        for key in keys_asked:
+            for _ in range(2):  # it may come again
+                assert below.may_hold(key) is any(True for _ in candidates(older, key)), key
+
+
+@pytest.mark.parametrize("seed", range(6))
 async def test_runs_and_their_merge_agree_with_dictionaries(seed: int) -> None:
     rng = random.Random(seed)
     bench = ModelBench()
@@ -106,9 +128,10 @@ async def test_runs_and_their_merge_agree_with_dictionaries(seed: int) -> None:
             for _ in range(rng.choice((1, 300, 700)))
         }
         run = await run_of(bench, number, entries, runs)
-        for key, value in entries.items():
-            found = [await each.get(key) for each in run.segments if each.may_contain(key)]
-            if value != TOMBSTONE or is_held_below(key, runs):
+        below = Below(runs)
+        for key, value in sorted(entries.items()):
+            found = [await each.get(key) for each in candidates([run], key)]
+            if value != TOMBSTONE or below.may_hold(key):
                 assert found == [value]
             else:
                 assert found in ([], [None]), "a tombstone of nothing is not written"

@@ -262,8 +262,8 @@ ACCOUNT: Final = (
         (
             Edit(
                 compaction.merge_step,
-                "if value != TOMBSTONE or is_held_below(key, older):",
-                "if value is not None:",
+                "if (value := merged[key]) != TOMBSTONE or below.may_hold(key)",
+                "if (value := merged[key]) is not None",
             ),
         ),
         ("store",),

@@ -45,8 +45,8 @@ RUNS: Final = (
         (
             Edit(
                 compaction.write_memtable,
-                "if value != TOMBSTONE or is_held_below(key, older):",
-                "if value != TOMBSTONE:",
+                "!= TOMBSTONE or below.may_hold(key)",
+                "!= TOMBSTONE",
             ),
         ),
         ("store",),
@@ -57,8 +57,8 @@ RUNS: Final = (
         (
             Edit(
                 compaction.merge_step,
-                "if value != TOMBSTONE or is_held_below(key, older):",
-                "if value != TOMBSTONE:",
+                "!= TOMBSTONE or below.may_hold(key)",
+                "!= TOMBSTONE",
             ),
         ),
         ("concurrent", "store"),

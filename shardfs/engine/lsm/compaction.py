@@ -31,6 +31,7 @@ import trio
 
 from shardfs import limits
 from shardfs.engine.lsm.entry import ENTRY_FIXED_BYTES, TOMBSTONE, Block
+from shardfs.engine.lsm.filter import hash_of
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.merge import Run, candidates
 from shardfs.engine.lsm.segment import Segment
@@ -129,16 +130,53 @@ def merge_debt(runs: Sequence[Run]) -> float:
     return share_between(max(levels.values(), default=0), bound - 1, 3 * bound)
 
 
-def is_held_below(key: bytes, older: Sequence[Run]) -> bool:
-    """Whether one of these runs may hold an entry of the key (I2).
+class _Place:
+    """Where rising keys stand in one run: at a segment."""
 
-    The oldest are asked first: they are the largest, and mostly have what is deleted.
+    __slots__ = ("_segments", "filter", "first_key", "last_key")
+
+    def __init__(self, run: Run) -> None:
+        self._segments = iter(run.segments)
+
+    def go_on(self, key: bytes) -> bool:
+        """To the segment that ends at `key` or behind it; False if there is none."""
+        for segment in self._segments:
+            if segment.meta.last_key >= key:
+                self.first_key, self.last_key = segment.meta.first_key, segment.meta.last_key
+                self.filter = segment.index.filter
+                return True
+        return False
+
+
+class Below:
+    """Tells of rising keys whether older runs may hold an entry of them (I2).
+
+    A step asks for very many keys in a row: no run is searched for the segment of each.
+
+    Args:
+        older: oldest first. These are asked first: they are the largest, and mostly have what is
+            deleted.
     """
-    for run in older:
-        segment = run.segment_of(key)
-        if segment is not None and segment.index.filter.may_contain(key):
-            return True
-    return False
+
+    def __init__(self, older: Sequence[Run]) -> None:
+        self._places = [place for place in map(_Place, older) if place.go_on(b"")]
+
+    def may_hold(self, key: bytes) -> bool:
+        """Whether one of them may hold the key. Requires: no key before was greater."""
+        at, key_hash = 0, None
+        places = self._places
+        while at < len(places):
+            place = places[at]
+            if place.last_key < key and not place.go_on(key):
+                del places[at]
+                continue
+            if place.first_key <= key:
+                if key_hash is None:
+                    key_hash = hash_of(key)
+                if place.filter.may_contain(key_hash):
+                    return True
+            at += 1
+        return False
 
 
 async def write_memtable(table: Memtable, writer: SegmentWriter, older: Sequence[Run]) -> None:
@@ -149,13 +187,13 @@ async def write_memtable(table: Memtable, writer: SegmentWriter, older: Sequence
 
     Checkpoints: as the writer's slices do.
     """
-    keys = table.ordered()
+    keys, below = table.ordered(), Below(older)
     while some := list(islice(keys, limits.MERGE_PAGE_ENTRIES)):
-        kept = []
-        for key in some:
-            value = table.entries[key]
-            if value != TOMBSTONE or is_held_below(key, older):
-                kept.append((key, value))
+        kept = [
+            (key, value)
+            for key in some
+            if (value := table.entries[key]) != TOMBSTONE or below.may_hold(key)
+        ]
         await writer.add(kept)
     await writer.finish()
 
@@ -213,7 +251,7 @@ async def merge_step(
     Raises:
         DeviceError, CorruptionError: a run cannot be read; nothing has been replaced.
     """
-    cursors = [_Cursor(run) for run in sources]
+    cursors, below = [_Cursor(run) for run in sources], Below(older)
     taken_bytes = 0
     while True:
         left = []
@@ -231,12 +269,12 @@ async def merge_step(
         merged: dict[bytes, bytes] = {}
         for cursor in left:
             cursor.take(horizon, merged)
-        kept = []
-        for key in sorted(merged):
-            value = merged[key]
-            if value != TOMBSTONE or is_held_below(key, older):
-                kept.append((key, value))
-            taken_bytes += len(key) + len(value)
+        taken_bytes += sum(map(len, merged)) + sum(map(len, merged.values()))
+        kept = [
+            (key, value)
+            for key in sorted(merged)
+            if (value := merged[key]) != TOMBSTONE or below.may_hold(key)
+        ]
         await writer.slices.spend(len(merged) // 2 + _BLOCK_COST)
         await writer.add(kept)
         await trio.lowlevel.checkpoint()

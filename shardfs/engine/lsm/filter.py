@@ -1,7 +1,8 @@
 """Bloom filters that say which segments cannot hold a key.
 
 Role: a thin door to the rbloom library with a hash of our own that is the same on every machine
-and in every process, so that a filter can be stored. Source: Bloom, "Space/time trade-offs in
+and in every process, so that a filter can be stored. A key is hashed once, however many filters
+are asked for it. Source: Bloom, "Space/time trade-offs in
 hash coding with allowable errors", CACM 1970.
 
 Invariants:
@@ -25,7 +26,8 @@ _HEADER_BYTES = 8
 _HASHES_MAX = 64
 
 
-def _hash(key: bytes) -> int:
+def hash_of(key: bytes) -> int:
+    """What filters know a key by."""
     return xxhash.xxh3_128_intdigest(key) - _SIGNED_OFFSET
 
 
@@ -38,7 +40,7 @@ class Filter:
     @classmethod
     def of(cls, keys: Iterable[bytes], count: int) -> Filter:
         """The filter of `count` keys, or of the first of them: `add` takes the others."""
-        found = cls(Bloom(max(1, count), limits.FILTER_FALSE_POSITIVE_RATE, _hash))
+        found = cls(Bloom(max(1, count), limits.FILTER_FALSE_POSITIVE_RATE, int))
         found.add(keys)
         return found
 
@@ -49,7 +51,7 @@ class Filter:
 
     def add(self, keys: Iterable[bytes]) -> None:
         """Take in some of the keys that it was made for."""
-        self._bloom.update(keys)
+        self._bloom.update(map(hash_of, keys))
 
     @property
     def memory_bytes(self) -> int:
@@ -67,12 +69,12 @@ class Filter:
         hashes = int.from_bytes(data[:_HEADER_BYTES], "little")
         if len(data) <= _HEADER_BYTES or not 1 <= hashes <= _HASHES_MAX:
             raise CorruptionError("the filter does not decode", "tree")
-        return cls(Bloom.load_bytes(data, _hash))
+        return cls(Bloom.load_bytes(data, int))
 
     def encode(self) -> bytes:
         """The filter as stored."""
         return bytes(self._bloom.save_bytes())
 
-    def may_contain(self, key: bytes) -> bool:
-        """False only if the key was never added."""
-        return key in self._bloom
+    def may_contain(self, key_hash: int) -> bool:
+        """False only if no key with this `hash_of` was ever added."""
+        return key_hash in self._bloom

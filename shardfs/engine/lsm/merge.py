@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from shardfs.engine.lsm.filter import hash_of
 from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.pacing import Slices
 
@@ -139,7 +140,8 @@ def candidates(runs: Sequence[Run], key: bytes) -> Iterator[Segment]:
     Args:
         runs: oldest first.
     """
+    key_hash = hash_of(key)
     for run in reversed(runs):
         segment = run.segment_of(key)
-        if segment is not None and segment.index.filter.may_contain(key):
+        if segment is not None and segment.index.filter.may_contain(key_hash):
             yield segment

@@ -170,21 +170,14 @@ class Segment:
         stop = bisect_left(self.index.first_keys, end, number)
         return range(number, min(stop, number + count_max))
 
-    def may_contain(self, key: bytes) -> bool:
-        """False only if the key is not in this segment; never checkpoints."""
-        in_range = self.meta.first_key <= key <= self.meta.last_key
-        return in_range and self.index.filter.may_contain(key)
-
     async def get(self, key: bytes) -> bytes | None:
-        """The encoded value, or None when the key is not in this segment.
+        """The encoded value, or None when the key is not in this segment. Asks no filter.
 
         Checkpoints: only when the block is not cached; one device read.
 
         Raises:
             DeviceError, CorruptionError: the block cannot be read.
         """
-        if not self.may_contain(key):
-            return None
         block = await self.block(self.block_number(key))
         at = bisect_left(block.keys, key)
         if at < len(block.keys) and block.keys[at] == key:

@@ -92,12 +92,20 @@ class SegmentWriter:
         for start in range(0, len(entries), _ENTRIES_PER_STEP):
             some = entries[start : start + _ENTRIES_PER_STEP]
             await self.slices.spend(len(some))
-            for key, value in some:
-                if self._entries and self._block_is_full(key, value):
+            for entry in some:
+                key, value = entry
+                entry_bytes = len(key) + len(value)
+                # Below its target a block is not full: that is a quarter of a chunk at most, and
+                # an entry, which has two bytes or more, takes four times as much at most.
+                if (
+                    self._entry_bytes + entry_bytes >= self._block_bytes_target
+                    and self._entries
+                    and self._block_is_full(key, entry_bytes)
+                ):
                     self._end_block()
                     await self._end_segment_if_full()
-                self._entries.append((key, value))
-                self._entry_bytes += len(key) + len(value)
+                self._entries.append(entry)
+                self._entry_bytes += entry_bytes
                 self._tombstones += value == TOMBSTONE
 
     @property
@@ -115,10 +123,9 @@ class SegmentWriter:
         ):
             await self._end_segment()
 
-    def _block_is_full(self, key: bytes, value: bytes) -> bool:
+    def _block_is_full(self, key: bytes, entry_bytes: int) -> bool:
         count = len(self._entries) + 1
-        size = self._entry_bytes + len(key) + len(value)
-        if block_bytes(count, size) > self._chunks.payload_bytes_max:
+        if block_bytes(count, self._entry_bytes + entry_bytes) > self._chunks.payload_bytes_max:
             return True
         prefix = limits.CLUSTER_PREFIX_BYTES
         return self._entry_bytes >= self._block_bytes_target and (
