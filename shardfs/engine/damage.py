@@ -42,19 +42,20 @@ async def give_up_damage(store: Store, key: bytes, shard: Shard) -> Loss | None:
     Raises:
         NoSpaceError, ReadOnlyError: nothing was changed.
     """
-    bad = [
-        each.sequence
-        for each in locators(shard.pieces).values()
-        if not await _is_whole(store, key, each)
-    ]
-    if not bad:
-        return None
     parts: list[tuple[Piece, bytes | None]] = []
-    for piece in shard.pieces:
-        if piece.locator.sequence in bad and not piece.is_damaged:
-            parts += [part async for part in _parts(store, piece)]
-        else:
-            parts.append((piece, None))
+    with store.pinned(shard.pieces):
+        bad = [
+            each.sequence
+            for each in locators(shard.pieces).values()
+            if not await _is_whole(store, key, each)
+        ]
+        if not bad:
+            return None
+        for piece in shard.pieces:
+            if piece.locator.sequence in bad and not piece.is_damaged:
+                parts += [part async for part in _parts(store, piece)]
+            else:
+                parts.append((piece, None))
     # No await from here on: a copy is referred to before anything else runs (I2).
     batch = store.batch(essential=True)
     pieces: list[Piece] = []

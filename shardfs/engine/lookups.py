@@ -105,8 +105,8 @@ class Lookups:
         """Records (as bytes) and shards of [start, end), in key order.
 
         Changes made while scanning may or may not be seen; what does not change is seen once. A
-        shard can be read until the next one is asked for; later, its data may have been moved,
-        and has to be looked up again.
+        shard can be read, or pinned, at once; who awaits before, and who rests while scanning,
+        holds no extent back, and has to look it up again.
 
         Raises:
             DeviceError, CorruptionError: the tree cannot be read there.
@@ -115,13 +115,11 @@ class Lookups:
             page = await self._tree.page(start, end)
             generation = self._tree.generation
             found = [(key, decode_value(page.entries[key], generation)) for key in page.entries]
-            pieces = [
-                piece for _, value in found if isinstance(value, Shard) for piece in value.pieces
-            ]
-            with self._shards.pinned(pieces):
-                for key, value in sorted(found, key=itemgetter(0)):
-                    if value is not None:
-                        yield key, value
+            for key, value in sorted(found, key=itemgetter(0)):
+                if isinstance(value, Shard) and not self._shards.are_there(value.pieces):
+                    value = await self._current(key)
+                if value is not None:
+                    yield key, value
             if page.horizon is None:
                 return
             start = page.horizon + b"\0"
@@ -152,6 +150,11 @@ class Lookups:
         if value is None:
             value = await self._tree.get(key)
         return self._value_of(key, value)
+
+    async def _current(self, key: bytes) -> bytes | Shard | None:
+        """The value of a key for a scan, after whose page its data was moved."""
+        value = await self._tree.get(key)
+        return None if value is None else decode_value(value, self._tree.generation)
 
     def _value_of(self, key: bytes, value: bytes | None) -> bytes | Shard | None:
         if value is None or value == TOMBSTONE:

@@ -161,23 +161,30 @@ async def references(
 
     Args:
         lost: what of the tree cannot be read is added, and gone round.
+
+    Whoever asks may rest between them: nothing is held back, and it ends when the extent is reset.
     """
     extent = store._extents.all[number]
+    epoch, missing = extent.epoch, extent.live_bytes
     seen: set[bytes] = set()
-    missing = extent.live_bytes
     with store._extents.pinned(number):
-        for key in await store._evacuator.owners(extent):
-            seen.add(key)
-            try:
-                found = _lying_in(await store._load(key), extent)
-            except UNREADABLE as error:
-                lost.append(LostRange.at(key, error))
-                continue
-            if found:
-                missing -= found[1]
-                yield key, *found
+        owners = await store._evacuator.owners(extent)
+    for key in owners:
+        seen.add(key)
+        try:
+            found = _lying_in(await store._load(key), extent)
+        except UNREADABLE as error:
+            lost.append(LostRange.at(key, error))
+            continue
+        if extent.epoch != epoch:
+            return
+        if found:
+            missing -= found[1]
+            yield key, *found
     if missing > 0:
         async for key, value in scan_around(store, b"", _KEY_END, lost):
+            if extent.epoch != epoch:
+                return
             found = _lying_in(value, extent) if key not in seen else None
             if found:
                 yield key, *found

@@ -124,6 +124,17 @@ class ShardData:
                 stack.enter_context(self._extents.pinned(extent))
             yield
 
+    def are_there(self, pieces: Sequence[Piece]) -> bool:
+        """Whether none of the extents that held these pieces has been given back."""
+        extents = self._extents.all
+        for locator in {piece.locator for piece in pieces}:
+            number = locator.extent
+            if number in _NO_EXTENTS:
+                continue
+            if number >= len(extents) or extents[number].epoch != locator.epoch:
+                return False
+        return True
+
     async def read(self, pieces: Sequence[Piece], start: int, length: int) -> bytes:
         """Bytes [start, start+length) of a shard; holes and what lies behind it are zeros.
 

@@ -249,7 +249,7 @@ class Scrub:
             await self._give_way(locator.length)
             if self._state.state != "running":
                 return
-            # Nothing was pinned while it rested: reclamation does not wait for a scrub.
+            # Nothing is pinned while it rests: reclamation does not wait for a scrub.
             shard = await self._store.get_shard(key)
             if shard is None or number not in locators(shard.pieces):
                 continue
