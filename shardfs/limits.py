@@ -156,6 +156,8 @@ ENTRY_MEMORY_BYTES: Final = 320
 """A cached directory entry takes this much besides its name."""
 LOOKUP_MEMORY_BYTES: Final = 110
 """An inode that the kernel knows takes this much."""
+HANDLE_MEMORY_BYTES: Final = 300
+"""An open file or directory takes this much, besides names of one that is being listed."""
 LISTED_NAME_MEMORY_BYTES: Final = 230
 """A name of a directory that was listed a moment ago takes this much."""
 WAITING_NAMES_MAX: Final = 128 * KIB

@@ -13,7 +13,7 @@ from typing import Final
 from shardfs.engine.opening import Parts
 from shardfs.engine.recent_shards import RecentShards
 
-_EXTENT_BYTES: Final = 320
+_EXTENT_BYTES: Final = 350
 _BLOCK_REFERENCE_BYTES: Final = 480
 _DECODED_SHARE: Final = 4
 """Of the caches: a gigabyte that was overwritten at random is 15 MiB of decoded shards, and reading

@@ -19,6 +19,8 @@ from shardfs.engine.layout import Tag
 from shardfs.engine.lsm.entry import decode_value
 from shardfs.engine.pieces import Shard
 
+_ENTRY_MEMORY_BYTES: Final = 200
+"""What a shard takes besides its pieces: its key, and its place among the others."""
 _PIECE_MEMORY_BYTES: Final = 600
 """What tuples and numbers of a piece and its chunk take, besides digests."""
 
@@ -71,4 +73,4 @@ class RecentShards:
 
 def _memory_bytes(value: bytes, shard: Shard) -> int:
     """About what is held by a value and what it was decoded to: digests are in both."""
-    return 2 * len(value) + _PIECE_MEMORY_BYTES * len(shard.pieces)
+    return _ENTRY_MEMORY_BYTES + 2 * len(value) + _PIECE_MEMORY_BYTES * len(shard.pieces)

@@ -56,7 +56,7 @@ class CallPaths:
         Args:
             calls: in the order in which they were answered.
         """
-        if len(self._names) + len(self._walked) > NAMES_MAX:
+        if len(self._inodes) + len(self._walked) > NAMES_MAX:
             self._names.clear()
             self._inodes.clear()
             self._walked.clear()
@@ -94,6 +94,9 @@ class CallPaths:
         self._name(call.found, (call.ino, call.name))
 
     def _name(self, ino: int, name: Name) -> None:
+        before = self._names.get(ino)
+        if before is not None and self._inodes.get(before) == ino:
+            del self._inodes[before]
         self._names[ino] = name
         self._inodes[name] = ino
 

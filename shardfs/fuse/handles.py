@@ -15,6 +15,7 @@ Not here: what is done through a handle (operations.py), how directories are lis
 from __future__ import annotations
 
 import errno
+import sys
 from typing import Final
 
 from shardfs import limits
@@ -24,6 +25,10 @@ from shardfs.fuse.orphans import Orphans
 from shardfs.fuse.writeback import Writeback
 
 _FIRST_HANDLE: Final = 1
+_TABLE_BYTES_MIN: Final = limits.MIB
+_SPARSE_BYTES: Final = 64 * limits.LOOKUP_MEMORY_BYTES
+"""With so much room for each lookup count the table is made anew, which takes some milliseconds for
+one that had millions."""
 
 
 class FileHandle:
@@ -67,8 +72,12 @@ class Handles:
 
     @property
     def memory_bytes(self) -> int:
-        """About what the lookup counts take: the kernel decides how many there are."""
-        return limits.LOOKUP_MEMORY_BYTES * len(self._lookups)
+        """About what lookup counts and handles take: the kernel and its users decide how many."""
+        lookups_bytes = limits.LOOKUP_MEMORY_BYTES * len(self._lookups)
+        handles = len(self._files) + len(self._directories)
+        return (
+            max(lookups_bytes, sys.getsizeof(self._lookups)) + limits.HANDLE_MEMORY_BYTES * handles
+        )
 
     def looked_up(self, ino: int) -> None:
         """The kernel was told of the inode once more."""
@@ -82,6 +91,10 @@ class Handles:
         else:
             self._lookups.pop(ino, None)
             self._unused(ino)
+            table_bytes = sys.getsizeof(self._lookups)
+            if table_bytes > _TABLE_BYTES_MIN + _SPARSE_BYTES * len(self._lookups):
+                # A dictionary stays as large as it was, whatever leaves it.
+                self._lookups = dict(self._lookups)
 
     def nameless(self, ino: int) -> None:
         """The inode has just lost its last name (its orphan key is in the same batch)."""

@@ -155,12 +155,21 @@ class Listing:
         """Position -> (hash, name), where a position alone may not tell."""
         self._positions: dict[tuple[int, bytes], int] = {}
 
+    def let_go(self) -> None:
+        """It was read to its end: what was read is not kept. It can be read on all the same."""
+        self._page = None
+
     async def read(self, position: int) -> list[Item]:
         """Some items behind `position`; none when the directory ends there.
+
+        Read from its beginning, it is a new listing: positions of an earlier one that a name was
+        given because it shares its hash are gone (rewinddir(3)).
 
         Raises:
             DeviceError, CorruptionError, FileError
         """
+        if not position and self._places:
+            self._places, self._positions, self._page = {}, {}, None
         while True:
             tables = self._tables
             directory = tables.cached_inode(self.ino) or await tables.inode(self.ino)
@@ -196,23 +205,23 @@ class Listing:
     async def _load(self, directory: Inode, position: int) -> _Page:
         place, _ = self._place_of(position)
         start = entries_start(self.ino, max(place, HASH_FIRST))
-        found = await self._store.records(
-            start, _entries_end(self.ino), limits.DIRECTORY_PAGE_ENTRIES
-        )
-        is_last = len(found) < limits.DIRECTORY_PAGE_ENTRIES
+        count = limits.DIRECTORY_PAGE_ENTRIES
+        # One more: whether the last name of the page shares its hash.
+        found = await self._store.records(start, _entries_end(self.ino), count + 1)
+        is_last = len(found) <= count
         names = [decode_place(key) for key, _ in found]
-        entries = decode_entries([record for _, record in found])
+        entries = decode_entries([record for _, record in found[:count]])
         items: list[_Listed] = []
-        for index, ((place, name), (ino, kind)) in enumerate(zip(names, entries, strict=True)):
+        for index, ((place, name), (ino, kind)) in enumerate(zip(names, entries, strict=False)):
             is_shared = (index > 0 and names[index - 1][0] == place) or (
-                not is_last if index + 1 == len(names) else names[index + 1][0] == place
+                index + 1 < len(names) and names[index + 1][0] == place
             )
             next_position = self._position_behind(place, name) if is_shared else place
             items.append(_Listed(place, name, ino, kind, next_position))
         return _Page(directory, position, items, is_last)
 
     def _position_behind(self, place: int, name: bytes) -> int:
-        """A position of its own for a name that shares its hash, or may do so."""
+        """A position of its own for a name that shares its hash."""
         position = self._positions.get((place, name))
         if position is None:
             position = place

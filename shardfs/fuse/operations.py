@@ -31,7 +31,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext
 
 from shardfs import limits
-from shardfs.errors import FileError
+from shardfs.errors import FileError, ShardfsError
 from shardfs.fuse import access_lists
 from shardfs.fuse.departure import Departure
 from shardfs.fuse.durations import Durations, no_durations
@@ -314,7 +314,16 @@ class Operations(pyfuse3.Operations):
         listing = self._handles.directory(fh)
         self._reading.notice(listing.ino)
         position = start_id
-        while items := await listing.read(position):
+        while True:
+            try:
+                items = await listing.read(position)
+            except ShardfsError:
+                if position == start_id:
+                    raise
+                return  # the kernel has to hear of what was counted; it is told when it goes on
+            if not items:
+                listing.let_go()
+                return
             for item in items:
                 name, ino, _, inode, behind = item
                 if inode is None:
@@ -327,6 +336,7 @@ class Operations(pyfuse3.Operations):
                     self._handles.looked_up(ino)
             position = items[-1].next
             if listing.ends_with(items[-1]):
+                listing.let_go()
                 return
 
     @unanswered

@@ -11,12 +11,14 @@ Not here: what sizes are (tables.py), how large the bound is (memory.py).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 _LEAVING_AT_ONCE: Final = 4
+_ABSENT: Final[Any] = object()
+"""None is a value: of what was deleted."""
 
 
 class RecentCache(Generic[K, V]):
@@ -73,8 +75,8 @@ class RecentCache(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         """The value; None when it is not kept. It does not count as used."""
-        value = self._young.get(key)
-        return value if value is not None else self._old.get(key)
+        value: V | None = self._young.get(key, _ABSENT)
+        return self._old.get(key) if value is _ABSENT else value
 
     def __setitem__(self, key: K, value: V) -> None:
         if key not in self._young:

@@ -39,6 +39,7 @@ async def fill(caller: Caller, files: int = FILES) -> None:
 
 async def test_a_slow_scrub_holds_no_space_back() -> None:
     async with opened_store("engine", size_bytes=64 * MIB) as store, serving(store) as file_system:
+        assert isinstance(store, Store)
         caller = Caller(file_system)
         await fill(caller)
         async with trio.open_nursery() as nursery:
@@ -57,6 +58,7 @@ async def test_a_slow_scrub_holds_no_space_back() -> None:
 
 async def test_a_shard_that_was_moved_while_a_scan_rested_can_be_read() -> None:
     async with opened_store("engine", size_bytes=64 * MIB) as store, serving(store) as file_system:
+        assert isinstance(store, Store)
         caller = Caller(file_system)
         await fill(caller, FEW)
         before = {extent.index: extent.epoch for extent in store._extents.all}
