@@ -49,7 +49,7 @@ async def collection_plan(store: Store) -> CollectionPlan:
         gained_bytes=len(candidates) * extents.extent_bytes - moved,
         merged_bytes=extents.space.tree_bytes if merges else 0,
         kept_garbage_bytes=kept,
-        stuck_extents=sum(store._evacuator.is_stuck(extent) for extent in extents.all),
+        stuck_extents=sum(extent.is_stuck for extent in extents.all),
     )
 
 

@@ -102,7 +102,6 @@ class Evacuator:
         self._temperature = temperature
         self._new_batch = new_batch
         self._apply = apply
-        self._stuck: dict[int, int] = {}
         self._entry_bytes_max = entry_bytes_per_batch(chunks.payload_bytes_max)
         self.slices = Slices()
         """How emptying gives way to others; whoever paces it sets this."""
@@ -110,10 +109,6 @@ class Evacuator:
         """Awaited before each batch, for the log to take it; whoever keeps that short sets this."""
         self.moved_bytes = 0
         """Bytes of data that were written again, since the open."""
-
-    def is_stuck(self, extent: Extent) -> bool:
-        """Something in this life of the extent could not be moved; it is not chosen again."""
-        return self._stuck.get(extent.index) == extent.epoch
 
     def candidates(self) -> list[Extent]:
         """The extents whose emptying gives more than it takes. Looks at all of them at once."""
@@ -124,7 +119,7 @@ class Evacuator:
         return (
             garbage_bytes >= self._extents.space.garbage_bytes_worth_moving
             and self._extents.may_be_emptied(extent)
-            and not self.is_stuck(extent)
+            and not extent.is_stuck
         )
 
     async def choose(self) -> Extent | None:
@@ -171,7 +166,7 @@ class Evacuator:
                 if not now or not extent.live_bytes:
                     break
         if extent.live_bytes:
-            self._stuck[extent.index] = extent.epoch
+            self._extents.set_stuck(extent)
             _log.warning(
                 "extent %d keeps %d live bytes that can not be moved",
                 extent.index,

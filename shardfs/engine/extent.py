@@ -100,6 +100,10 @@ class Extent:
     live_change: int = 0
     last_delta: int = 0
     """Nothing here dies, or is read at recovery, for a delta beyond this number."""
+    is_stuck: bool = False
+    """Something live could not be moved out of this life of it."""
+    lost_bytes: int = 0
+    """So much of it is lost to users while it is stuck; see SpaceAccount.lost_around."""
     pins: int = 0
     writes_pending: int = 0
     declared: Dependency = PERSISTENT

@@ -135,7 +135,17 @@ class ExtentTable:
         if not state.live_bytes and state.state is ExtentState.SEALED:
             self._lifeless[extent] = state
 
+    def set_stuck(self, extent: Extent, *, is_stuck: bool = True) -> None:
+        """What lives in the extent cannot be moved out of it (space.I1)."""
+        extent.is_stuck = is_stuck
+        is_lost = is_stuck and extent.stream in DATA_STREAMS
+        lost = self.space.lost_around(extent.live_bytes) if is_lost else 0
+        self.space.stuck_bytes += lost - extent.lost_bytes
+        extent.lost_bytes = lost
+
     def _live_changed(self, extent: Extent, change_bytes: int) -> None:
+        if extent.is_stuck:
+            self.set_stuck(extent)
         if extent.stream in DATA_STREAMS:
             self._live_column[extent.index] += change_bytes
         self.space.live_changed(extent.stream, change_bytes)
@@ -199,6 +209,7 @@ class ExtentTable:
 
     def mark_free(self, extent: Extent) -> None:
         """Raise the epoch and have the next record free it; not to be reused before `release`."""
+        self.set_stuck(extent, is_stuck=False)
         self.space.given_back(extent.stream, self.tick() - extent.order)
         self._sealed[extent.stream].pop(extent.index, None)
         self._lifeless.pop(extent.index, None)

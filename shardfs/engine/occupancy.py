@@ -84,7 +84,7 @@ def _state_holds(store: Store, extent: Extent) -> Iterator[Hold]:
             yield Hold("open", "data is being appended to it")
     if extent.live_bytes:
         yield Hold("live", _live_text(store, extent))
-    if extent.live_bytes and store._evacuator.is_stuck(extent):
+    if extent.live_bytes and extent.is_stuck:
         yield Hold(
             "stuck",
             "something in it could not be read or moved, and stays; it is tried again after the "
@@ -106,7 +106,7 @@ def _state_holds(store: Store, extent: Extent) -> Iterator[Hold]:
 def _live_text(store: Store, extent: Extent) -> str:
     share = 100 * extent.live_bytes / store._extents.extent_bytes
     text = f"{extent.live_bytes} bytes of it are live ({share:.1f} %)"
-    if extent.state is not ExtentState.SEALED or store._evacuator.is_stuck(extent):
+    if extent.state is not ExtentState.SEALED or extent.is_stuck:
         return text
     if extent.stream is Stream.RUNS:
         return f"{text}; merging the tree, or emptying it, moves them"

@@ -74,7 +74,6 @@ class Reclamation:
         self._step_ended = trio.Event()
         self._steps_ended = 0
         self._freed_count = 0
-        self._stuck: dict[int, int] = {}
         self._packed_tree = (0, 0)
         """Bytes the tree's extents had used, and bytes of the tree, when moving a part of it has
         last given nothing."""
@@ -177,7 +176,7 @@ class Reclamation:
         emptied = moved_bytes = 0
         while emptied < _EVACUATED_AT_ONCE and (chosen := await self._evacuator.choose()):
             moved_bytes += await self._evacuator.evacuate(chosen)
-            if self._evacuator.is_stuck(chosen):
+            if chosen.is_stuck:
                 continue  # it gives nothing, and is not chosen again
             emptied += 1
             is_short = self._debts.waiting or self._extents.free_count <= 2
@@ -240,7 +239,7 @@ class Reclamation:
         runs = [
             each
             for each in self._extents.sealed(Stream.RUNS)
-            if each.live_bytes and self._stuck.get(each.index) != each.epoch
+            if each.live_bytes and not each.is_stuck
         ]
         emptiest = min(runs, key=lambda each: each.live_bytes, default=None)
         if emptiest is None or 2 * emptiest.live_bytes > self._extents.extent_bytes:
@@ -253,7 +252,8 @@ class Reclamation:
             return is_moved
         except (CorruptionError, DeviceError) as error:
             require_read_trouble(error)
-            self._stuck[emptiest.index] = epoch
+            if emptiest.epoch == epoch:
+                self._extents.set_stuck(emptiest)
             _log.warning("extent %d of the tree can not be emptied: %s", emptiest.index, error)
             return False
 

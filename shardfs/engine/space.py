@@ -6,6 +6,7 @@ many more bytes of data fit.
 Invariants:
     I1. `user_bytes` depends on what is live, not on where it lies or what garbage there is. So
         the same data fit after any history, and a full device has room again for what is deleted.
+        The exception is garbage beside something that could not be read, and so not be moved.
     I2. While live data keep within `user_bytes`, there is always an extent whose emptying gives
         more than it takes, or a free one: an extent counts only as far as reclamation fills it.
     I3. Data take none of the extents that the reserve and the tree are still owed.
@@ -67,6 +68,8 @@ class SpaceAccount:
         """Bytes that what is only in memory will take as runs."""
         self.reserved_bytes = 0
         """Set aside for data that will be appended later."""
+        self.stuck_bytes = 0
+        """Lost in extents that cannot be emptied, besides what is live there."""
         self.written_bytes: Counter[Stream] = Counter()
         """Handed to the device since the open, padding included."""
         self.hot_lives: deque[int] = deque(maxlen=_HOT_LIVES_KEPT)
@@ -166,14 +169,18 @@ class SpaceAccount:
         be reclaimed has been (I1)."""
         if self.tree_bytes + self.memory_bytes != self._shared_bytes:
             self._share()
-        left = self._room_bytes - self._live_bytes
+        left = self._room_bytes - self._live_bytes - self.stuck_bytes
         return left if left > 0 else 0
 
     def user_bytes_with(self, extent_count: int, reserve: int) -> int:
         """The same for a device with so many extents; less than 0 if it would be too small."""
         if self.tree_bytes + self.memory_bytes != self._shared_bytes:
             self._share()
-        return self._room_with(extent_count, reserve) - self._live_bytes
+        return self._room_with(extent_count, reserve) - self._live_bytes - self.stuck_bytes
+
+    def lost_around(self, live_bytes: int) -> int:
+        """What users lose with an extent that cannot be emptied, and of which so much is live."""
+        return max(0, self._data_bytes_per_extent - live_bytes)
 
     def _room_with(self, extent_count: int, reserve: int) -> int:
         room = self._unreserved_with(extent_count, reserve) - self._tree_share_bytes

@@ -23,7 +23,7 @@ from shardfs.engine.shards import ShardData
 from shardfs.engine.space import SpaceAccount
 
 _READING = "data = await self._chunks.get(piece.locator, piece.skip, piece.length)"
-_LEFT = "if extent.live_bytes:\n    self._stuck[extent.index] = extent.epoch"
+_LEFT = "if extent.live_bytes:\n    self._extents.set_stuck(extent)"
 
 MOVING: Final = (
     Canary(
@@ -209,7 +209,7 @@ ACCOUNT: Final = (
             ),
             Edit(
                 SpaceAccount.user_bytes,
-                "self._room_bytes - self._live_bytes",
+                "self._room_bytes - self._live_bytes - self.stuck_bytes",
                 "self._room_with(self._extent_count, self._reserve)",
             ),
         ),

@@ -32,8 +32,18 @@ def figures_of(store: Store) -> Figures:
     data = sum([each.live_bytes for each in store._extents.all if each.stream in DATA_STREAMS])
     tree = sum([run.total_bytes for run in runs])
     memory = store._extents.space.memory_bytes
+    stuck = store._extents.space.stuck_bytes
+    most = sum([store._extents.extent_bytes for each in store._extents.all if each.is_stuck])
+    assert 0 <= stuck <= most, f"{stuck} bytes are lost in stuck extents of {most}"
     return Figures(
-        space.total_bytes, space.free_bytes, space.reserved_bytes, data, tree, len(runs), memory
+        space.total_bytes,
+        space.free_bytes,
+        space.reserved_bytes,
+        data,
+        tree,
+        len(runs),
+        memory,
+        stuck,
     )
 
 

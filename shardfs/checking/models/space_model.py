@@ -6,7 +6,8 @@ was there before.
 
 Invariants:
     I1. Free is what a fresh store says, less the live data and the tree's share: exactly, as long
-        as any is free. Garbage and history do not come into it.
+        as any is free. Garbage and history do not come into it, but for garbage beside something
+        that a fault keeps from being moved.
     I2. Live data is what the content takes (`Held`), and frames of it: a head for each piece,
         and not many pieces. What was overwritten does not come into it.
     I3. The tree's share is twice its bytes, for a merge, to within an extent; what is in memory
@@ -81,6 +82,7 @@ class Figures:
         tree: of all runs.
         runs: how many.
         memory: of the runs that what is in memory will make.
+        stuck: lost around what a fault keeps from being moved.
     """
 
     total: int
@@ -90,6 +92,7 @@ class Figures:
     tree: int
     runs: int
     memory: int = 0
+    stuck: int = 0
 
 
 class Parts(Protocol):
@@ -226,7 +229,7 @@ class SpaceModel:
             AssertionError: it does not.
         """
         assert figures.total == self._total, f"not {self._total} bytes in all: {figures}"
-        share = self._fresh - figures.data - figures.reserved - figures.free
+        share = self._fresh - figures.data - figures.reserved - figures.free - figures.stuck
         runs = figures.tree + figures.memory
         share_most = int(2 * runs / FRESH_SHARE_MIN) + self._extent_bytes
         share_least = 2 * runs * FRESH_SHARE_MIN - self._extent_bytes
@@ -237,7 +240,7 @@ class SpaceModel:
         assert share <= share_most or figures.free == 0, (
             f"{figures.free} bytes are free; without garbage {share - share_most} more would be"
         )
-        taken = figures.data + figures.reserved + share_most
+        taken = figures.data + figures.reserved + figures.stuck + share_most
         assert figures.free or taken >= self._fresh, f"nothing is free with {taken} bytes taken"
 
     def check_parts(self, parts: Parts, figures: Figures, device_bytes: int) -> None:
