@@ -35,7 +35,7 @@ from shardfs import limits
 from shardfs.engine.health import HealthState
 from shardfs.engine.layout import Bytes
 from shardfs.engine.pieces import Shard
-from shardfs.errors import CorruptionError, NoSpaceError, ShardfsError, StaleError
+from shardfs.errors import UNREADABLE, CorruptionError, NoSpaceError, ShardfsError, StaleError
 from shardfs.fuse.door import BatchDoor, StoreDoor, behind, scan_some
 from shardfs.fuse.keys import (
     ENTRY_PREFIX,
@@ -244,18 +244,24 @@ class NamePages:
         return list(islice(self._waiting, -(-len(self._waiting) // 2)))
 
     async def _write_pages(self, pages: Iterable[int]) -> None:
+        trouble: Exception | None = None
         for page in sorted(pages):
             if not self._has_room():
-                return
+                break
             waiting = self._waiting.pop(page, None)
             if waiting is None:
                 continue  # given up meanwhile
             self.waiting_count -= waiting.names_count
             try:
                 await self._write_page(page, waiting.changes)
+            except UNREADABLE as error:  # others may be well
+                self._put_back(page, waiting)
+                trouble = error
             except BaseException:  # cancelled too
                 self._put_back(page, waiting)
                 raise
+        if trouble is not None:
+            raise trouble
 
     def _put_back(self, page: int, waiting: _Waiting) -> None:
         """Changes wait again, before those that have come since."""
@@ -300,7 +306,7 @@ class NamePages:
             shard = await self._store.get_shard(key)
             try:
                 kept = await self._read(page, shard)
-            except CorruptionError as error:
+            except UNREADABLE as error:
                 _log.warning("a name page cannot be read, and is begun anew: %s", error)
                 kept, self.is_complete = {}, False
             wanted = dict(kept)
@@ -373,6 +379,7 @@ class NamePages:
             ShardfsError: they are not complete.
         """
         first: int | None = 0
+        trouble: Exception | None = None
         while first is not None:
             end = first + _INODES_PER_SCAN
             names = await self._names_of(range(first, end))
@@ -381,8 +388,13 @@ class NamePages:
             for page in sorted(pages):
                 if not self._has_room():
                     return
-                await self._rewrite_page(page, names)
+                try:
+                    await self._rewrite_page(page, names)
+                except UNREADABLE as error:  # others may be well
+                    trouble = error
             first = await self._next_in_use(end)
+        if trouble is not None:
+            raise trouble
         self.is_complete = self._unsure is None
 
     async def _next_in_use(self, ino: int) -> int | None:
@@ -430,7 +442,7 @@ class NamePages:
             shard = await self._store.get_shard(name_page_key(page))
             try:
                 kept = await self._read(page, shard)
-            except CorruptionError:
+            except UNREADABLE:
                 kept = {-1: NamedInode(Inode(0), ())}  # like no other
             wanted: dict[int, NamedInode] = {}
             for ino in range(first, first + INODES_PER_NAME_PAGE):
