@@ -53,12 +53,13 @@ from shardfs.engine.lsm.manifest import Manifest, encode_manifest
 from shardfs.engine.lsm.merge import Run
 from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.lsm.segment_writer import SegmentWriter
+from shardfs.engine.lsm.set_aside import SetAside
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pacing import Slices
 from shardfs.engine.pieces import Locator
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.space import MERGE_FLOOR_EXTENTS
-from shardfs.errors import CorruptionError
+from shardfs.errors import UNREADABLE, CorruptionError, DeviceError
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Checkpointer:
         self._usage = UsageSnapshot.of(usage)
         self._next_run_id = 1 + max((run.run_id for run in tree.runs), default=0)
         self._merges: list[_Merge] = []
-        self._damaged: set[int] = set()
+        self._set_aside = SetAside()
         self.entries_written = 0
         """Entries of every segment that was made part of the tree since the store was opened."""
         self._lock = trio.Lock()
@@ -169,7 +170,7 @@ class Checkpointer:
     async def garbage_bytes(self) -> float:
         """About how many bytes merging all of the tree, memory included, would save; 0 if it
         cannot be. Checkpoints: every slice."""
-        if self._damaged:
+        if self._set_aside.ids():
             return 0.0
         slices = Slices()
         runs, memtable = self._tree.runs, self._tree.memtable
@@ -187,9 +188,9 @@ class Checkpointer:
     async def compact(self, *, garbage_share_max: float = GARBAGE_SHARE_MAX) -> bool:
         """One step of a merge, if the tree is out of shape and the device has room for a segment.
 
-        A run that turns out to be damaged is left as it is, and its neighbours are merged
-        without it; the log says so. Rests between slices as far as `merge_pace` allows, unless
-        somebody else waits to merge.
+        A run that turns out to be unreadable is left as it is, and its neighbours are merged
+        without it (lsm/set_aside.py); the log says so. Rests between slices as far as `merge_pace`
+        allows, unless somebody else waits to merge.
 
         Args:
             garbage_share_max: all runs are merged when more of the tree than this may be garbage;
@@ -199,7 +200,7 @@ class Checkpointer:
             Whether something was done: call again until False.
 
         Raises:
-            DeviceError, ReadOnlyError, NoSpaceError: the old runs stay.
+            DeviceError, ReadOnlyError, NoSpaceError: it failed; the old runs stay.
         """
         async with self._merging:
             if self._extents.space.is_short:
@@ -214,10 +215,15 @@ class Checkpointer:
             wanted = min(self._bytes_left(merge), writer.segment_bytes_max * 5 // 4)
             if not self._extents.space.has_room_for_runs(wanted, self._extents.free_count):
                 return False
+            unreadable: set[int] = set()
             try:
-                await self._step(merge, writer)
-            except CorruptionError as error:
+                await self._step(merge, writer, unreadable)
+            except UNREADABLE as error:
+                if not unreadable and isinstance(error, DeviceError):
+                    raise
                 self._merges.remove(merge)
+                for run_id in unreadable:
+                    self._set_aside.add(run_id, is_rot=isinstance(error, CorruptionError))
                 _log.warning("a run cannot be merged, and is left as it is: %s", error)
             return True
 
@@ -225,7 +231,7 @@ class Checkpointer:
         """Begin the merge that is due, if any, beside those under way."""
         runs = self._tree.runs
         busy = {run_id for merge in self._merges for run_id in (*merge.sources, merge.target)}
-        busy |= self._damaged
+        busy |= self._set_aside.ids()
         if not busy and await holds_garbage(runs, garbage_share_max, slices):
             chosen = list(runs)
         else:
@@ -253,12 +259,12 @@ class Checkpointer:
     def _bytes_left(self, merge: _Merge) -> int:
         return sum(run.total_bytes for run in self._sources(merge))
 
-    async def _step(self, merge: _Merge, writer: SegmentWriter) -> None:
+    async def _step(self, merge: _Merge, writer: SegmentWriter, unreadable: set[int]) -> None:
         sources = self._sources(merge)
         older = self._tree.runs[: self._tree.runs.index(sources[0])]
         older = tuple(run for run in older if run.run_id != merge.target)
         try:
-            horizon = await merge_step(sources, older, writer, self._damaged)
+            horizon = await merge_step(sources, older, writer, unreadable)
             left = [without(run, horizon) for run in sources] if horizon is not None else []
             left = [run for run in left if run.segments]
             async with self._lock:
@@ -272,6 +278,7 @@ class Checkpointer:
             raise
         if not left:
             self._merges.remove(merge)
+            self._set_aside.keep({run.run_id for run in self._tree.runs})
         kept = {segment.meta.index_locator for run in left for segment in run.segments}
         await self._give_up(
             segment

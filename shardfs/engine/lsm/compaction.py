@@ -37,7 +37,7 @@ from shardfs.engine.lsm.merge import Run, candidates
 from shardfs.engine.lsm.segment import Segment
 from shardfs.engine.lsm.segment_writer import SegmentWriter
 from shardfs.engine.pacing import Slices, share_between
-from shardfs.errors import CorruptionError
+from shardfs.errors import UNREADABLE
 
 GARBAGE_SHARE_MAX = 0.5
 """Of the tree's bytes; beyond it all runs are merged."""
@@ -234,14 +234,14 @@ class _Cursor:
 
 
 async def merge_step(
-    sources: Sequence[Run], older: Sequence[Run], writer: SegmentWriter, damaged: set[int]
+    sources: Sequence[Run], older: Sequence[Run], writer: SegmentWriter, unreadable: set[int]
 ) -> bytes | None:
     """Write the merge of the sources from their first key on: one segment, or what there is.
 
     Args:
         sources: oldest first.
         older: every run of the tree that is older than the sources (I2).
-        damaged: the id of a run that turns out to be damaged is added.
+        unreadable: the id of a run that turns out to be is added.
 
     Returns:
         The last key that was taken; None when all were.
@@ -259,8 +259,8 @@ async def merge_step(
             try:
                 if await cursor.fill():
                     left.append(cursor)
-            except CorruptionError:
-                damaged.add(cursor.run_id)
+            except UNREADABLE:
+                unreadable.add(cursor.run_id)
                 raise
         if not left:
             await writer.finish()
