@@ -120,6 +120,15 @@ class Applier:
         if length > space.user_bytes() - space.reserved_bytes:
             raise NoSpaceError(f"no room for {length} bytes")
 
+    def require_tree_room(self) -> None:
+        """For what may use the reserve, and makes the tree larger all the same: longer names.
+
+        Raises:
+            NoSpaceError: the tree has outgrown its share by too much already.
+        """
+        if self._extents.space.is_overdrawn:
+            raise NoSpaceError("the device is full, and so is what is kept for its metadata")
+
     def reserve(self, length: int) -> None:
         """Set space aside for `length` bytes that will be appended later.
 

@@ -33,6 +33,8 @@ _GARBAGE_WORTH_MOVING_SHARE = 16
 _HOT_LIVES_KEPT = 16
 _RUNS_ROOM_LOST_MAX = 64 * limits.KIB
 _RUNS_ROOM_LOST_SHARE = 8
+_OVERDRAFT_MARGIN = 1.5
+"""Of the tree's share of two; at a bit over one nothing could be merged (regression test 056)."""
 MERGE_FLOOR_EXTENTS = 2
 """Extents that merging leaves: the delta log may need them meanwhile."""
 
@@ -171,6 +173,15 @@ class SpaceAccount:
             self._share()
         left = self._room_bytes - self._live_bytes - self.stuck_bytes
         return left if left > 0 else 0
+
+    @property
+    def is_overdrawn(self) -> bool:
+        """The tree has grown so far beyond its share that it must not be made any larger, by those
+        who may use the reserve either: it could not be merged any more, and nothing be deleted."""
+        room = self._unreserved_with(self._extent_count, self._reserve)
+        data = (self._live_bytes + self.stuck_bytes) * self._extent_bytes
+        in_runs = self._in_runs(self.tree_bytes + self.memory_bytes)
+        return in_runs * _OVERDRAFT_MARGIN + data // self._data_bytes_per_extent > room
 
     def user_bytes_with(self, extent_count: int, reserve: int) -> int:
         """The same for a device with so many extents; less than 0 if it would be too small."""

@@ -309,6 +309,14 @@ class Store(Lookups):
         """
         self._applier.require_room(length)
 
+    def require_tree_room(self) -> None:
+        """For a batch that may use the reserve, and leaves longer entries than there were.
+
+        Raises:
+            NoSpaceError: the tree has outgrown what is kept for it by too much already.
+        """
+        self._applier.require_tree_room()
+
     def reserve(self, length: int) -> None:
         """Set space aside for `length` bytes that will be appended later.
 

@@ -162,6 +162,13 @@ class StoreDoor(Protocol):
         NoSpaceError: `length` more bytes of data have no room beside what is reserved.
         """
 
+    def require_tree_room(self) -> None:
+        """For a change that may use the reserve, and leaves longer entries than there were.
+
+        Raises:
+            NoSpaceError: that much is not to be had any more, either.
+        """
+
     def reserve(self, length: int) -> None:
         """Set space aside, bytes.
 

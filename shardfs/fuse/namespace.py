@@ -319,6 +319,7 @@ class Namespace:
 
         Raises:
             FileError, ReadOnlyError: nothing was changed.
+            NoSpaceError: as `rename.apply_rename`.
             DeviceError, CorruptionError, NoSpaceError: the file's content could not be stored.
         """
         renaming = Renaming(old_parent, old_name, new_parent, new_name, flags)

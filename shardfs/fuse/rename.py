@@ -88,10 +88,13 @@ def apply_rename(tables: Tables, renaming: Renaming, plan: Plan | None = None) -
 
     Raises:
         FileError, NotLoaded, ReadOnlyError: nothing was changed.
+        NoSpaceError: nor was it; a longer name on a device that is full of names.
     """
     plan = plan or plan_rename(tables, renaming)
     if plan.moved == plan.replaced:
         return None  # two names of one file: POSIX wants both kept
+    if plan.replaced is None and len(renaming.new_name) > len(renaming.old_name):
+        tables.store.require_tree_room()
     change = tables.change()
     old = tables.find_entry(renaming.old_parent, renaming.old_name)
     new = tables.find_entry(renaming.new_parent, renaming.new_name)

@@ -73,6 +73,7 @@ class StagedStore:
         self.pinned = store.pinned
         self.read_chunk = store.read_chunk
         self.require_room = store.require_room
+        self.require_tree_room = store.require_tree_room
         self.reserve = store.reserve
         self.release = store.release
         self.admits_at_once = store.admits_at_once

@@ -248,6 +248,9 @@ class ModelStore:
             self._change(self.durable, batch)
             each.resolve()
 
+    def require_tree_room(self) -> None:
+        """Its records take no room."""
+
     def require_room(self, length: int) -> None:
         """Refuse what does not fit."""
         if length > self.space().free_bytes:
