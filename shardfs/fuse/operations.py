@@ -6,7 +6,6 @@ pyfuse3's types. Exceptions become errno values in errnos.py.
 Invariants:
     I1. Every inode told to the kernel by lookup, create, mknod, mkdir, symlink, link and readdir
         (but not "." and "..") raises its lookup count by one, just before the reply.
-    I2. Names and attributes stay valid in the kernel's cache for ever: nobody else changes them.
 
 flush (close) is not implemented on purpose: ENOSYS ends such requests for the mount, one round
 trip less per close. An error of a delayed write is reported by the next fsync of each handle.
@@ -15,7 +14,8 @@ With the option sync every change, with dirsync every change of names waits unti
 before it is answered. The options uid and gid change what is shown and what new files get; an
 owner other than those cannot be set then.
 
-Not here: the order of a mount's life (session.py), access times (access_times.py).
+Not here: the order of a mount's life (session.py), access times (access_times.py), what attributes
+look like (answers.py).
 """
 
 from __future__ import annotations
@@ -25,29 +25,21 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Final
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext
 
-from shardfs import limits
 from shardfs.errors import FileError, ShardfsError
-from shardfs.fuse import access_lists
+from shardfs.fuse import access_lists, answers
 from shardfs.fuse.departure import Departure
 from shardfs.fuse.durations import Durations, no_durations
 from shardfs.fuse.errnos import guarded, unanswered
 from shardfs.fuse.filesystem import FileSystem
-from shardfs.fuse.listing import DOT_DOT, Item
+from shardfs.fuse.listing import DOT_DOT
 from shardfs.fuse.mount_options import AccessTimes, MountOptions
 from shardfs.fuse.namespace import NOTHING, Found, Update
 from shardfs.fuse.records import Inode
 from shardfs.fuse.writeback import without_set_id
-
-_TIMEOUT_S: Final = 365 * 86400.0
-_STAT_BLOCK_BYTES: Final = 512
-_INODE_BYTES_ASSUMED: Final = 512
-"""For statfs, which wants to know how many more files there could be: what an empty one takes in
-the tree, doubled because the tree has twice its size."""
 
 
 class Operations(pyfuse3.Operations):
@@ -108,10 +100,7 @@ class Operations(pyfuse3.Operations):
         """What a name stands for; the kernel may remember that it stands for nothing."""
         found = await self._namespace.lookup(parent_inode, name)
         if found is None:
-            nothing = EntryAttributes()
-            nothing.st_ino = 0
-            nothing.entry_timeout = _TIMEOUT_S
-            return nothing
+            return answers.nothing()
         return self._told(found)
 
     @guarded
@@ -327,7 +316,7 @@ class Operations(pyfuse3.Operations):
             for item in items:
                 name, ino, _, inode, behind = item
                 if inode is None:
-                    attributes = _unreadable(item)
+                    attributes = answers.unreadable(item)
                 else:
                     attributes = self._attributes(ino, self._writeback.overlay(ino, inode))
                 if not pyfuse3.readdir_reply(token, name, attributes, behind):
@@ -393,15 +382,8 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
         """How full the file system is."""
-        space = self._file_system.store.space()
-        answer = pyfuse3.StatvfsData()
-        answer.f_bsize = answer.f_frsize = limits.BLOCK_BYTES
-        answer.f_blocks = space.total_bytes // limits.BLOCK_BYTES
-        answer.f_bfree = answer.f_bavail = space.free_bytes // limits.BLOCK_BYTES
-        answer.f_ffree = answer.f_favail = space.free_bytes // _INODE_BYTES_ASSUMED
-        answer.f_files = self._file_system.tables.inode_count + answer.f_ffree
-        answer.f_namemax = limits.NAME_BYTES_MAX
-        return answer
+        file_system = self._file_system
+        return answers.statistics(file_system.store.space(), file_system.tables.inode_count)
 
     # --- encoding
 
@@ -474,31 +456,4 @@ class Operations(pyfuse3.Operations):
         return self._attributes(found.ino, found.inode)
 
     def _attributes(self, ino: int, inode: Inode) -> EntryAttributes:
-        attributes = EntryAttributes()
-        attributes.st_ino = ino
-        attributes.generation = self._generation
-        attributes.entry_timeout = _TIMEOUT_S
-        attributes.attr_timeout = _TIMEOUT_S
-        mode, nlink, uid, gid, rdev, _, size, used, atime_ns, mtime_ns, ctime_ns = inode[:11]
-        options = self._options
-        attributes.st_mode = mode
-        attributes.st_nlink = nlink
-        attributes.st_uid = uid if options.uid is None else options.uid
-        attributes.st_gid = gid if options.gid is None else options.gid
-        attributes.st_rdev = rdev
-        attributes.st_size = size
-        attributes.st_blksize = limits.BLOCK_BYTES
-        attributes.st_blocks = -(-used // _STAT_BLOCK_BYTES)
-        attributes.st_atime_ns = atime_ns
-        attributes.st_mtime_ns = mtime_ns
-        attributes.st_ctime_ns = ctime_ns
-        return attributes
-
-
-def _unreadable(item: Item) -> EntryAttributes:
-    """For an inode that cannot be read: name and type are all there is, stat(2) shall ask again."""
-    attributes = EntryAttributes()
-    attributes.st_ino = item.ino
-    attributes.st_mode = item.type << 12
-    attributes.attr_timeout = attributes.entry_timeout = 0
-    return attributes
+        return answers.attributes_of(ino, inode, self._generation, self._options)

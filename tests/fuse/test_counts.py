@@ -143,6 +143,8 @@ async def store_with_many_files(count: int, data_bytes: int, *, others: int = 0)
                 await file_system.sync()
         await file_system.sync()
         await store.checkpoint()
+        while await store.compact():
+            pass
     return device
 
 

@@ -56,7 +56,7 @@ ENGINE_ORDER: tuple[tuple[str, ...], ...] = (
     ("cache", "temperature"),
     ("chunks",),
     ("lsm.entry",),
-    ("lsm.memtable", "lsm.filter", "lsm.delta", "recent_shards"),
+    ("lsm.memtable", "lsm.filter", "lsm.delta", "lsm.set_aside", "recent_shards"),
     ("lsm.segment",),
     ("lsm.merge", "lsm.manifest", "lsm.segment_writer"),
     ("lsm.compaction", "lsm.tree"),
