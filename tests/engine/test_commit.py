@@ -249,7 +249,7 @@ async def test_a_device_error_in_a_checkpoint_loses_nothing_durable(kind: str, s
         assert await content(store) == expected
 
 
-@pytest.mark.expected_warnings("merging is put off")
+@pytest.mark.expected_warnings("a run cannot be merged")
 async def test_a_failed_read_in_the_background_puts_merging_off() -> None:
     device = await formatted(64)
     async with opened(device) as store:

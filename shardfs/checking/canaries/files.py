@@ -231,8 +231,8 @@ NAMES: Final = (
             Setting(limits, "DIRECTORY_PAGE_ENTRIES", 3),
             Edit(
                 Listing._load,
-                "is_last = len(found) < limits.DIRECTORY_PAGE_ENTRIES",
-                "is_last = len(found) <= limits.DIRECTORY_PAGE_ENTRIES",
+                "is_last = len(found) <= count",
+                "is_last = len(found) <= count + 1",
             ),
         ),
         ("files",),

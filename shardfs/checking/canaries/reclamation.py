@@ -216,6 +216,18 @@ ACCOUNT: Final = (
         ("store", "files"),
     ),
     Canary(
+        "garbage-beside-the-unreadable-counted-as-free",
+        "What is deleted in an extent that cannot be emptied is told as free.",
+        (
+            Edit(
+                SpaceAccount.user_bytes,
+                "self._room_bytes - self._live_bytes - self.stuck_bytes",
+                "self._room_bytes - self._live_bytes",
+            ),
+        ),
+        ("store",),
+    ),
+    Canary(
         "reserve-counted-as-free",
         "What a user can write, as told, includes the extents that are kept for reclamation.",
         (

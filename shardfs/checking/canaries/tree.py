@@ -17,6 +17,7 @@ from shardfs.engine.checkpoint import Checkpointer
 from shardfs.engine.commit import Committer
 from shardfs.engine.delta_log import _LogReader, read_log
 from shardfs.engine.extent_table import ExtentTable
+from shardfs.engine.lookups import Lookups
 from shardfs.engine.lsm import compaction, merge
 from shardfs.engine.lsm.memtable import Memtable
 from shardfs.engine.lsm.segment import Segment
@@ -30,14 +31,26 @@ RUNS: Final = (
         (
             Edit(
                 compaction.merge_step,
-                "except CorruptionError:",
+                "except UNREADABLE:",
                 "except __import__('shardfs').errors.DeviceError:\n"
                 "    cursors = [each for each in cursors if each is not cursor]\n"
                 "    continue\n"
-                "except CorruptionError:",
+                "except UNREADABLE:",
             ),
         ),
         ("concurrent", "store"),
+    ),
+    Canary(
+        "scan-gives-what-was-given-back",
+        "A scan gives a shard as it was when its page was read, whatever was reset since.",
+        (
+            Edit(
+                Lookups.scan,
+                "isinstance(value, Shard) and not self._shards.are_there(value.pieces)",
+                "False",
+            ),
+        ),
+        ("concurrent",),
     ),
     Canary(
         "tombstone-dropped-by-a-checkpoint",

@@ -118,6 +118,7 @@ class Values:
                 if isinstance(value, Shard):
                     stack.enter_context(store.pinned(value.pieces))
                 entries.append((key, value))
+                await trio.lowlevel.checkpoint()  # who scans may rest, and others do not
             for key, value in entries:
                 if isinstance(value, Shard):
                     value = await store.read_shard(value, 0, value.length)

@@ -32,9 +32,11 @@ def figures_of(store: Store) -> Figures:
     data = sum([each.live_bytes for each in store._extents.all if each.stream in DATA_STREAMS])
     tree = sum([run.total_bytes for run in runs])
     memory = store._extents.space.memory_bytes
-    stuck = store._extents.space.stuck_bytes
-    most = sum([store._extents.extent_bytes for each in store._extents.all if each.is_stuck])
-    assert 0 <= stuck <= most, f"{stuck} bytes are lost in stuck extents of {most}"
+    stuck = [each for each in store._extents.all if each.is_stuck and each.stream in DATA_STREAMS]
+    lost = sum([store._extents.space.lost_around(each.live_bytes) for each in stuck])
+    assert store._extents.space.stuck_bytes == lost, (
+        f"{lost} bytes are lost in {len(stuck)} extents"
+    )
     return Figures(
         space.total_bytes,
         space.free_bytes,
@@ -43,7 +45,7 @@ def figures_of(store: Store) -> Figures:
         tree,
         len(runs),
         memory,
-        stuck,
+        lost,
     )
 
 

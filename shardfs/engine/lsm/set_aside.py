@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-RETRY_FIRST_S: Final = 60.0
+RETRY_FIRST_S: Final = 5.0
 RETRY_LAST_S: Final = 3600.0
 
 
