@@ -20,7 +20,7 @@ Not here: which operations (concurrent_world.py), what the history must be (stor
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from itertools import pairwise
 from typing import Final
 
@@ -114,11 +114,12 @@ class Values:
         entries: list[tuple[bytes, bytes | Shard]] = []
         pairs = []
         with ExitStack() as stack:
-            async for key, value in store.scan(FIRST_KEY, LAST_KEY):
-                if isinstance(value, Shard):
-                    stack.enter_context(store.pinned(value.pieces))
-                entries.append((key, value))
-                await trio.lowlevel.checkpoint()  # who scans may rest, and others do not
+            async with aclosing(store.scan(FIRST_KEY, LAST_KEY)) as scan:
+                async for key, value in scan:
+                    if isinstance(value, Shard):
+                        stack.enter_context(store.pinned(value.pieces))
+                    entries.append((key, value))
+                    await trio.lowlevel.checkpoint()  # who scans may rest, and others do not
             for key, value in entries:
                 if isinstance(value, Shard):
                     value = await store.read_shard(value, 0, value.length)
