@@ -125,7 +125,10 @@ class Reclamation:
     async def wait_for_space(self) -> bool:
         """Wait until something has been freed; False: a whole step has freed nothing (I2)."""
         if self._debts.by_hand:
-            return bool(await self.reclaim(evacuate=True))
+            try:
+                return bool(await self.reclaim(evacuate=True))
+            except NoSpaceError:
+                return False  # whoever waits may be about to delete something
         # A step that runs may have looked before what is garbage now was deleted.
         step = self._steps_ended + 1 + self._running.locked()
         freed = self._freed_count

@@ -128,11 +128,14 @@ class Shrinking:
                 self._require_room()
                 await self._wait_for_free()
             self._refusals = 0
-        except NoSpaceError:
+        except NoSpaceError as error:
             # What was moved so far gives room for the rest.
             self._refusals += 1
             if self._refusals > _REFUSALS_MAX:
-                raise
+                raise NoSpaceError(
+                    f"{self._left_bytes()} bytes short: they are still behind the new end, and "
+                    f"{error}; delete something, or take a larger size"
+                ) from error
             await self._free_dead()
         left = self._left_bytes()
         self.total_bytes = max(self.total_bytes, left)

@@ -29,7 +29,7 @@ from functools import partial
 from typing import Final
 
 from shardfs import limits
-from shardfs.errors import CorruptionError, FileError
+from shardfs.errors import CorruptionError, FileError, LimitError
 from shardfs.fuse import access_lists
 from shardfs.fuse.access_lists import AccessList
 from shardfs.fuse.keys import decode_file_key, xattr_key, xattrs_end
@@ -211,7 +211,12 @@ class Xattrs:
         if value is None:
             change.batch.delete(key)
         else:
-            change.batch.put(key, value)
+            # As the tree sets aside twice what it holds.
+            self._store.require_room(limits.CHANGE_BYTES_RESERVED + 2 * len(value))
+            try:
+                change.batch.put(key, value)
+            except LimitError as error:  # extents are small
+                raise FileError(errno.E2BIG) from error
         change.put_inode(ino, after._replace(ctime_ns=self._tables.now_ns()))
         change.commit()
         return True

@@ -17,7 +17,7 @@ from shardfs.engine.store import Store
 from shardfs.engine.superblock_record import Identity
 from shardfs.engine.superblock_record import log_bytes_max as superblock_log_bytes_max
 from shardfs.engine.superblock_record import record_bytes_max as superblock_record_bytes_max
-from shardfs.errors import DeviceTooSmallError, LimitError
+from shardfs.errors import DeviceTooSmallError, LimitError, NoSpaceError
 from tests.engine.stores import formatted, opened
 
 KIB, MIB, GIB = limits.KIB, limits.MIB, limits.GIB
@@ -134,3 +134,22 @@ async def test_moving_pieces_of_shards_with_long_entries_keeps_the_log_short() -
         assert moved > extent_bytes and len(held) > 20
         assert max(held) <= wanted.log, (held, wanted)
         assert store.health.reason == ""
+
+
+async def test_who_deletes_by_hand_is_not_refused_for_want_of_room_to_reclaim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened(await formatted(4, extent_bytes=64 * KIB)) as store:
+        await store.put(b"key", bytes(30_000))
+        reclamation = store._maintenance.reclamation
+        asked = []
+
+        async def reclaim(*, evacuate: bool = False) -> int:
+            asked.append(evacuate)
+            raise NoSpaceError("the device is full")
+
+        monkeypatch.setattr(reclamation, "reclaim", reclaim)
+        monkeypatch.setattr(store._extents, "ready_user_bytes", lambda: 0)
+        await store.admit(0)
+        await store.delete(b"key")
+        assert asked == [True] * len(asked) and asked

@@ -9,7 +9,8 @@ import pytest
 from shardfs import limits
 from shardfs.errors import FileError
 from shardfs.fuse.xattrs import CREATE, REPLACE, Xattrs
-from tests.fuse.harness import Caller, mounted
+from tests.engine.stores import formatted, opened
+from tests.fuse.harness import Caller, mounted, serving
 
 
 async def errno_of(xattrs: Xattrs, method: str, *arguments: object) -> int:
@@ -40,6 +41,16 @@ async def test_values_and_names(kind: str) -> None:
         assert await errno_of(xattrs, "get", ino, b"user.a") == errno.ENODATA
         assert await errno_of(xattrs, "remove", ino, b"user.a") == errno.ENODATA
         assert await Caller(file_system).read("a") == b"content"
+
+
+async def test_a_value_that_a_device_with_small_extents_cannot_hold_is_too_large() -> None:
+    device = await formatted(16, extent_bytes=128 * limits.KIB)
+    async with opened(device) as store, serving(store) as file_system:
+        ino = await Caller(file_system).create("a")
+        await file_system.xattrs.set(ino, b"user.a", b"x" * 8 * limits.KIB)
+        most = b"x" * limits.XATTR_BYTES_MAX
+        assert await errno_of(file_system.xattrs, "set", ino, b"user.a", most) == errno.E2BIG
+        assert len(await file_system.xattrs.get(ino, b"user.a")) == 8 * limits.KIB
 
 
 async def test_flags_and_limits() -> None:
