@@ -60,7 +60,7 @@ from shardfs.fuse.keys import (
     decode_marker_key,
     decode_name_page_key,
 )
-from shardfs.fuse.name_pages import NAME_PAGES_END, read_pieces
+from shardfs.fuse.name_page import NAME_PAGES_END, read_pieces
 from shardfs.fuse.records import (
     NAMES_PER_INODE_MAX,
     Inode,

@@ -33,32 +33,26 @@ import trio
 
 from shardfs import limits
 from shardfs.engine.health import HealthState
-from shardfs.engine.layout import Bytes
 from shardfs.engine.pieces import Shard
-from shardfs.errors import UNREADABLE, CorruptionError, NoSpaceError, ShardfsError, StaleError
+from shardfs.errors import UNREADABLE, CorruptionError, ShardfsError
 from shardfs.fuse.door import BatchDoor, StoreDoor, behind, scan_some
 from shardfs.fuse.keys import (
     ENTRY_PREFIX,
     INO_MAX,
     INODE_PREFIX,
-    NAME_PAGE_PREFIX,
     NAMES_KEY,
-    ROOT_INO,
     decode_entry_key,
     decode_file_key,
     decode_name_page_key,
     inode_key,
     name_page_key,
 )
+from shardfs.fuse.name_page import NAME_PAGES_END, Changes, Name, NamePageWriter
 from shardfs.fuse.records import (
     INODES_PER_NAME_PAGE,
-    NAMES_PER_INODE_MAX,
     Entry,
     Inode,
-    NamedInode,
     decode_entry,
-    decode_name_page,
-    encode_name_page,
 )
 from shardfs.fuse.tables import Tables
 
@@ -73,17 +67,9 @@ _WAITING_MANY: Final = limits.WAITING_NAMES_MAX // 2
 """From there on those that have waited longest are written at once."""
 _UNSURE_PAGES_MIN: Final = 1024
 """So many are looked through between others even if many wait: half of those that do."""
-_FREE_SHARE_MIN: Final = 16
-"""Pages are written only while more than this part of the device is free."""
 _INODES_PER_SCAN: Final = 64 * limits.KIB
 _ENTRIES_PER_SLICE: Final = 64
 _INODES_END: Final = behind(INODE_PREFIX)
-
-Name = tuple[int, bytes]
-NameChanges = dict[Name, bool]
-"""What was done last to each name: it was given, or taken away."""
-Changes = dict[int, NameChanges]
-"""By inode."""
 
 
 class _Waiting(NamedTuple):
@@ -117,7 +103,7 @@ class NamePages:
         self, store: StoreDoor, tables: Tables, *, is_marked: bool, is_complete: bool
     ) -> None:
         self._store = store
-        self._tables = tables
+        self._writer = NamePageWriter(store, tables)
         self.is_marked = is_marked
         self.is_complete = is_complete
         self._waiting: dict[int, _Waiting] = {}
@@ -201,7 +187,7 @@ class NamePages:
             self._wake = trio.Event()
             with trio.move_on_after(INTERVAL_S) as interval:
                 await self._full.wait()
-                if not self._has_room():
+                if not self._writer.has_room():
                     await trio.sleep_forever()  # there is no hurry to do nothing
             self._full = trio.Event()
             settled = self._settled() if interval.cancelled_caught else self._longest_waiting()
@@ -246,14 +232,14 @@ class NamePages:
     async def _write_pages(self, pages: Iterable[int]) -> None:
         trouble: Exception | None = None
         for page in sorted(pages):
-            if not self._has_room():
+            if not self._writer.has_room():
                 break
             waiting = self._waiting.pop(page, None)
             if waiting is None:
                 continue  # given up meanwhile
             self.waiting_count -= waiting.names_count
             try:
-                await self._write_page(page, waiting.changes)
+                await self._update(page, waiting.changes)
             except UNREADABLE as error:  # others may be well
                 self._put_back(page, waiting)
                 trouble = error
@@ -277,7 +263,7 @@ class NamePages:
         """Take what is gone out of pages of which changes were given up; when many others wait,
         out of some of them."""
         seen = 0
-        while (unsure := self._unsure) is not None and self._has_room():
+        while (unsure := self._unsure) is not None and self._writer.has_room():
             if seen >= _UNSURE_PAGES_MIN and self._full.is_set():
                 return
             seen += 1
@@ -288,87 +274,11 @@ class NamePages:
             page = decode_name_page_key(found[0][0]) if found else unsure.last
             self._unsure = _Pages(page + 1, unsure.last) if page < unsure.last else None
             if found:
-                await self._write_page(page, {}, is_unsure=True)
+                await self._update(page, {}, is_unsure=True)
 
-    def _has_room(self) -> bool:
-        space = self._store.space()
-        return space.free_bytes * _FREE_SHARE_MIN > space.total_bytes
-
-    async def _write_page(self, page: int, changes: Changes, *, is_unsure: bool = False) -> None:
-        """Bring the changes of names into a page.
-
-        Args:
-            is_unsure: others were given up; see which of its files are gone.
-        """
-        key = name_page_key(page)
-        while True:
-            await trio.lowlevel.checkpoint()
-            shard = await self._store.get_shard(key)
-            try:
-                kept = await self._read(page, shard)
-            except UNREADABLE as error:
-                _log.warning("a name page cannot be read, and is begun anew: %s", error)
-                kept, self.is_complete = {}, False
-            wanted = dict(kept)
-            for ino, names in changes.items():
-                before = kept[ino].names if ino in kept else ()
-                await self._put(wanted, ino, _changed_names(before, names))
-            if is_unsure:
-                for ino in wanted.keys() - changes.keys():
-                    await self._put(wanted, ino, kept[ino].names)
-            if await self._replace(page, shard, kept, wanted):
-                return
-
-    async def _put(self, wanted: dict[int, NamedInode], ino: int, names: tuple[Name, ...]) -> None:
-        inode = await self._tables.inode(ino)
-        if inode is None or not names:
-            wanted.pop(ino, None)
-        else:
-            wanted[ino] = NamedInode(inode, names[:NAMES_PER_INODE_MAX])
-
-    async def _replace(
-        self,
-        page: int,
-        shard: Shard | None,
-        kept: Mapping[int, NamedInode],
-        wanted: Mapping[int, NamedInode],
-    ) -> bool:
-        """Write a page, unless it says the same already; False if its shard has moved."""
-        if page == ROOT_INO // INODES_PER_NAME_PAGE:
-            wanted = await self._with_root(wanted)
-        if _essence(kept) == _essence(wanted):
-            return True
-        key = name_page_key(page)
-        batch = self._store.batch()
-        try:
-            if wanted:
-                data = encode_name_page(page, wanted)
-                await self._store.admit(len(data))
-                if not self._has_room():
-                    raise NoSpaceError("little space is left")
-                replaced = shard.pieces if shard is not None else ()
-                pieces = self._store.append_pieces(key, 0, (data,), replaced=replaced)
-                batch.put_shard(key, pieces, shard)
-            elif shard is not None:
-                batch.delete_shard(key, shard)
-            self._store.apply(batch)
-        except StaleError:
-            return False
-        return True
-
-    async def _with_root(self, wanted: Mapping[int, NamedInode]) -> dict[int, NamedInode]:
-        """The root directory, which has no name, is kept beside others."""
-        inodes = {ino: each for ino, each in wanted.items() if ino != ROOT_INO}
-        root = await self._tables.inode(ROOT_INO)
-        return {ROOT_INO: NamedInode(root, ()), **inodes} if inodes and root else inodes
-
-    async def _read(self, page: int, shard: Shard | None) -> dict[int, NamedInode]:
-        if shard is None:
-            return {}
-        number, inodes = decode_name_page(await read_pieces(self._store, shard))
-        if number != page:
-            raise CorruptionError(f"name page {number} stands where {page} should")
-        return inodes
+    async def _update(self, page: int, changes: Changes, *, is_unsure: bool = False) -> None:
+        if not await self._writer.update(page, changes, is_unsure=is_unsure):
+            self.is_complete = False
 
     # --- all of them
 
@@ -386,10 +296,10 @@ class NamePages:
             pages = {ino // INODES_PER_NAME_PAGE for ino in names}
             pages.update(await self._pages_between(first, end))
             for page in sorted(pages):
-                if not self._has_room():
+                if not self._writer.has_room():
                     return
                 try:
-                    await self._rewrite_page(page, names)
+                    await self._writer.rewrite(page, names.get)
                 except UNREADABLE as error:  # others may be well
                     trouble = error
             first = await self._next_in_use(end)
@@ -434,55 +344,3 @@ class NamePages:
         start = name_page_key(first // INODES_PER_NAME_PAGE)
         stop = name_page_key(end // INODES_PER_NAME_PAGE)
         return [decode_name_page_key(key) async for key, _ in self._store.scan(start, stop)]
-
-    async def _rewrite_page(self, page: int, names: Mapping[int, list[Name]]) -> None:
-        first = page * INODES_PER_NAME_PAGE
-        while True:
-            await trio.lowlevel.checkpoint()
-            shard = await self._store.get_shard(name_page_key(page))
-            try:
-                kept = await self._read(page, shard)
-            except UNREADABLE:
-                kept = {-1: NamedInode(Inode(0), ())}  # like no other
-            wanted: dict[int, NamedInode] = {}
-            for ino in range(first, first + INODES_PER_NAME_PAGE):
-                if ino in names:
-                    await self._put(wanted, ino, tuple(names[ino]))
-            if await self._replace(page, shard, kept, wanted):
-                return
-
-
-def _changed_names(before: tuple[Name, ...], changes: NameChanges) -> tuple[Name, ...]:
-    names = dict.fromkeys(before)
-    for name, is_there in changes.items():
-        if is_there:
-            names[name] = None
-        else:
-            names.pop(name, None)
-    return tuple(names)
-
-
-def _essence(inodes: Mapping[int, NamedInode]) -> dict[int, object]:
-    """What makes a page worth writing: not that times have passed."""
-    return {
-        ino: (names, inode._replace(atime_ns=0, mtime_ns=0, ctime_ns=0, nlink=0, xattrs=0))
-        if not inode.is_directory
-        else (names, inode.mode, inode.uid, inode.gid, inode.parent)
-        for ino, (inode, names) in inodes.items()
-    }
-
-
-async def read_pieces(store: StoreDoor, shard: Shard) -> Bytes:
-    """All bytes of a shard without holes.
-
-    Raises:
-        DeviceError, CorruptionError: they cannot be read as they were written.
-    """
-    parts = []
-    with store.pinned(shard.pieces):
-        for piece in shard.pieces:
-            parts.append(await store.read_chunk(piece.locator, piece.skip, piece.length))
-    return b"".join(parts)
-
-
-NAME_PAGES_END: Final = behind(NAME_PAGE_PREFIX)

@@ -25,7 +25,7 @@ from shardfs.fuse.keys import (
     entry_key,
     inode_key,
 )
-from shardfs.fuse.name_pages import NAME_PAGES_END, read_pieces
+from shardfs.fuse.name_page import NAME_PAGES_END, read_pieces
 from shardfs.fuse.records import (
     Entry,
     Facts,

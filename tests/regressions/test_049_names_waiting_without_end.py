@@ -14,7 +14,7 @@ import trio
 
 from shardfs import limits
 from shardfs.checking.models.store_model import ModelStore
-from shardfs.fuse import name_pages
+from shardfs.fuse import name_page, name_pages
 from shardfs.fuse.name_pages import INTERVAL_S
 from shardfs.limits import MIB
 from tests.fuse.harness import Caller, serving
@@ -25,7 +25,7 @@ CHANGES = 40 * WAITING_MAX
 
 @pytest.fixture(autouse=True)
 def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(name_pages, "_FREE_SHARE_MIN", 1)
+    monkeypatch.setattr(name_page, "_FREE_SHARE_MIN", 1)
     monkeypatch.setattr(name_pages, "_WAITING_MANY", WAITING_MAX // 2)
     monkeypatch.setattr(limits, "WAITING_NAMES_MAX", WAITING_MAX)
 
