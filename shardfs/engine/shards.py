@@ -127,11 +127,11 @@ class ShardData:
     def are_there(self, pieces: Sequence[Piece]) -> bool:
         """Whether none of the extents that held these pieces has been given back."""
         extents = self._extents.all
-        for locator in {piece.locator for piece in pieces}:
-            number = locator.extent
+        for piece in pieces:
+            number = piece.locator.extent
             if number in _NO_EXTENTS:
                 continue
-            if number >= len(extents) or extents[number].epoch != locator.epoch:
+            if number >= len(extents) or extents[number].epoch != piece.locator.epoch:
                 return False
         return True
 

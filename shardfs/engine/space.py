@@ -179,9 +179,10 @@ class SpaceAccount:
         """The tree has grown so far beyond its share that it must not be made any larger, by those
         who may use the reserve either: it could not be merged any more, and nothing be deleted."""
         room = self._unreserved_with(self._extent_count, self._reserve)
-        data = (self._live_bytes + self.stuck_bytes) * self._extent_bytes
+        data = self._live_bytes + self.stuck_bytes + self.reserved_bytes
+        data_extents_bytes = data * self._extent_bytes // self._data_bytes_per_extent
         in_runs = self._in_runs(self.tree_bytes + self.memory_bytes)
-        return in_runs * _OVERDRAFT_MARGIN + data // self._data_bytes_per_extent > room
+        return in_runs * _OVERDRAFT_MARGIN + data_extents_bytes > room
 
     def user_bytes_with(self, extent_count: int, reserve: int) -> int:
         """The same for a device with so many extents; less than 0 if it would be too small."""
