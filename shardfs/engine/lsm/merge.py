@@ -140,8 +140,12 @@ def candidates(runs: Sequence[Run], key: bytes) -> Iterator[Segment]:
     Args:
         runs: oldest first.
     """
-    key_hash = hash_of(key)
+    key_hash = None
     for run in reversed(runs):
         segment = run.segment_of(key)
-        if segment is not None and segment.index.filter.may_contain(key_hash):
+        if segment is None:
+            continue
+        if key_hash is None:
+            key_hash = hash_of(key)
+        if segment.index.filter.may_contain(key_hash):
             yield segment
