@@ -44,7 +44,7 @@ from shardfs.engine.reserve import log_bytes_max, memtable_bytes_max
 from shardfs.engine.scheduler import Scheduler
 from shardfs.engine.superblock import Superblock
 from shardfs.engine.superblock_record import Identity, Root
-from shardfs.errors import ReadOnlyError, ShardfsError
+from shardfs.errors import DeviceError, ReadOnlyError, ShardfsError
 
 _COST_AT_ONCE: Final = 16
 """What a delta of so few entries costs: it is one part, and takes no slice of its own."""
@@ -283,13 +283,21 @@ class Committer:
         """Append a superblock record of the present state; not flushed.
 
         Durable when: the returned Dependency is persistent.
+
+        Raises:
+            DeviceError: a log could not be started afresh; the store is read-only.
         """
         async with self._record_lock:
             self._extents.ensure_spares()
             done = self._superblock.next_record()
-            await self._superblock.write(
-                lambda: self._root, self._extents.take_changed, clean=clean
-            )
+            try:
+                await self._superblock.write(
+                    lambda: self._root, self._extents.take_changed, clean=clean
+                )
+            except DeviceError as error:
+                # What it was to tell has happened already: a manifest was adopted, extents freed.
+                self._health.make_read_only(str(error))
+                raise
         return done
 
     async def change_identity(self, change: Callable[[], Identity]) -> None:
