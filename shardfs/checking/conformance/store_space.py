@@ -182,7 +182,9 @@ class SpaceCheck:
         Args:
             judged: no fault has made extents unusable.
         """
-        before = self.figures()
+        assert self._store is not None
+        gatherer = self._store._gatherer
+        before, gathered_bytes = self.figures(), gatherer.gathered_bytes
         try:
             yield
         except NoSpaceError as error:
@@ -191,7 +193,8 @@ class SpaceCheck:
             self._refusal = error
             self._coverage.counts["no space"] += 1
             raise
-        if wanted:
+        # Shards that were gathered from many pieces have fewer heads and shorter entries.
+        if wanted and gatherer.gathered_bytes == gathered_bytes:
             self.model.accepted(wanted, before, self.figures())
 
     def is_right(self, error: NoSpaceError) -> bool:

@@ -252,11 +252,10 @@ class SpaceModel:
         assert available == figures.free, f"{parts} with {figures.free} bytes free"
 
     def accepted(self, wanted: int, before: Figures, after: Figures) -> None:
-        """Data of `wanted` bytes was taken (I5). Meanwhile a merge may have made room, or entries
-        that became shorter: shards that were gathered from many pieces."""
+        """Data of `wanted` bytes was taken (I5). Meanwhile a merge may have made room."""
         merged = 2 * max(0, before.tree - after.tree) + self._extent_bytes
         most = before.free + (merged if before.tree != after.tree else 0)
-        most += _RECOUNTED_BYTES + 2 * max(0, before.memory - after.memory)
+        most += _RECOUNTED_BYTES
         assert wanted <= most, f"{wanted} bytes were taken, and {before.free} were free"
 
     def refused(self, key: bytes, wanted: int, before: Figures, after: Figures) -> None:
