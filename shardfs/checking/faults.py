@@ -19,7 +19,8 @@ a read gives the right bytes or an error that names the place, never wrong ones.
                           leaves any of its sectors new.
     Reset error           Survived. The extents that were to be freed stay unused until the next
                           opening; the background's reclamation turns the store read-only, one
-                          asked for by hand raises and leaves it writable.
+                          asked for by hand raises and leaves it writable. Of a superblock log
+                          that is to begin anew: read-only.
     Flush error           The same. It has failed for ever (device.I2): nothing more is written.
                           Whatever it should have covered may be lost, also if the power stays
                           on: the next opening reads what the medium has.

@@ -38,7 +38,6 @@ import trio
 from shardfs import limits
 from shardfs.engine.batch import Batch
 from shardfs.engine.extents import Extents
-from shardfs.engine.lsm.entry import decode_value
 from shardfs.engine.lsm.tree import Tree
 from shardfs.engine.pieces import Piece, Shard
 from shardfs.engine.shards import ShardData
@@ -169,8 +168,7 @@ class Gatherer:
         return not self._extents.space.is_short and self._extents.ready_user_bytes() >= wanted
 
     async def _gather(self, key: bytes, *, for_space: bool = False) -> int:
-        value = await self._tree.get(key)
-        shard = None if value is None else decode_value(value, self._tree.generation)
+        shard = await self._tree.get_value(key)
         if not isinstance(shard, Shard):
             return 0
         per_piece = (

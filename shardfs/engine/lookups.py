@@ -117,7 +117,7 @@ class Lookups:
             found = [(key, decode_value(page.entries[key], generation)) for key in page.entries]
             for key, value in sorted(found, key=itemgetter(0)):
                 if isinstance(value, Shard) and not self._shards.are_there(value.pieces):
-                    value = await self._current(key)
+                    value = await self._tree.get_value(key)
                 if value is not None:
                     yield key, value
             if page.horizon is None:
@@ -150,11 +150,6 @@ class Lookups:
         if value is None:
             value = await self._tree.get(key)
         return self._value_of(key, value)
-
-    async def _current(self, key: bytes) -> bytes | Shard | None:
-        """The value of a key for a scan, after whose page its data was moved."""
-        value = await self._tree.get(key)
-        return None if value is None else decode_value(value, self._tree.generation)
 
     def _value_of(self, key: bytes, value: bytes | None) -> bytes | Shard | None:
         if value is None or value == TOMBSTONE:

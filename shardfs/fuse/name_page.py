@@ -14,7 +14,7 @@ Not here: which pages are to be written, and when (name_pages.py), how one is en
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import trio
@@ -95,11 +95,11 @@ class NamePageWriter:
             if await self._replace(page, shard, kept, wanted):
                 return is_whole
 
-    async def rewrite(self, page: int, names_of: Callable[[int], list[Name] | None]) -> None:
+    async def rewrite(self, page: int, names: Mapping[int, list[Name]]) -> None:
         """Make a page say what the tree says.
 
         Args:
-            names_of: gives the names of an inode, as the tree has them; None: it has none.
+            names: of inodes, as the tree has them; all that the page's have.
 
         Raises: as `update`.
         """
@@ -113,9 +113,8 @@ class NamePageWriter:
                 kept = {-1: NamedInode(Inode(0), ())}  # like no other
             wanted: dict[int, NamedInode] = {}
             for ino in range(first, first + INODES_PER_NAME_PAGE):
-                names = names_of(ino)
-                if names is not None:
-                    await self._put(wanted, ino, tuple(names))
+                if ino in names:
+                    await self._put(wanted, ino, tuple(names[ino]))
             if await self._replace(page, shard, kept, wanted):
                 return
 

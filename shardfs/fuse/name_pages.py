@@ -166,14 +166,11 @@ class NamePages:
 
     def _give_up(self) -> None:
         _log.info("too many names have changed for the name pages; after the next mount")
-        self._look_through(_Pages(min(self._waiting), max(self._waiting)))
+        pages = [*self._waiting, *(self._unsure or ())]
+        self._unsure = _Pages(min(pages), max(pages))
         self._waiting = {}
         self.waiting_count = 0
         self.is_complete = False
-
-    def _look_through(self, pages: _Pages) -> None:
-        unsure = self._unsure or pages
-        self._unsure = _Pages(min(unsure.first, pages.first), max(unsure.last, pages.last))
 
     # --- writing
 
@@ -299,7 +296,7 @@ class NamePages:
                 if not self._writer.has_room():
                     return
                 try:
-                    await self._writer.rewrite(page, names.get)
+                    await self._writer.rewrite(page, names)
                 except UNREADABLE as error:  # others may be well
                     trouble = error
             first = await self._next_in_use(end)

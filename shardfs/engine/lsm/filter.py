@@ -2,8 +2,8 @@
 
 Role: a thin door to the rbloom library with a hash of our own that is the same on every machine
 and in every process, so that a filter can be stored. A key is hashed once, however many filters
-are asked for it. Source: Bloom, "Space/time trade-offs in
-hash coding with allowable errors", CACM 1970.
+are asked for it. Source: Bloom, "Space/time trade-offs in hash coding with allowable errors", CACM
+1970.
 
 Invariants:
     I1. A key that was added is always found.

@@ -132,6 +132,11 @@ class Tree:
                 self._note_absent(key)
                 return None
 
+    async def get_value(self, key: bytes) -> bytes | Shard | None:
+        """The record or shard of a key, current at the moment of return; see `get`."""
+        value = await self.get(key)
+        return None if value is None else decode_value(value, self.generation)
+
     async def bring(self, keys: Sequence[bytes]) -> None:
         """Have in memory what will tell the values of keys, as far as that saves device reads: of
         keys that are neighbours one read brings many. Trouble is left for who asks for a key.
