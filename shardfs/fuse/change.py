@@ -51,7 +51,7 @@ class Change:
 
     __slots__ = (
         *("_batch", "_owner", "entries", "grows", "inodes"),
-        *("is_alone", "is_told", "made_ino", "records"),
+        *("is_alone", "is_told", "made_ino", "record_bytes", "records"),
     )
 
     def __init__(self, owner: Owner, grows: bool) -> None:
@@ -67,6 +67,8 @@ class Change:
         self.inodes: dict[int, Inode | None] = {}
         self.entries: dict[EntryName, Entry | None] = {}
         self.records: dict[bytes, bytes] = {}
+        self.record_bytes = 0
+        """Of records of any length."""
 
     @property
     def batch(self) -> BatchDoor:
@@ -112,6 +114,15 @@ class Change:
     def delete_entry(self, parent: int, name: bytes) -> None:
         """Stage the end of a directory entry."""
         self.entries[parent, name] = None
+
+    def put_record(self, key: bytes, record: bytes) -> None:
+        """Stage a record of any length.
+
+        Raises:
+            LimitError: extents are too small for it.
+        """
+        self.batch.put(key, record)
+        self.record_bytes += len(record)
 
     def mark(self, key: bytes) -> None:
         """Stage an empty record."""

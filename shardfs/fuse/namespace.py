@@ -210,7 +210,7 @@ class Namespace:
         )
         change.put_inode(ino, inode)
         for attribute, entries in lists.items():
-            change.batch.put(xattr_key(ino, attribute), encode_access_list(entries))
+            change.put_record(xattr_key(ino, attribute), encode_access_list(entries))
         change.put_entry(parent, name, Entry(ino, mode >> 12))
         change.put_inode(parent, directory.with_entries(1, int(is_directory), now))
         change.commit()

@@ -363,7 +363,9 @@ class Tables:
             NoSpaceError, ReadOnlyError, StaleError: nothing was changed.
         """
         if change.grows:
-            self.store.require_room(limits.CHANGE_BYTES_RESERVED + self.store.ahead_bytes)
+            # As the tree sets aside twice what it holds.
+            wanted = limits.CHANGE_BYTES_RESERVED + 2 * change.record_bytes
+            self.store.require_room(wanted + self.store.ahead_bytes)
         made_ino = change.made_ino
         inode_count = self.inode_count + bool(made_ino)
         for inode in change.inodes.values():

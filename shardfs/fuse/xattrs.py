@@ -211,10 +211,8 @@ class Xattrs:
         if value is None:
             change.batch.delete(key)
         else:
-            # As the tree sets aside twice what it holds.
-            self._store.require_room(limits.CHANGE_BYTES_RESERVED + 2 * len(value))
             try:
-                change.batch.put(key, value)
+                change.put_record(key, value)
             except LimitError as error:  # extents are small
                 raise FileError(errno.E2BIG) from error
         change.put_inode(ino, after._replace(ctime_ns=self._tables.now_ns()))
